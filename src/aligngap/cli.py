@@ -1,0 +1,398 @@
+"""The command line: parse and dispatch, nothing else.
+
+What is slow to import (torch, polars, charts) is imported by the commands that need it: the others answer at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from aligngap import __version__
+from aligngap.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from aligngap.experiments.study import StudySpec
+    from aligngap.pipeline.graph import Outcome, Stage
+
+app = typer.Typer(
+    help="Compare online and offline alignment when only the source of the training pairs changes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a defect shows Python's own traceback
+    rich_markup_mode=None,
+)
+
+Study = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study (see `aligngap studies`) or a YAML file.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: runs/STUDY]")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the study.")]
+Seeds = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of seeds.  [default: the study's]")]
+Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes side by side.  [default: one a core]")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink the study to about a minute, for a try-out.")]
+StorePath = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="PATH", help="Where artefacts are kept.  [default: $ALIGNGAP_STORE or DIR/store]"),
+]
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+
+
+Version = Annotated[bool, typer.Option("--version", help="Show the version and exit.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Version = False) -> None:
+    if version:
+        print(f"aligngap {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    study: Study,
+    out: Out = None,
+    settings: Set = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    smoke: Smoke = False,
+    store: StorePath = None,
+) -> None:
+    """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
+    from aligngap.pipeline.executors.local import Interrupted
+    from aligngap.pipeline.graph import Outcome
+
+    try:
+        from aligngap.experiments.study import load_study
+
+        complete = _run(load_study(study, settings or [], seeds, smoke), out, jobs, store)
+    except KeyboardInterrupt as error:  # outside the stages; typer would swallow it
+        raise Interrupted(Outcome()) from error
+    if not complete:
+        raise typer.Exit(1)
+
+
+def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None) -> bool:
+    from aligngap.experiments.results import collect, summary
+    from aligngap.experiments.study import targets
+    from aligngap.pipeline.executors.local import default_jobs, run_graph
+    from aligngap.pipeline.executors.progress import Ledger, clock, display
+    from aligngap.pipeline.executors.schedule import estimate
+    from aligngap.pipeline.graph import Event, all_stages
+    from aligngap.pipeline.rundir import RunDirectory, chosen_store
+    from aligngap.report import write_report
+    from aligngap.store import Store
+
+    start = time.monotonic()
+    folder = out or _default_folder(spec)
+    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory:
+        kept = Store(chosen_store(folder, store))
+        wanted = targets(spec)
+        stages = all_stages(wanted)
+        jobs = jobs or default_jobs(spec.device)
+        done = {stage.identity for stage in stages if kept.has(stage.identity)}
+        ledger = Ledger(stages, jobs)
+        directory.begin(ledger, kept.root)
+        console = _console()
+        _say(
+            f"{spec.title}\n{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
+            f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}.",
+            console,
+        )
+        with display(console, ledger) as show:
+
+            def on_event(event: Event) -> None:
+                ledger.update(event)
+                directory.note(event)
+                show(event)
+
+            outcome = run_graph(
+                wanted, kept, jobs=jobs, device=spec.device, on_event=on_event, log_folder=directory.logs
+            )
+        results = collect(spec, kept, outcome, folder)
+        report = write_report(folder)
+    for line in summary(results):
+        _say(line, console)
+    complete = _name_failures(stages, outcome, directory.logs)
+    _say(f"Report: {report} ({clock(time.monotonic() - start)})", console)
+    return complete
+
+
+def _name_failures(stages: Sequence[Stage], outcome: Outcome, logs: Path) -> bool:
+    missing = [stage for stage in stages if outcome.status.get(stage.identity) in ("failed", "blocked")]
+    for stage in missing:
+        state, reason = outcome.status[stage.identity], outcome.reasons[stage.identity]
+        log = logs / f"{stage.identity}.log"
+        where = f" (log: {log})" if state == "failed" and log.exists() else ""
+        print(f"{state}: {stage.label}: {reason}{where}", file=sys.stderr)
+    if missing:
+        print(f"{len(missing)} of {len(stages)} stages are missing from the results.", file=sys.stderr)
+    return not missing
+
+
+@app.command()
+def plan(
+    study: Study,
+    out: Out = None,
+    settings: Set = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    smoke: Smoke = False,
+    store: StorePath = None,
+) -> None:
+    """Show a study's stages, which of them are in the store already, and what the others will cost."""
+    from aligngap.experiments.study import load_study, targets
+    from aligngap.pipeline.executors.local import default_jobs
+    from aligngap.pipeline.executors.progress import clock
+    from aligngap.pipeline.executors.schedule import estimate
+    from aligngap.pipeline.graph import all_stages
+    from aligngap.pipeline.rundir import chosen_store
+    from aligngap.store import Store
+
+    spec = load_study(study, settings or [], seeds, smoke)
+    stages = all_stages(targets(spec))
+    root = chosen_store(out or _default_folder(spec), store)
+    # A plan writes nothing: no store yet means nothing in it.
+    kept = Store(root) if root.is_dir() else None
+    done = {stage.identity for stage in stages if kept and kept.has(stage.identity)}
+    table = _table(spec.title, "kind", "stage", "state", ">estimate")
+    for stage in stages:
+        table.add_row(stage.kind, Text(stage.label), "cached" if stage.identity in done else "to do", clock(stage.work))
+    _console().print(table)
+    jobs = jobs or default_jobs(spec.device)
+    users = [parent.identity for stage in stages for parent in {p.identity: p for p in stage.parents}.values()]
+    shared = sum(users.count(stage.identity) > 1 for stage in stages)
+    seconds = sum(stage.work for stage in stages if stage.identity not in done)
+    _say(
+        f"{len(stages)} stages: {len(done)} cached, {len(stages) - len(done)} to do; {shared} used by several others.\n"
+        f"About {seconds:.0f} core seconds; {clock(estimate(stages, done, jobs))} with --jobs {jobs}."
+    )
+
+
+@app.command()
+def studies() -> None:
+    """List the shipped studies."""
+    from aligngap.experiments.study import shipped
+
+    known = shipped()
+    for name, line in known.items():
+        _say(f"{name:<{max(map(len, known))}}  {line}")
+
+
+@app.command()
+def status(directory: Run) -> None:
+    """Show how far a run has come."""
+    from aligngap.pipeline.executors.progress import Entry, clock
+    from aligngap.pipeline.rundir import RunDirectory
+
+    found = RunDirectory.open(directory)
+    now = found.status()
+    table = _table(str(found.study.get("title", directory)), "kind", "stage", "state", "steps", ">seconds", "reason")
+    for item in now["stages"]:
+        entry = Entry(item["label"], item["kind"], 0.0, item["status"], item["done"], item["total"], item["rate"])
+        pace = entry.pace if item["status"] == "running" else f"{entry.done}/{entry.total}" if entry.total else ""
+        seconds = f"{item['seconds']:.1f}" if item["seconds"] else ""
+        table.add_row(item["kind"], Text(item["label"]), item["status"], pace, seconds, Text(item["reason"]))
+    _console().print(table)
+    states = [item["status"] for item in now["stages"]]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    left = f", about {clock(now['left'])} left" if now["state"] == "running" and now["left"] is not None else ""
+    when = f"started {now['started']}, last seen {now['updated']}"
+    _say(f"{now['state']}, {clock(now['seconds'])}{left}: {counts} ({when})")
+
+
+@app.command()
+def report(directory: Run) -> None:
+    """Write the report again, from the stored results."""
+    from aligngap.pipeline.rundir import RunDirectory
+
+    _needs(RunDirectory.open(directory).folder / "results.json")
+    from aligngap.report import write_report
+
+    _say(f"Report: {write_report(directory)}")
+
+
+@app.command()
+def samples(
+    directory: Run,
+    arm: Annotated[str | None, typer.Option(metavar="NAME", help="The arm.  [default: the first]")] = None,
+    step: Annotated[int | None, typer.Option(metavar="N", help="The step.  [default: the last kept]")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed.  [default: the first]")] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train or held_out.")] = "held_out",
+    n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of prompts.")] = 5,
+) -> None:
+    """Show prompts with the responses of the SFT policy, of an arm and of the golden policy, and their scores."""
+    import polars as pl
+
+    from aligngap.pipeline.rundir import RunDirectory
+
+    path = RunDirectory.open(directory).folder / "samples.parquet"
+    _needs(path)
+    frame = pl.read_parquet(path)
+    frame = frame.filter(pl.col("split") == _pick(frame, "split", split, "--split"))
+    chosen = frame.filter(pl.col("who") == "policy")
+    for column, value, option in (("arm", arm, "--arm"), ("seed", seed, "--seed"), ("step", step, "--step")):
+        chosen = chosen.filter(pl.col(column) == _pick(chosen, column, value, option, last=column == "step"))
+    title = f"{chosen['arm'][0]}, step {chosen['step'][0]}, seed {chosen['seed'][0]}"
+    others = frame.filter(pl.col("seed").is_null() | (pl.col("seed") == chosen["seed"][0]))
+    console = _console()
+    for row in chosen.sort("task", "prompt_number").head(n).iter_rows(named=True):
+        same = others.filter((pl.col("task") == row["task"]) & (pl.col("prompt_number") == row["prompt_number"]))
+        table = _table(f"{row['task']}, {split}, prompt {row['prompt_number']}", "SFT", title, "golden policy")
+        table.caption, table.show_lines = _plain(row["prompt"]), True
+        rows = [_first(same, "sft"), row, _first(same, "golden_policy")]
+        table.add_row(*(_plain(found["response"] if found else "-") for found in rows))
+        table.add_row(*(Text(_scores(found) if found else "-", style="dim") for found in rows))
+        console.print(table)
+    policies = frame.filter(pl.col("who") == "policy")
+    arms = policies["arm"].unique().sort().to_list()
+    steps = policies.filter(pl.col("arm") == chosen["arm"][0])["step"].unique().sort().to_list()
+    _say(f"Arms: {', '.join(arms)}\nSteps of this arm: {', '.join(map(str, steps))}", console)
+
+
+@app.command()
+def verify(directory: Run, store: StorePath = None) -> None:
+    """Compare a run's artefacts with their checksums."""
+    from aligngap.pipeline.rundir import RunDirectory
+    from aligngap.store import Store
+
+    found = RunDirectory.open(directory)
+    root = found.store_path(store)
+    if not root.is_dir():
+        raise UserError("there is no store here", where=str(root), mend="Say where it is with --store.")
+    kept = Store(root)
+    made = [item["identity"] for item in found.status()["stages"] if item["status"] in ("finished", "cached")]
+    problems = kept.verify(made)
+    for problem in problems:
+        _say(str(problem))
+    if problems:
+        print(f"{len(problems)} problems. Remove the artefacts named and run the study again.", file=sys.stderr)
+        raise typer.Exit(1)
+    _say(f"{len(made)} artefacts are as they were written.")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Each size is written to DIR/SIZE.")],
+    sizes: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="Sizes.  [default: all]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Steps.  [default: the recipe's]")] = None,
+) -> None:
+    """Train the shipped bases again, by their recipe."""
+    from aligngap.models.build import SHIPPED
+    from aligngap.store import write_json
+    from aligngap.train.pretrain import PretrainSpec
+    from aligngap.train.pretrain import pretrain as train
+
+    console = _console()
+    chosen = sizes or list(SHIPPED)
+    for size in chosen:
+        if size not in SHIPPED:
+            raise UserError(f"unknown size '{size}'", where="SIZE", mend=nearest(size, SHIPPED))
+        _new_folder(out / size)
+    for size in chosen:
+
+        def progress(done: int, total: int, metrics: dict[str, float], size: str = size) -> None:
+            values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+            _say(f"{size}  {done}/{total}  {values}", console)
+
+        spec = PretrainSpec(size=size) if steps is None else PretrainSpec(size=size, steps=steps)
+        write_json(out / size / "record.json", train(spec, out / size, progress))
+        _say(f"{size}: {out / size}", console)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console entry. Returns the exit code: 0, 1 (something failed), 2 (the user's to mend) or 130 (stopped)."""
+    from aligngap.pipeline.executors.local import Interrupted
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(given, prog_name="aligngap")
+    except SystemExit as end:  # typer ends so, with 2 for what it could not parse
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except UserError as error:
+        print(f"error: {error.what}", file=sys.stderr)
+        for word, text in (("where", error.where), ("mend", error.mend)):
+            if text:
+                print(f"{word}: {text}", file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt):
+        print(
+            "Stopped. What is finished is kept, and arms go on from their last checkpoint. To go on:\n"
+            f"  {shlex.join(['aligngap', *given])}",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def _default_folder(spec: StudySpec) -> Path:
+    return Path("runs") / (f"{spec.name}-smoke" if spec.smoke else spec.name)
+
+
+def _console() -> Console:
+    console = Console()
+    # Into a file or a pipe: wide enough that labels stay whole, whatever the terminal that started it.
+    return console if console.is_terminal else Console(width=160)
+
+
+def _say(text: str, console: Console | None = None) -> None:
+    # Text, not markup: names and paths may hold brackets.
+    (console or _console()).print(Text(text), soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", caption_justify="left")
+    for column in columns:
+        justify: JustifyMethod = "right" if column.startswith(">") else "left"
+        table.add_column(Text(column.removeprefix(">")), justify=justify, overflow="fold")
+    return table
+
+
+def _needs(path: Path) -> None:
+    if not path.is_file():
+        raise UserError("it has not been written yet", where=str(path), mend="Give the `aligngap run` command again.")
+
+
+def _new_folder(path: Path) -> None:
+    mend = "Give --out another folder."
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(path.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), mend=mend) from error
+    if occupied:
+        raise UserError("the folder is not empty", where=str(path), mend=mend)
+
+
+def _pick(frame: Any, column: str, value: Any, option: str, last: bool = False) -> Any:
+    """The value asked for, which must be among the column's; the first or last one when none is asked for."""
+    known = frame[column].drop_nulls().unique(maintain_order=True).to_list()
+    if value is None and known:
+        return max(known) if last else known[0]
+    if value not in known:
+        what = f"no samples with {column.replace('_', ' ')} '{value}'" if known else "there are no samples of policies"
+        mend = nearest(value, known) if isinstance(value, str) else f"Known: {', '.join(map(str, sorted(known)))}."
+        raise UserError(what, where=option, mend=mend if known else None)
+    return value
+
+
+def _first(frame: Any, who: str) -> dict[str, Any] | None:
+    found: list[dict[str, Any]] = [row for row in frame.iter_rows(named=True) if row["who"] == who]
+    return found[0] if found else None
+
+
+def _plain(text: str) -> Text:
+    # A policy can write anything, also what a terminal would obey.
+    return Text("".join(mark if mark.isprintable() or mark == "\n" else "�" for mark in text))
+
+
+def _scores(row: dict[str, Any]) -> str:
+    names = {"utility": "utility", "score_proxy": "proxy", "score_golden": "golden"}
+    return "  ".join(f"{name} {row[key]:.3g}" for key, name in names.items() if row.get(key) is not None)

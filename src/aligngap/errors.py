@@ -1,0 +1,45 @@
+"""What a user did wrong, where, and how to mend it.
+
+Every error that a user can cause is a `UserError`; the command line prints its three parts and exits
+with code 2, without a traceback. Anything else that escapes is a defect of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us.
+
+    Parameters
+    ----------
+    what: one sentence, what is wrong.
+    where: file, row, key or option that holds the mistake.
+    mend: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
+        self.what, self.where, self.mend = what, where, mend
+        parts = [f"{where}: {what}" if where else what]
+        if mend:
+            parts.append(mend)
+        super().__init__("\n".join(parts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling between processes.
+        return (_rebuild, (self.what, self.where, self.mend))
+
+
+def _rebuild(what: str, where: str | None, mend: str | None) -> UserError:
+    return UserError(what, where=where, mend=mend)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known word, or lists what is known."""
+    words = sorted(known)
+    close = get_close_matches(name, words, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean '{close[0]}'? Known: {', '.join(words)}."
+    return f"Known: {', '.join(words)}."

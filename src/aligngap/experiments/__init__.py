@@ -1,0 +1,1 @@
+"""Questions: each a package of its arms (sweep), its analysis and the verdict rule fixed before the run."""

@@ -1,0 +1,78 @@
+"""What an experiment is, and what it is given to analyse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.spec import AnalysisSpec
+from aligngap.seeds import numpy_stream
+from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.curves import Run
+from aligngap.stats.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An estimate as the report shows it."""
+
+    label: str
+    estimate: Estimate
+    unit: str = "win rate"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an experiment concludes on one task."""
+
+    verdict: Verdict
+    sentence: str
+    estimates: dict[str, Labelled] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An arm that was trained and evaluated: its per-prompt outcomes by (split, opponent, judge), and its final weights' hash."""
+
+    entry: ArmEntry
+    runs: dict[tuple[str, str, str], Run]
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Everything measured on one task. Failed arms are missing here, and are named in the results."""
+
+    task: str
+    settings: AnalysisSpec
+    arms: Sequence[Finished]
+
+    def finished(self, family: str, *, baseline: bool | None = None) -> list[Finished]:
+        """Arms of a family, by seed; `baseline` restricts to (or excludes) the baseline configuration."""
+        chosen = [arm for arm in self.arms if arm.entry.family == family and baseline in (None, arm.entry.baseline)]
+        return sorted(chosen, key=lambda arm: (arm.entry.stage.seed, arm.entry.name))
+
+    def runs(self, family: str, *, baseline: bool | None = None, split: str | None = None, judge: str | None = None) -> list[Run]:
+        """Curves of a family, by the study's primary split, opponent and judge unless others are asked for."""
+        key = (split or self.settings.split, self.settings.opponent, judge or self.settings.judge)
+        return [arm.runs[key] for arm in self.finished(family, baseline=baseline)]
+
+    def rng(self, *purpose: str) -> np.random.Generator:
+        """The bootstrap's named stream."""
+        return numpy_stream("bootstrap", self.task, *purpose)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question of the study. `rule` is fixed here, in code, before any run, and quoted in the report."""
+
+    name: str
+    title: str
+    question: str
+    finding: str
+    rule: str
+    arms: Callable[[Bench], list[ArmEntry]]
+    analyse: Callable[[TaskData], Analysis]

@@ -1,0 +1,313 @@
+"""From artefacts to `results.json` and Parquet: what was measured, and what each experiment concludes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+import torch
+
+from aligngap.experiments.base import Finished, Labelled, TaskData
+from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.registry import EXPERIMENTS
+from aligngap.experiments.spec import StudySpec
+from aligngap.experiments.study import arms, targets
+from aligngap.measure.winrate import mean_se, win_rate
+from aligngap.models.build import load_tokenizer
+from aligngap.pipeline.graph import Outcome, Stage, all_stages
+from aligngap.pipeline.stages import SPLITS, Evaluate
+from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.curves import Run
+from aligngap.store.record import environment
+from aligngap.store.store import Store, read_json, write_json
+from aligngap.tasks.pairs import read_pairs
+
+SCHEMA = 1
+OPPONENTS = ("golden_policy", "sft")
+JUDGES = ("golden", "true", "proxy")
+
+
+def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
+    """Write results.json, points.parquet, per_prompt.parquet and samples.parquet into `folder`; returns the results.
+
+    Failed and blocked arms are listed with their reason, and enter no average.
+    """
+    per_prompt: list[pl.DataFrame] = []
+    samples: list[pl.DataFrame] = []
+    tasks = {task: _task(study, task, store, outcome, per_prompt, samples) for task in study.tasks}
+    made = environment()
+    results = {
+        "schema": SCHEMA,
+        "study": study.model_dump(mode="json"),
+        "smoke": study.smoke,
+        "revision": made.pop("revision", None),
+        "tasks": tasks,
+        "timings": _timings(study, store, outcome),
+        "versions": made,
+    }
+    plain: dict[str, Any] = _plain(results)
+    write_json(folder / "results.json", plain)
+    points = [_flat(task, arm, point) for task, found in plain["tasks"].items() for arm in found["arms"] for point in arm["points"]]
+    pl.DataFrame(points, infer_schema_length=None).write_parquet(folder / "points.parquet")
+    for name, frames in (("per_prompt", per_prompt), ("samples", samples)):
+        (pl.concat(frames) if frames else pl.DataFrame()).write_parquet(folder / f"{name}.parquet")
+    return plain
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """A line per experiment and task, to print at the end of a run."""
+    return [
+        f"{task} / {found['title']}: {found['verdict'].upper()}. {found['sentence']}"
+        for task, content in results["tasks"].items()
+        for found in content["experiments"].values()
+    ]
+
+
+def _task(
+    study: StudySpec, task: str, store: Store, outcome: Outcome, per_prompt: list[pl.DataFrame], samples: list[pl.DataFrame]
+) -> dict[str, Any]:
+    bench = Bench(study, task)
+    entries = arms(study, task)
+    finished: list[Finished] = []
+    listed = []
+    texts: Texts | None = None
+    for entry in entries:
+        evaluation = bench.evaluation(entry)
+        problem = _problem((entry.stage, evaluation), outcome, store)
+        listed.append(_listed(entry, problem))
+        if problem is None:
+            prompts = _named(pl.read_parquet(store.get(evaluation.identity).path / "per_prompt.parquet"), task, entry)
+            pairs = pl.read_parquet(store.get(evaluation.identity).path / "per_pair.parquet")
+            listed[-1] |= _measured(entry, evaluation, store, prompts, pairs)
+            finished.append(Finished(entry, _runs(entry, prompts), listed[-1]["weights_sha256"]))
+            per_prompt.append(prompts.drop("response_ids"))
+            texts = texts or Texts(bench, store)
+            samples.append(_samples(prompts, texts))
+    if texts:
+        samples += _opponent_samples(bench, task, store, texts)
+    data = TaskData(task, study.analysis, finished)
+    return {"arms": listed, "stages": _stages(bench, store), "experiments": {name: _concluded(name, data) for name in study.experiments}}
+
+
+def _problem(stages: Iterable[Stage], outcome: Outcome, store: Store) -> tuple[str, str] | None:
+    for stage in stages:
+        if not store.has(stage.identity):
+            return outcome.status.get(stage.identity, "blocked"), outcome.reasons.get(stage.identity, "an input is missing")
+    return None
+
+
+def _listed(entry: ArmEntry, problem: tuple[str, str] | None) -> dict[str, Any]:
+    arm = entry.stage
+    status, reason = problem or ("finished", None)
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "baseline": entry.baseline,
+        "source": {**arm.source.model_dump(mode="json"), "judge": arm.judge.role if arm.judge else None},
+        "loss": arm.loss.model_dump(mode="json"),
+        "seed": arm.seed,
+        "settings": {**arm.optim.model_dump(mode="json"), "beta": arm.loss.beta},
+        "identity": arm.identity,
+        "status": status,
+        "reason": reason,
+        "weights_sha256": None,
+        "points": [],
+        "cost": None,
+    }
+
+
+def _measured(entry: ArmEntry, evaluation: Evaluate, store: Store, prompts: pl.DataFrame, pairs: pl.DataFrame) -> dict[str, Any]:
+    folder = store.get(entry.stage.identity).path
+    points = [_point(prompts, pairs, step, split) for step in entry.stage.keep for split in SPLITS]
+    cost = read_json(folder / "cost.json") | read_json(folder / "seconds.json")
+    return {**read_json(folder / "weights.json"), "points": points, "cost": cost}
+
+
+def _point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> dict[str, Any]:
+    here = (pl.col("step") == step) & (pl.col("split") == split)
+    prompt, pair = prompts.filter(here), pairs.filter(here)
+    kl, kl_se = mean_se(prompt["kl"].to_numpy())
+    wins = {
+        opponent: {judge: win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict() for judge in JUDGES} for opponent in OPPONENTS
+    }
+    return {
+        "step": step,
+        "split": split,
+        "kl": kl,
+        "kl_se": kl_se,
+        "wins": wins,
+        "proxy": wins["sft"]["proxy"]["rate"],
+        "utility": mean_se(prompt["utility"].to_numpy())[0],
+        "tokens": mean_se(prompt["tokens"].cast(pl.Float64).to_numpy())[0],
+        "accuracy": mean_se(pair["correct"].to_numpy())[0],
+        "drift": mean_se(pair["drift"].to_numpy())[0],
+        "pairs": len(pair),
+    }
+
+
+def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
+    arm = entry.stage
+    labels = [pl.lit(task).alias("task"), pl.lit(entry.name).alias("arm"), pl.lit(entry.family).alias("family"), pl.lit(arm.seed).alias("seed")]
+    return frame.select(*labels, pl.all())
+
+
+def _runs(entry: ArmEntry, frame: pl.DataFrame) -> dict[tuple[str, str, str], Run]:
+    found = {}
+    steps = np.array(entry.stage.keep)
+    for split in SPLITS:
+        part = frame.filter(pl.col("split") == split).sort("step", "prompt_number")
+
+        def matrix(column: str, part: pl.DataFrame = part) -> np.ndarray[Any, np.dtype[np.float64]]:
+            return part[column].cast(pl.Float64).to_numpy().reshape(len(steps), -1)
+
+        for opponent in OPPONENTS:
+            for judge in JUDGES:
+                found[(split, opponent, judge)] = Run(
+                    entry.name, entry.stage.seed, steps, matrix("kl"), matrix(f"win_{opponent}_{judge}")
+                )
+    return found
+
+
+def _samples(prompts: pl.DataFrame, texts: Texts) -> pl.DataFrame:
+    """What the sample reader shows of an arm: the first prompts of each split at every checkpoint."""
+    part = prompts.filter(pl.col("prompt_number").is_in(list(texts.prompts)))
+    return texts.shown(part.with_columns(pl.lit("policy").alias("who")))
+
+
+def _opponent_samples(bench: Bench, task: str, store: Store, texts: Texts) -> list[pl.DataFrame]:
+    """The same prompts' responses of SFT and the golden policy."""
+    frames = []
+    for stage, split in product(bench.opponents, SPLITS):
+        part = pl.read_parquet(store.get(stage.identity).path / f"{split}.parquet")
+        labels = {"task": task, "split": split, "who": stage.who, "arm": None, "seed": None, "step": None}
+        labels |= {"margin_golden": None, "margin_proxy": None}
+        part = part.with_columns(pl.lit(value).alias(name) for name, value in labels.items())
+        frames.append(texts.shown(part.filter(pl.col("prompt_number").is_in(list(texts.prompts)))))
+    return frames
+
+
+class Texts:
+    """Token ids as text, for the prompts that are shown."""
+
+    COLUMNS: ClassVar[dict[str, type[pl.DataType]]] = {
+        "task": pl.String,
+        "split": pl.String,
+        "prompt_number": pl.Int64,
+        "prompt": pl.String,
+        "who": pl.String,
+        "arm": pl.String,
+        "seed": pl.Int64,
+        "step": pl.Int64,
+        "response": pl.String,
+        "ended": pl.Boolean,
+        "utility": pl.Float64,
+        "margin_golden": pl.Float64,
+        "margin_proxy": pl.Float64,
+    }
+
+    def __init__(self, bench: Bench, store: Store, shown: int = 32) -> None:
+        self._tokenizer = load_tokenizer(bench.policy_base.path)
+        self.prompts: dict[int, str] = {}
+        for split in SPLITS:
+            pairs = read_pairs(store.get(bench.pairs.identity).path / f"{split}.parquet").take(torch.arange(shown))
+            for number, ids in zip(pairs.prompt_numbers.tolist(), pairs.prompts.rows(), strict=True):
+                self.prompts[number] = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def shown(self, part: pl.DataFrame) -> pl.DataFrame:
+        """The reader's columns, with prompt and response as text."""
+        end = self._tokenizer.eos_token_id
+        ids = part["response_ids"].to_list()
+        ended = [bool(row) and row[-1] == end for row in ids]
+        text = [str(self._tokenizer.decode(row[:-1] if stop else row)) for row, stop in zip(ids, ended, strict=True)]
+        prompts = [self.prompts[number] for number in part["prompt_number"].to_list()]
+        frame = part.with_columns(
+            pl.Series("prompt", prompts, dtype=pl.String),
+            pl.Series("response", text, dtype=pl.String),
+            pl.Series("ended", ended, dtype=pl.Boolean),
+        )
+        return frame.select(pl.col(name).cast(kind) for name, kind in self.COLUMNS.items())
+
+
+def _stages(bench: Bench, store: Store) -> dict[str, Any]:
+    """Agreements, losses and sizes of what the arms stand on; what is not there is null."""
+
+    def metrics(stage: Stage, file: str = "metrics.json") -> Any:
+        return read_json(store.get(stage.identity).path / file) if store.has(stage.identity) else None
+
+    seeds = bench.study.seeds
+    proxies = {str(seed): metrics(bench.proxy(seed)) for seed in seeds}
+    return {
+        "sft": metrics(bench.sft),
+        "golden": metrics(bench.golden),
+        "proxy": proxies,
+        "agreement": {str(seed): metrics(bench.agreement(seed), "agreement.json") for seed in seeds},
+        "golden_policy": bench.golden_policy.specification,
+    }
+
+
+def _concluded(name: str, data: TaskData) -> dict[str, Any]:
+    experiment = EXPERIMENTS[name]
+    found = experiment.analyse(data)
+    return {
+        "title": experiment.title,
+        "question": experiment.question,
+        "finding": experiment.finding,
+        "rule": experiment.rule,
+        "verdict": found.verdict,
+        "sentence": found.sentence,
+        "estimates": {key: _estimate(value) for key, value in found.estimates.items()},
+    }
+
+
+def _estimate(value: Labelled) -> dict[str, Any]:
+    found: Estimate = value.estimate
+    return {
+        "label": value.label,
+        "unit": value.unit,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "n_seeds": found.n_seeds,
+        "n_prompts": found.n_prompts,
+        "note": found.note,
+    }
+
+
+def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]:
+    stages = [
+        {
+            "label": stage.label,
+            "kind": stage.kind,
+            "identity": stage.identity,
+            "status": outcome.status.get(stage.identity, "finished" if store.has(stage.identity) else "missing"),
+            "seconds": store.get(stage.identity).record().get("seconds") if store.has(stage.identity) else None,
+        }
+        for stage in all_stages(targets(study))
+    ]
+    return {"core_seconds": sum(stage["seconds"] or 0.0 for stage in stages), "stages": stages}
+
+
+def _flat(task: str, arm: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    row = {"task": task, **{key: arm[key] for key in ("name", "family", "baseline", "seed", "identity")}}
+    row |= {"loss": arm["loss"]["name"], "lr": arm["settings"]["lr"], "beta": arm["settings"]["beta"]}
+    row |= {key: value for key, value in point.items() if key != "wins"}
+    for opponent, judges in point["wins"].items():
+        for judge, win in judges.items():
+            row |= {f"{field}_{opponent}_{judge}": value for field, value in win.items()}
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not a number becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value

@@ -1,0 +1,164 @@
+"""What a study says: frozen, nested, every unknown key an error. Written as YAML."""
+
+from __future__ import annotations
+
+import math
+from typing import Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from aligngap.errors import nearest
+from aligngap.models.preference import PREFERENCE_MODELS
+from aligngap.tasks.worlds import WORLDS
+from aligngap.train.loop import LossSpec
+from aligngap.train.step import OptimSpec
+
+
+class Section(BaseModel):
+    """A part of a study. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSpec(Section):
+    """How many preference pairs the raters give, per task."""
+
+    train_pairs: int = Field(8000, ge=64)
+    held_out_pairs: int = Field(1000, ge=16)
+
+
+class ModelSpec(Section):
+    """Bases: a shipped size, a folder or a hub id. All share the policy's tokenizer."""
+
+    policy: str = "small"
+    golden: str = "medium"
+    proxy: str = "small"
+
+
+class PreferenceSpec(Section):
+    """A preference model: its form, how many pairs it learns from (null: all), and its training."""
+
+    model: str = "pairwise"
+    train_pairs: int | None = Field(None, ge=16)
+    optim: OptimSpec
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PREFERENCE_MODELS:
+            raise ValueError(f"there is no preference model '{value}'. {nearest(value, PREFERENCE_MODELS)}")
+        return value
+
+
+class BaselineSpec(Section):
+    """The one configuration that every arm shares unless its experiment varies it."""
+
+    loss: LossSpec = LossSpec()
+    optim: OptimSpec
+
+
+class SweepSpec(Section):
+    """The offline sweep around the baseline: every combination of learning-rate factor, beta and length factor."""
+
+    lr_factors: tuple[float, ...] = (1.0,)
+    betas: tuple[float, ...] = (0.1,)
+    step_factors: tuple[float, ...] = (1.0,)
+
+
+class EvaluationSpec(Section):
+    """prompts: per split; pairs: per split, for the policy as classifier; checkpoints: log-spaced, beside step 0."""
+
+    prompts: int = Field(256, ge=8)
+    pairs: int = Field(256, ge=8)
+    checkpoints: int = Field(8, ge=2)
+    seed: int = 0
+
+
+class AnalysisSpec(Section):
+    """replicates: bootstrap draws; margin: the largest difference in win rate that counts as none."""
+
+    replicates: int = Field(1000, ge=100)
+    level: float = Field(0.95, gt=0.5, lt=1)
+    margin: float = Field(0.02, gt=0, lt=0.5)
+    split: str = Field("held_out", pattern="^(train|held_out)$")
+    opponent: str = Field("golden_policy", pattern="^(golden_policy|sft)$")
+    judge: str = Field("golden", pattern="^(golden|true|proxy)$")
+
+
+class StudySpec(Section):
+    """Experiments x tasks x seeds, and every setting that decides their numbers."""
+
+    name: str
+    title: str
+    description: str = ""
+    smoke: bool = False
+    tasks: tuple[str, ...] = ("summarisation",)
+    experiments: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    device: str = "cpu"
+    data: DataSpec = DataSpec()
+    models: ModelSpec = ModelSpec()
+    sft: OptimSpec
+    golden: PreferenceSpec
+    proxy: PreferenceSpec
+    baseline: BaselineSpec
+    golden_policy_step_factor: float = Field(1.0, gt=0)
+    sweep: SweepSpec = SweepSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    analysis: AnalysisSpec = AnalysisSpec()
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in WORLDS:
+                raise ValueError(f"there is no task '{name}'. {nearest(name, WORLDS)}")
+        return _not_empty(value, "task")
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value) or min(value, default=0) < 0:
+            raise ValueError("seeds must be different numbers from 0 on")
+        return _not_empty(value, "seed")
+
+    def shrunk(self) -> Self:
+        """About a minute's worth of the same study, for a try-out: every stage runs, no number means anything."""
+
+        def shorter(optim: OptimSpec, steps: int) -> OptimSpec:
+            return optim.model_copy(update={"steps": min(optim.steps, steps), "warmup_steps": min(optim.warmup_steps, 4)})
+
+        def smaller(spec: PreferenceSpec) -> PreferenceSpec:
+            return spec.model_copy(update={"optim": shorter(spec.optim, 40)})
+
+        return self.model_copy(
+            update={
+                "smoke": True,
+                "seeds": self.seeds[:1],
+                "data": DataSpec(train_pairs=min(self.data.train_pairs, 640), held_out_pairs=min(self.data.held_out_pairs, 128)),
+                "sft": shorter(self.sft, 20),
+                "golden": smaller(self.golden),
+                "proxy": smaller(self.proxy),
+                "baseline": self.baseline.model_copy(update={"optim": shorter(self.baseline.optim, 24)}),
+                "sweep": SweepSpec(lr_factors=self.sweep.lr_factors[:2], betas=self.sweep.betas[:1]),
+                "evaluation": self.evaluation.model_copy(update={"prompts": 32, "pairs": 32, "checkpoints": 3}),
+                "analysis": self.analysis.model_copy(update={"replicates": 200}),
+            }
+        )
+
+
+T = TypeVar("T")
+
+
+def _not_empty(value: tuple[T, ...], what: str) -> tuple[T, ...]:
+    if not value:
+        raise ValueError(f"a study needs at least one {what}")
+    return value
+
+
+def log_steps(total: int, count: int) -> tuple[int, ...]:
+    """Step 0 and `count` steps spaced evenly in their logarithm up to `total`, rounded, without repeats."""
+    first = max(1.0, total / 100)
+    spaced = (first * (total / first) ** (k / (count - 1)) for k in range(count))
+    return (0, *sorted({max(1, math.floor(step + 0.5)) for step in spaced}))
+

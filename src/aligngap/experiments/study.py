@@ -1,0 +1,132 @@
+"""Studies: shipped or the user's own YAML, with overrides; and the stages that a study wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from aligngap.errors import UserError, nearest
+from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.registry import EXPERIMENTS
+from aligngap.experiments.spec import StudySpec
+from aligngap.pipeline.graph import Stage
+
+
+def shipped() -> dict[str, str]:
+    """Shipped studies: name and one-line description."""
+    folder = resources.files("aligngap.studies")
+    found = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return {name: str(yaml.safe_load(entry.read_text("utf-8"))["description"]) for name, entry in sorted(found.items())}
+
+
+def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
+    """A shipped study by name, or a YAML file by path, with `key=value` overrides (dotted keys).
+
+    Raises UserError for an unknown study or key, unreadable YAML, or a value out of range; the message says where and how to mend it.
+    """
+    known = shipped()
+    if name in known:
+        where, text = f"study '{name}'", (resources.files("aligngap.studies") / f"{name}.yaml").read_text("utf-8")
+        default = name
+    else:
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            raise UserError(f"there is no study '{name}'", mend=f"{nearest(name, known)} Or give a file that ends in .yaml.")
+        try:
+            where, text, default = name, path.read_text("utf-8"), path.stem
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the study file cannot be read: {error}", where=name, mend="Check the path and that it is UTF-8 text.") from error
+    content = _parse(text, where)
+    content.setdefault("name", default)
+    for override in overrides:
+        _set(content, override)
+    if seeds is not None:
+        if seeds < 1:
+            raise UserError(f"{seeds} seeds are too few", where="--seeds", mend="Give a number from 1 on.")
+        content["seeds"] = list(range(seeds))
+    try:
+        study = StudySpec.model_validate(content)
+    except ValidationError as error:
+        raise _explained(error, where) from None
+    for experiment in study.experiments:
+        if experiment not in EXPERIMENTS:
+            raise UserError(f"there is no experiment '{experiment}'", where=f"{where}, experiments", mend=nearest(experiment, EXPERIMENTS))
+    return study.shrunk() if smoke else study
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"this is not valid YAML: {problem}", where=f"{where}{line}", mend="Mend the file; compare with a shipped study.") from None
+    if not isinstance(content, dict):
+        raise UserError("a study is a mapping of keys to values", where=where, mend="Compare with a shipped study (docs/studies.md).")
+    return content
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    """Apply one `dotted.key=value`; the value is YAML, so lists and numbers work."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is not of the form key=value", where="--set", mend="For example --set baseline.optim.lr=0.001")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"the value '{text}' is not valid YAML", where=f"--set {key}", mend="Quote it, or give a plain number, word or [list].") from None
+    *parents, last = key.strip().split(".")
+    place = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise UserError(f"'{parent}' has no keys below it", where=f"--set {key}", mend="Check the key against `aligngap plan`'s settings.")
+    place[last] = value
+
+
+def _explained(error: ValidationError, where: str) -> UserError:
+    """The first problem of a validation, in words; unknown keys name the nearest known one."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    mend = "Mend the value in the file or the --set option."
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        what, mend = f"there is no key '{path[-1]}'", nearest(path[-1], _known_keys(path[:-1]))
+    elif first["type"] == "missing":
+        what, mend = f"the key '{path[-1]}' is missing", "Add it; a shipped study shows how."
+    elif "input" in first and not isinstance(first["input"], dict | list):
+        what = f"{what}, not {first['input']!r}"
+    return UserError(what, where=f"{where}, {'.'.join(path)}" if path else where, mend=mend)
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    model: Any = StudySpec
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def arms(study: StudySpec, task: str) -> list[ArmEntry]:
+    """Every arm that the study's experiments ask for on a task, each once, the golden policy first."""
+    bench = Bench(study, task)
+    entries = [ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True)]
+    for name in study.experiments:
+        entries += EXPERIMENTS[name].arms(bench)
+    return list({(entry.family, entry.stage.identity): entry for entry in reversed(entries)}.values())[::-1]
+
+
+def targets(study: StudySpec) -> list[Stage]:
+    """What the study wants made: every arm's evaluation and the judges' agreement."""
+    wanted: list[Stage] = []
+    for task in study.tasks:
+        bench = Bench(study, task)
+        wanted += [bench.agreement(seed) for seed in study.seeds]
+        wanted += [bench.evaluation(entry) for entry in arms(study, task)]
+    return wanted

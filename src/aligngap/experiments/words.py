@@ -1,0 +1,23 @@
+"""Numbers as a sentence says them."""
+
+from __future__ import annotations
+
+from math import isnan
+
+from aligngap.stats.bootstrap import Estimate
+
+
+def interval_words(estimate: Estimate, *, signed: bool = False) -> str:
+    """`12.3% [8.1%, 16.0%]`, or `no data`."""
+    if isnan(estimate.value):
+        return "(no data)"
+    sign = "+" if signed else ""
+    return f"{estimate.value:{sign}.1%} [{estimate.low:{sign}.1%}, {estimate.high:{sign}.1%}]"
+
+
+def across(estimate: Estimate) -> str:
+    """What the interval covers."""
+    if estimate.n_seeds == 1:
+        return f"1 seed: the interval covers the {estimate.n_prompts} prompts only, not another training run"
+    note = ", few: read the interval with care" if estimate.n_seeds < 5 else ""
+    return f"{estimate.n_seeds} seeds{note}, {estimate.n_prompts} prompts"

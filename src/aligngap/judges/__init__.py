@@ -1,0 +1,1 @@
+"""Who decides which of two responses is preferred."""

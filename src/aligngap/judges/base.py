@@ -1,0 +1,39 @@
+"""What every judge offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from aligngap.types import Tokens
+
+
+class Judge(ABC):
+    """Decides which of two responses is preferred. Counts the pairs it was asked about in `calls`."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def prefer(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """1 where the first response is preferred, 0 where the second is, 0.5 for a tie; float32 [n]."""
+        return (self.margin(prompts, first, second).sign().float() + 1) / 2
+
+    def margin(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """By how much the first response is preferred, in the judge's own unit; the sign is the decision; [n].
+
+        Identical responses are a tie by definition: no judge may break it by rounding.
+        """
+        self.calls += len(prompts.ids)
+        return self.compare(prompts, first, second).masked_fill(same_rows(first, second), 0.0)
+
+    @abstractmethod
+    def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """As `margin`, for pairs that differ; [n]."""
+
+
+def same_rows(first: Tokens, second: Tokens) -> torch.Tensor:
+    """True where both rows hold the same tokens, bool [n]."""
+    width = max(first.ids.shape[1], second.ids.shape[1])
+    a, b = (torch.nn.functional.pad(part.ids * part.mask(), (0, width - part.ids.shape[1])) for part in (first, second))
+    return (first.lengths == second.lengths) & (a == b).all(1)

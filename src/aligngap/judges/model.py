@@ -1,0 +1,26 @@
+"""A preference model as a judge: golden and proxy alike."""
+
+from __future__ import annotations
+
+import torch
+
+from aligngap.judges.base import Judge
+from aligngap.models.preference import PreferenceModel
+from aligngap.types import Tokens
+
+
+class ModelJudge(Judge):
+    """Decides by the sign of r(x, y1, y2) - r(x, y2, y1) (Tang et al. 2024, appendix A)."""
+
+    def __init__(self, model: PreferenceModel, chunk: int = 128) -> None:
+        super().__init__()
+        self.model, self.chunk = model, chunk
+
+    @torch.no_grad()
+    def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """r(x, y1, y2) - r(x, y2, y1), in [-1, 1]; float32 [n]."""
+        margins = []
+        for index in torch.arange(len(prompts.ids)).split(self.chunk):
+            forward, backward = self.model.both_orders(prompts.take(index), first.take(index), second.take(index))
+            margins.append(forward.sigmoid() - backward.sigmoid())
+        return torch.cat(margins)

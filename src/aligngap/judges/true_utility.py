@@ -1,0 +1,41 @@
+"""A built-in world's hidden utility as a judge: what no real study can see."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from aligngap.judges.base import Judge
+from aligngap.tasks.worlds.base import World, Written
+from aligngap.types import Tokens
+
+
+class TrueUtilityJudge(Judge):
+    """Prefers the response of higher true utility, without a rater's noise."""
+
+    def __init__(self, world: World, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.world, self.tokenizer = world, tokenizer
+
+    def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """Difference of the true utilities; float64 [n]."""
+        return self.utilities(prompts, first) - self.utilities(prompts, second)
+
+    def utilities(self, prompts: Tokens, responses: Tokens) -> torch.Tensor:
+        """True utility of each response, float64 [n]."""
+        return torch.tensor(
+            [
+                self.world.utility(self.text(prompt), self.read(response))
+                for prompt, response in zip(prompts.rows(), responses.rows(), strict=True)
+            ],
+            dtype=torch.float64,
+        )
+
+    def text(self, ids: list[int]) -> str:
+        """Prompt ids as the world's text."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def read(self, ids: list[int]) -> Written:
+        """Response ids as the world reads them; special tokens in mid-text stay visible, as broken words."""
+        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        return Written(str(self.tokenizer.decode(ids[:-1] if ended else ids)), ended)

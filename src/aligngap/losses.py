@@ -1,0 +1,87 @@
+"""Preference losses: pure functions of log-probabilities. They know nothing of where pairs come from.
+
+All contrastive losses are E[f(beta * Delta)] with a convex f of the log-ratio margin
+Delta = [log pi/pi_sft](y_w) - [log pi/pi_sft](y_l) (Tang et al. 2024, section 2). The reduction over response tokens is explicit and the same for
+every arm: `sum` by default. (Averaging over tokens in one trainer and summing in another compares two losses.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch.nn import functional
+
+Reduction = Literal["sum", "mean"]
+
+
+class LogProbs(NamedTuple):
+    """Log-probabilities of one side's responses.
+
+    policy, reference: [n], summed over response tokens; lengths: [n], number of response tokens.
+    """
+
+    policy: torch.Tensor
+    reference: torch.Tensor
+    lengths: torch.Tensor
+
+    def reduced(self, reduction: Reduction) -> LogProbs:
+        """Summed, or averaged over each response's tokens."""
+        if reduction == "sum":
+            return self
+        return LogProbs(self.policy / self.lengths, self.reference / self.lengths, self.lengths)
+
+    @property
+    def ratio(self) -> torch.Tensor:
+        """log pi/pi_sft, [n]."""
+        return self.policy - self.reference
+
+
+PairLoss = Callable[[LogProbs, LogProbs, float], torch.Tensor]
+"""(winner, loser, beta) -> loss [n]."""
+
+
+def margin(winner: LogProbs, loser: LogProbs) -> torch.Tensor:
+    """The log-ratio margin Delta, [n], in nats."""
+    return winner.ratio - loser.ratio
+
+
+def ipo(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
+    """f(z) = (z - 1/2)^2 (Azar et al. 2023; Tang et al. 2024, section 2)."""
+    return (beta * margin(winner, loser) - 0.5) ** 2
+
+
+def dpo(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
+    """f(z) = log(1 + exp(-z)) (Rafailov et al. 2023)."""
+    return functional.softplus(-beta * margin(winner, loser))
+
+
+def hinge(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
+    """f(z) = max(0, 1 - z) (SLiC, Zhao et al. 2023)."""
+    return functional.relu(1 - beta * margin(winner, loser))
+
+
+def best_of_2(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
+    """-log pi(y_w): supervised fine-tuning on the winner; not contrastive, `beta` unused (Tang et al. 2024, section 5.4)."""
+    return -winner.policy
+
+
+LOSSES: dict[str, PairLoss] = {
+    "ipo": ipo,
+    "dpo": dpo,
+    "hinge": hinge,
+    "best_of_2": best_of_2,
+}
+
+
+def pair_loss(
+    name: str, first: LogProbs, second: LogProbs, preference: torch.Tensor, beta: float, reduction: Reduction = "sum"
+) -> torch.Tensor:
+    """Mean loss of a batch; a scalar.
+
+    preference: [n], probability that `first` is preferred. A hard label picks one orientation; a tie (0.5) averages both. Raises
+    KeyError for an unknown loss name (specs are checked before they come here).
+    """
+    loss, a, b = LOSSES[name], first.reduced(reduction), second.reduced(reduction)
+    return (preference * loss(a, b, beta) + (1 - preference) * loss(b, a, beta)).mean()

@@ -1,0 +1,1 @@
+"""Policies and preference models: Hugging Face models and what this package does with them."""

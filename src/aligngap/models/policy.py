@@ -1,0 +1,94 @@
+"""A policy: samples and scores responses. Temperature is 1 throughout, in sampling as in scoring."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from transformers import PreTrainedModel
+
+from aligngap.models.packing import pack
+from aligngap.models.sampling import sample
+from aligngap.types import Tokens
+
+
+class Policy:
+    """A causal language model seen as a distribution over responses.
+
+    A response is a sequence of at most `max_new_tokens` tokens; it ends with `end_token`, unless it ran into that limit.
+    """
+
+    def __init__(self, model: PreTrainedModel, end_token: int, max_new_tokens: int) -> None:
+        self.model, self.end_token, self.max_new_tokens = model, end_token, max_new_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.model.device
+
+    def next_token_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+        """Logits that predict each token of each segment, all segments packed behind the shared prompts.
+
+        Returns per segment [n, width, vocabulary]; padding positions hold arbitrary values.
+        """
+        logits, columns = self._packed_logits(prompts, segments)
+        return [logits[:, index] for index in columns]
+
+    def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+        """log pi(segment | prompt), summed over each segment's real tokens; per segment [n]."""
+        logits, columns = self._packed_logits(prompts, segments)
+        normaliser = logits.logsumexp(-1)
+        rows = torch.arange(len(prompts.ids), device=logits.device)[:, None]
+        return [
+            ((logits[rows, index, segment.ids] - normaliser[:, index]) * segment.mask()).sum(-1)
+            for segment, index in zip(segments, columns, strict=True)
+        ]
+
+    def _packed_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits at the positions that predict a response token, and for each segment which of them are its own.
+
+        Nothing is computed at other prompt positions: the head is the larger part of a small model.
+        """
+        packed = pack(prompts, segments)
+        device = packed.ids.device
+        keep, columns = [torch.tensor([packed.prompt_width - 1])], []
+        at = 1
+        for start, segment in zip(packed.starts, segments, strict=True):
+            rest = segment.ids.shape[1] - 1
+            keep.append(torch.arange(start, start + rest))
+            columns.append(torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(at, at + rest)]).to(device))
+            at += rest
+        output = self.model(
+            input_ids=packed.ids,
+            attention_mask=packed.mask,
+            position_ids=packed.positions,
+            use_cache=False,
+            logits_to_keep=torch.cat(keep).to(device),
+        )
+        return output.logits.float(), columns
+
+    def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
+        """`samples` responses to each prompt, rows grouped by prompt.
+
+        noise: uniform numbers, [n * samples, max_new_tokens]; the responses are a function of weights, prompts and noise.
+        """
+        return sample(self.model, prompts, samples, noise.to(self.device), self.end_token)
+
+    def frozen_copy(self) -> Policy:
+        """A copy that later training does not change."""
+        return Policy(copy.deepcopy(self.model).requires_grad_(False), self.end_token, self.max_new_tokens)
+
+    def load_from(self, other: Policy) -> None:
+        """Take over another policy's weights."""
+        self.model.load_state_dict(other.model.state_dict())
+
+    def save_weights(self, path: Path) -> None:
+        """The weights alone, as safetensors."""
+        save_model(self.model, str(path))
+
+    def load_weights(self, path: Path) -> None:
+        """Weights saved by `save_weights`."""
+        load_model(self.model, str(path), device=str(self.device))

@@ -1,0 +1,145 @@
+"""Preference models: read a prompt and two responses, say which is preferred (Tang et al. 2024, appendix A).
+
+`PairwiseModel` reads (x, y1, y2) together and gives r(x, y1, y2) in [0, 1]. Position bias is never fully removed, and policies exploit it,
+so the decision is always the sign of r(x, y1, y2) - r(x, y2, y1). `PointwiseModel` is a Bradley-Terry reward model r(x, y), the more controlled comparison.
+Golden and proxy are the same classes with other data and sizes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+from aligngap.models.packing import pack
+from aligngap.types import Tokens
+
+
+class PreferenceModel(nn.Module):
+    """A Hugging Face decoder with a linear read-out.
+
+    The score is read at the segment's last token and, summed, at the response's tokens: a small decoder cannot gather at one
+    token what it only works out at its last layer.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, backbone: PreTrainedModel, separator: int) -> None:
+        super().__init__()
+        self.backbone, self.separator = backbone, separator
+        width = int(backbone.config.hidden_size)
+        # Zero weights: training starts at r = 1/2 everywhere, whatever the seed.
+        self.readout = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in ("end", "first", "second")})
+        for head in self.readout.values():
+            nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+
+    @abstractmethod
+    def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """Log-odds that `first` is preferred, read in the order given; [n]. What is trained."""
+
+    @abstractmethod
+    def both_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds r(x, y1, y2) and r(x, y2, y1), each for the response read first; [n] and [n], in one forward pass."""
+
+    def hidden(self, prompts: Tokens, segments: list[Tokens]) -> list[torch.Tensor]:
+        """Last hidden states over each segment, [n, width, hidden]."""
+        packed = pack(prompts, segments)
+        states = self.backbone(
+            input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
+        ).last_hidden_state
+        return [states[:, start : start + part.ids.shape[1]] for start, part in zip(packed.starts, segments, strict=True)]
+
+    def read(self, head: str, states: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Sum of a linear head over the marked positions, [n]."""
+        values: torch.Tensor = self.readout[head](states).squeeze(-1).float()
+        return (values * where).sum(-1)
+
+    def save(self, folder: Path) -> None:
+        """Backbone as a Hugging Face folder, read-out beside it."""
+        self.backbone.save_pretrained(folder / "backbone")
+        save_file({name: head.weight.detach().contiguous() for name, head in self.readout.items()}, str(folder / "readout.safetensors"))  # type: ignore[misc]
+
+    def load_readout(self, folder: Path) -> None:
+        """The read-out that `save` wrote."""
+        for name, weight in load_file(str(folder / "readout.safetensors")).items():
+            self.readout[name].weight.data.copy_(weight)  # type: ignore[union-attr,operator]
+
+
+class PairwiseModel(PreferenceModel):
+    """r(x, y1, y2): reads `prompt y1 <sep> y2 <sep>`."""
+
+    kind: ClassVar[str] = "pairwise"
+
+    def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        return self._logits(prompts, [(first, second)])[0]
+
+    def both_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        forward, backward = self._logits(prompts, [(first, second), (second, first)])
+        return forward, backward
+
+    def _logits(self, prompts: Tokens, orders: list[tuple[Tokens, Tokens]]) -> list[torch.Tensor]:
+        joined = [join(a, b, self.separator) for a, b in orders]
+        states = self.hidden(prompts, [tokens for tokens, _, _ in joined])
+        logits = []
+        for state, (tokens, in_first, in_second) in zip(states, joined, strict=True):
+            last = torch.nn.functional.one_hot(tokens.lengths - 1, tokens.ids.shape[1])
+            logits.append(self.read("end", state, last) + self.read("first", state, in_first) - self.read("second", state, in_second))
+        return logits
+
+
+class PointwiseModel(PreferenceModel):
+    """Bradley-Terry: the log-odds are r(x, y1) - r(x, y2); no order to be biased by."""
+
+    kind: ClassVar[str] = "pointwise"
+
+    def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        rewards = self.rewards(prompts, [first, second])
+        return rewards[0] - rewards[1]
+
+    def both_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        difference = self.logit(prompts, first, second)
+        return difference, -difference
+
+    def rewards(self, prompts: Tokens, responses: list[Tokens]) -> list[torch.Tensor]:
+        """r(x, y) of each response, [n] each."""
+        rewards = []
+        for state, tokens in zip(self.hidden(prompts, responses), responses, strict=True):
+            last = torch.nn.functional.one_hot(tokens.lengths - 1, tokens.ids.shape[1])
+            rewards.append(self.read("end", state, last) + self.read("first", state, tokens.mask()))
+        return rewards
+
+
+PREFERENCE_MODELS: dict[str, type[PreferenceModel]] = {"pairwise": PairwiseModel, "pointwise": PointwiseModel}
+
+
+def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.Tensor, torch.Tensor]:
+    """`y1 <sep> y2 <sep>` without padding inside; and bool masks of y1's and y2's tokens, [n, width]."""
+    lengths = first.lengths + second.lengths + 2
+    shape = (len(lengths), int(lengths.max()))
+    ids = torch.full(shape, separator, dtype=torch.int64, device=first.ids.device)
+    masks = []
+    for tokens, offset in ((first, torch.zeros_like(first.lengths)), (second, first.lengths + 1)):
+        mask = torch.zeros(shape, dtype=torch.bool, device=ids.device)
+        row, column = tokens.mask().nonzero(as_tuple=True)
+        mask[row, column + offset[row]] = True
+        ids[row, column + offset[row]] = tokens.ids[row, column]
+        masks.append(mask)
+    return Tokens(ids, lengths), masks[0], masks[1]
+
+
+def build_preference_model(kind: str, base: str, separator: int, device: str = "cpu") -> PreferenceModel:
+    """An untrained preference model on a base's weights."""
+    backbone: Any = AutoModel.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa")
+    return PREFERENCE_MODELS[kind](backbone, separator).to(device)
+
+
+def load_preference_model(kind: str, folder: Path, separator: int, device: str = "cpu") -> PreferenceModel:
+    """A trained preference model, in evaluation mode, that takes no gradient."""
+    model = build_preference_model(kind, str(folder / "backbone"), separator)
+    model.load_readout(folder)
+    return model.to(device).eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""What runs a graph of stages: processes of this machine, later clusters."""

@@ -1,0 +1,189 @@
+"""Where a run stands, and how a person is told: a live display, or lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.text import Text
+
+from aligngap.pipeline.executors.schedule import estimate
+from aligngap.pipeline.graph import Event, Stage
+
+# Ends of a stage; `waiting`, `running` and `interrupted` are the other states.
+ENDED = ("finished", "cached", "failed", "blocked")
+_EVERY = 15.0  # seconds between two lines about the same stage
+_RATE_AFTER = 1.0  # seconds of steps before a rate means something
+_PACE_AFTER = 0.05  # share of the work after which this machine's own pace beats the reference machine's
+
+
+@dataclass
+class Entry:
+    """Where one stage stands."""
+
+    label: str
+    kind: str
+    work: float
+    status: str = "waiting"
+    done: int = 0
+    total: int = 0
+    rate: float | None = None
+    seconds: float = 0.0
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    # Steps and seconds from which the rate counts: a resumed stage starts at a step that it has not just made.
+    _since: tuple[int, float] | None = None
+
+    def steps(self, event: Event) -> None:
+        if self._since is None or event.done < self.done or event.total != self.total:
+            self._since, self.rate = (event.done, event.seconds), None
+        elapsed = event.seconds - self._since[1]
+        if elapsed > _RATE_AFTER:
+            self.rate = (event.done - self._since[0]) / elapsed
+        self.done, self.total, self.metrics = event.done, event.total, event.metrics
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to the end of its steps, when its rate is known."""
+        return (self.total - self.done) / self.rate if self.rate else None
+
+    @property
+    def pace(self) -> str:
+        """`120/400, 5.1 steps/s, 0:55 left`, as far as it is known."""
+        parts = [f"{self.done}/{self.total}"] if self.total else []
+        if self.rate:
+            parts.append(f"{self.rate:.3g} steps/s")
+        if self.left is not None:
+            parts.append(f"{clock(self.left)} left")
+        return ", ".join([*parts, self.reason] if self.reason else parts)
+
+
+class Ledger:
+    """Where all stages of a run stand, kept up to date by its events."""
+
+    def __init__(self, stages: Sequence[Stage], jobs: int) -> None:
+        self.entries = {stage.identity: Entry(stage.label, stage.kind, stage.work) for stage in stages}
+        self.jobs = jobs
+        self._stages = stages
+        self._start = time.monotonic()
+
+    def update(self, event: Event) -> None:
+        """Take in an event."""
+        entry = self.entries[event.stage.identity]
+        entry.reason = event.reason
+        if event.kind == "progress":
+            entry.status, entry.seconds = "running", event.seconds
+            entry.steps(event)
+        elif event.kind == "started":
+            entry.status = "running"
+        else:
+            entry.status, entry.seconds = event.kind, event.seconds or entry.seconds
+
+    def count(self, *status: str) -> int:
+        """Stages that are in one of these states."""
+        return sum(entry.status in status for entry in self.entries.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the ledger was opened."""
+        return time.monotonic() - self._start
+
+    @property
+    def fraction(self) -> float:
+        """Share of the estimated work that is behind us; what was in the store already is none of it."""
+        total = done = 0.0
+        for entry in self.entries.values():
+            if entry.status != "cached":
+                total += entry.work
+                if entry.status in ENDED:
+                    done += entry.work
+                elif entry.total:
+                    done += entry.work * min(1.0, entry.done / entry.total)
+        return done / total if total else 1.0
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end: by this machine's pace so far, at first by the estimates."""
+        if self.fraction > _PACE_AFTER:
+            return self.elapsed * (1 - self.fraction) / self.fraction
+        ended = {name for name, entry in self.entries.items() if entry.status in ENDED}
+        return max(0.0, estimate(self._stages, ended, self.jobs) - self.elapsed)
+
+    @property
+    def overall(self) -> str:
+        """`12 of 37 stages, 3:20 left`."""
+        return f"{self.count(*ENDED)} of {len(self.entries)} stages, about {clock(self.left)} left"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours when there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def display(console: Console, ledger: Ledger) -> Iterator[Callable[[Event], None]]:
+    """What is to be called with each event, after the ledger has taken it in."""
+    if not console.is_terminal:
+        yield _Lines(console, ledger)
+        return
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20),
+        TextColumn("{task.fields[pace]}", markup=False), console=console, transient=True,
+    ) as progress:  # fmt: skip
+        yield _Bars(progress, ledger)
+
+
+class _Lines:
+    def __init__(self, console: Console, ledger: Ledger) -> None:
+        self._console, self._ledger = console, ledger
+        self._said: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        name, now = event.stage.identity, time.monotonic()
+        entry = self._ledger.entries[name]
+        if event.kind == "cached":
+            if name in self._said:  # it waited for another run that has made it
+                self._say("finished", entry.label, "another run has made it")
+        elif event.kind == "started":
+            self._said[name] = now
+            self._say("started", entry.label)
+        elif event.kind == "progress":
+            if now - self._said[name] >= _EVERY:
+                self._said[name] = now
+                self._say("running", entry.label, f"{entry.pace}; {self._ledger.overall}")
+        elif event.kind == "finished":
+            self._say("finished", entry.label, f"{entry.seconds:.1f} s; {self._ledger.overall}")
+        else:
+            self._say(event.kind.upper(), entry.label, event.reason)
+
+    def _say(self, word: str, label: str, detail: str = "") -> None:
+        line = f"[{clock(self._ledger.elapsed):>7}] {word:<8}  {label}" + (f": {detail}" if detail else "")
+        # No markup, no wrapping: a line is a line, for those who read them with a program.
+        self._console.print(Text(line), soft_wrap=True)
+
+
+class _Bars:
+    def __init__(self, progress: Progress, ledger: Ledger) -> None:
+        self._progress, self._ledger = progress, ledger
+        self._overall = progress.add_task("all", total=1.0, pace=ledger.overall)
+        self._bars: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        name = event.stage.identity
+        entry = self._ledger.entries[name]
+        if event.kind == "started":
+            self._bars[name] = self._progress.add_task(entry.label, total=None, pace="")
+        elif event.kind == "progress":
+            self._progress.update(self._bars[name], completed=entry.done, total=entry.total or None, pace=entry.pace)
+        else:
+            if name in self._bars:
+                self._progress.remove_task(self._bars.pop(name))
+            if event.kind in ("failed", "blocked"):
+                self._progress.console.print(Text(f"{event.kind}: {entry.label}: {event.reason}", style="red"))
+        self._progress.update(self._overall, completed=self._ledger.fraction, pace=self._ledger.overall)

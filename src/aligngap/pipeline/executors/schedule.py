@@ -1,0 +1,66 @@
+"""Which stage starts next, and how long all will take. Knows nothing of processes, so every executor can use it."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Sequence
+
+from aligngap.pipeline.graph import Stage
+
+
+class Schedule:
+    """Stages that are to be made, handed out when their inputs are there, longest remaining chain first.
+
+    With few cores the end of a study is set by its longest chain (policy, then proxy, then an arm); a stage that heads
+    a short one can wait.
+
+    stages: inputs before what uses them, as `all_stages` gives them. done: identities that exist already.
+    """
+
+    def __init__(self, stages: Sequence[Stage], done: Collection[str]) -> None:
+        self._waiting = {stage.identity: stage for stage in stages if stage.identity not in done}
+        self._needs = {
+            name: {parent.identity for parent in stage.parents if parent.identity in self._waiting}
+            for name, stage in self._waiting.items()
+        }
+        self._users: dict[str, list[str]] = {name: [] for name in self._waiting}
+        for name, needs in self._needs.items():
+            for need in needs:
+                self._users[need].append(name)
+        self._chain: dict[str, float] = {}
+        for name in reversed(self._waiting):
+            longest = max((self._chain[user] for user in self._users[name]), default=0.0)
+            self._chain[name] = self._waiting[name].work + longest
+
+    def take(self) -> Stage | None:
+        """The next stage to start, or None while none is ready."""
+        ready = [name for name in self._waiting if not self._needs[name]]
+        # The first of equals, so that two runs of a study start in the same order.
+        return self._waiting.pop(max(ready, key=self._chain.__getitem__)) if ready else None
+
+    def finish(self, identity: str) -> None:
+        """Free what waited for this stage."""
+        for user in self._users[identity]:
+            self._needs[user].discard(identity)
+
+    def fail(self, identity: str) -> list[Stage]:
+        """Take out and return all that can no longer be made, because this stage is among what it needs."""
+        blocked: list[Stage] = []
+        for user in self._users[identity]:
+            if user in self._waiting:
+                blocked += [self._waiting.pop(user), *self.fail(user)]
+        return blocked
+
+
+def estimate(stages: Sequence[Stage], done: Collection[str], jobs: int) -> float:
+    """Seconds from start to end with this many processes, if every stage takes what it estimates."""
+    schedule = Schedule(stages, done)
+    now = 0.0
+    running: list[tuple[float, str]] = []
+    while True:
+        while len(running) < jobs and (stage := schedule.take()):
+            heapq.heappush(running, (now + stage.work, stage.identity))
+        if not running:
+            return now
+        now, identity = heapq.heappop(running)
+        schedule.finish(identity)

@@ -1,0 +1,333 @@
+"""A result folder as typed frames: `load(folder) -> ReportData`.
+
+The format is described field by field in `docs/results-format.md`. A number that is missing, null, NaN or infinite
+becomes a null here and "no data" on the page; nothing turns into 0 on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from aligngap.errors import UserError
+
+SCHEMA = 1
+
+#: Against whose responses the policy's are judged, and by whom.
+OPPONENTS = ("golden_policy", "sft")
+JUDGES = ("golden", "true", "proxy")
+#: Held-out prompts first: where both exist, the page shows them first.
+SPLITS = ("held_out", "train")
+#: Measures of a checkpoint beside its win rates.
+MEASURES = ("proxy", "utility", "tokens", "accuracy", "drift", "self_accuracy")
+FAMILIES = ("online", "offline", "replay", "shuffled", "golden_policy")
+VERDICTS = ("supported", "contradicted", "inconclusive")
+
+_WIN_FIELDS = ("rate", "se", "n", "ties")
+WIN_COLUMNS = tuple(f"{what}_{who}_{judge}" for who in OPPONENTS for judge in JUDGES for what in _WIN_FIELDS)
+
+_RUN_COLUMNS: dict[str, Any] = {
+    "task": pl.String,
+    "run": pl.Int64,
+    "arm": pl.String,
+    "family": pl.String,
+    "seed": pl.Int64,
+    "baseline": pl.Boolean,
+}
+_POINT_SCHEMA: dict[str, Any] = (
+    _RUN_COLUMNS
+    | {"step": pl.Int64, "split": pl.String, "kl": pl.Float64, "kl_se": pl.Float64}
+    | dict.fromkeys(WIN_COLUMNS, pl.Float64)
+    | dict.fromkeys(MEASURES, pl.Float64)
+)
+_RUN_SCHEMA: dict[str, Any] = (
+    _RUN_COLUMNS
+    | {"status": pl.String, "reason": pl.String, "weights_sha256": pl.String}
+    | dict.fromkeys(("seconds", "tokens_sampled", "judge_calls", "steps"), pl.Float64)
+    | {"peak_step": pl.Int64, "peak_kl": pl.Float64, "peak_rate": pl.Float64}
+    | {"end_step": pl.Int64, "end_kl": pl.Float64, "end_rate": pl.Float64, "at_split": pl.String}
+)
+_SAMPLE_SCHEMA: dict[str, Any] = {
+    "task": pl.String,
+    "split": pl.String,
+    "prompt_number": pl.Int64,
+    "prompt": pl.String,
+    "who": pl.String,
+    "arm": pl.String,
+    "seed": pl.Int64,
+    "step": pl.Int64,
+    "response": pl.String,
+    "ended": pl.Boolean,
+    "utility": pl.Float64,
+    "margin_golden": pl.Float64,
+    "margin_proxy": pl.Float64,
+}
+_BAND_SCHEMA: dict[str, Any] = {
+    "task": pl.String,
+    "split": pl.String,
+    "opponent": pl.String,
+    "judge": pl.String,
+    "family": pl.String,
+    "kl": pl.Float64,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number with its interval, and what the interval covers."""
+
+    key: str
+    label: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n_seeds: int | None
+    n_prompts: int | None
+    note: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question on a task, with its verdict; the first estimate is the one the verdict rests on."""
+
+    name: str
+    title: str
+    question: str
+    finding: str
+    rule: str
+    verdict: str
+    sentence: str
+    estimates: tuple[Estimate, ...]
+
+    @property
+    def main(self) -> Estimate | None:
+        return self.estimates[0] if self.estimates else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task beside its points."""
+
+    name: str
+    arms: tuple[dict[str, Any], ...]
+    stages: dict[str, Any]
+    experiments: tuple[Experiment, ...]
+    #: KL of the finished golden policy on each split, where the results have it: the budget others are compared at.
+    golden_kl: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that charts and page draw on. `points` holds a row per run, step and split; `runs` a row per arm and seed."""
+
+    study: dict[str, Any]
+    smoke: bool
+    revision: dict[str, Any] | None
+    tasks: tuple[Task, ...]
+    points: pl.DataFrame
+    runs: pl.DataFrame
+    samples: pl.DataFrame
+    bands: pl.DataFrame
+    timings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def families(self) -> list[str]:
+        """Those the paper compares first and in its order, then the others in order of appearance."""
+        present = list(dict.fromkeys(self.runs["family"].to_list()))
+        return [f for f in FAMILIES if f in present] + [f for f in present if f not in FAMILIES]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(seed for seed in self.runs["seed"].unique().to_list() if seed is not None)
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def load(folder: Path) -> ReportData:
+    """Read `results.json`, and `samples.parquet` and `bands.parquet` where they exist."""
+    raw = _read_results(folder / "results.json")
+    point_rows: list[dict[str, Any]] = []
+    run_rows: list[dict[str, Any]] = []
+    tasks = []
+    for name, content in _dict(raw.get("tasks")).items():
+        arms = tuple(arm for arm in content.get("arms") or [])
+        for arm in arms:
+            keys = {
+                "task": name,
+                "run": len(run_rows),
+                "arm": str(arm.get("name")),
+                "family": str(arm.get("family") or "other"),
+                "seed": _whole(arm.get("seed")),
+                "baseline": bool(arm.get("baseline")),
+            }
+            points = [_point(keys, point) for point in arm.get("points") or []]
+            point_rows += points
+            run_rows.append(_run(keys, arm, points))
+        experiments = tuple(_experiment(key, value) for key, value in _dict(content.get("experiments")).items())
+        ours = [row for row in run_rows if row["task"] == name]
+        stages = _dict(content.get("stages"))
+        tasks.append(Task(name, arms, stages, experiments, _golden_kl(ours, point_rows, name, stages)))
+    return ReportData(
+        study=_dict(raw.get("study")),
+        smoke=bool(raw.get("smoke")),
+        revision=raw.get("revision"),
+        tasks=tuple(tasks),
+        points=pl.DataFrame(point_rows, schema=_POINT_SCHEMA),
+        runs=pl.DataFrame(run_rows, schema=_RUN_SCHEMA),
+        samples=_read_parquet(folder / "samples.parquet", _SAMPLE_SCHEMA),
+        bands=_read_parquet(folder / "bands.parquet", _BAND_SCHEMA),
+        timings=_dict(raw.get("timings")),
+        versions=_dict(raw.get("versions")),
+    )
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            "this folder holds no results",
+            where=str(path),
+            mend="Give the folder of a run that has finished, or finish it with `aligngap run`.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as JSON: {error}", where=str(path), mend="Make the results again.") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or schema != SCHEMA:
+        raise UserError(
+            f"results of schema {schema!r}, but this version reads schema {SCHEMA}",
+            where=str(path),
+            mend="Use the version of aligngap that wrote them, or run the study again.",
+        )
+    return raw
+
+
+def _read_parquet(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
+    if not path.exists():
+        return pl.DataFrame(schema=schema)
+    try:
+        frame = pl.read_parquet(path)
+        # A column that is all null has no type of its own in Parquet, and one that is absent is all null.
+        columns = [
+            (pl.col(name) if name in frame.columns else pl.lit(None)).cast(kind).alias(name)
+            for name, kind in schema.items()
+        ]
+        frame = frame.select(columns)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"not readable: {error}", where=str(path), mend="Make the results again.") from error
+    floats = [name for name, kind in schema.items() if kind == pl.Float64]
+    return frame.with_columns(pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name) for name in floats)
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: object) -> int | None:
+    plain = number(value)
+    return None if plain is None else int(plain)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _point(keys: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    row = keys | {
+        "step": _whole(point.get("step")),
+        "split": str(point.get("split")),
+        "kl": number(point.get("kl")),
+        "kl_se": number(point.get("kl_se")),
+    }
+    row |= {measure: number(point.get(measure)) for measure in MEASURES}
+    wins = _dict(point.get("wins"))
+    for who in OPPONENTS:
+        for judge in JUDGES:
+            cell = _dict(_dict(wins.get(who)).get(judge))
+            row |= {f"{what}_{who}_{judge}": number(cell.get(what)) for what in _WIN_FIELDS}
+    if row["rate_sft_proxy"] is None:
+        # The proxy's opinion against SFT is also kept as a measure of its own.
+        row["rate_sft_proxy"] = row["proxy"]
+    return row
+
+
+def _run(keys: dict[str, Any], arm: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any]:
+    cost = _dict(arm.get("cost"))
+    row = keys | {
+        "status": str(arm.get("status")),
+        "reason": None if arm.get("reason") is None else str(arm["reason"]),
+        "weights_sha256": arm.get("weights_sha256"),
+    }
+    row |= {name: number(cost.get(name)) for name in ("seconds", "tokens_sampled", "judge_calls", "steps")}
+    rate = "rate_golden_policy_golden"
+    for split in SPLITS:
+        known = [p for p in points if p["split"] == split and p[rate] is not None and p["step"] is not None]
+        if known:
+            peak, end = max(known, key=lambda p: (p[rate], -p["step"])), max(known, key=lambda p: p["step"])
+            row |= {"peak_step": peak["step"], "peak_kl": peak["kl"], "peak_rate": peak[rate]}
+            row |= {"end_step": end["step"], "end_kl": end["kl"], "end_rate": end[rate], "at_split": split}
+            break
+    return row
+
+
+def _golden_kl(
+    runs: list[dict[str, Any]], points: list[dict[str, Any]], task: str, stages: dict[str, Any]
+) -> dict[str, float]:
+    """Mean over seeds of the last checkpoint's KL; a `golden_policy` stage may state it where no arm does."""
+    result = {}
+    golden = {row["run"] for row in runs if row["family"] == "golden_policy" and row["status"] == "finished"}
+    stated = number(_dict(stages.get("golden_policy")).get("kl"))
+    for split in SPLITS:
+        last: dict[int, tuple[int, float]] = {}
+        for point in points:
+            if point["run"] in golden and point["split"] == split and point["kl"] is not None:
+                last[point["run"]] = max(last.get(point["run"], (-1, 0.0)), (point["step"] or 0, point["kl"]))
+        values = [kl for _, kl in last.values()]
+        if values:
+            result[split] = sum(values) / len(values)
+        elif stated is not None:
+            result[split] = stated
+    return result
+
+
+def _experiment(name: str, content: dict[str, Any]) -> Experiment:
+    verdict = str(content.get("verdict"))
+    return Experiment(
+        name=name,
+        title=_text(content.get("title")) or name,
+        question=_text(content.get("question")),
+        finding=_text(content.get("finding")),
+        rule=_text(content.get("rule")),
+        verdict=verdict if verdict in VERDICTS else "inconclusive",
+        sentence=_text(content.get("sentence")),
+        estimates=tuple(_estimate(key, value) for key, value in _dict(content.get("estimates")).items()),
+    )
+
+
+def _estimate(key: str, content: dict[str, Any]) -> Estimate:
+    return Estimate(
+        key=key,
+        label=_text(content.get("label")) or key,
+        value=number(content.get("value")),
+        low=number(content.get("low")),
+        high=number(content.get("high")),
+        n_seeds=_whole(content.get("n_seeds")),
+        n_prompts=_whole(content.get("n_prompts")),
+        note=_text(content.get("note")),
+        unit=_text(content.get("unit")),
+    )

@@ -1,0 +1,42 @@
+"""Named random streams.
+
+Every random number of a study comes from a stream named by what it is for (purpose, seed, step, prompt ...),
+never from a global generator. A stream is a pure function of its name, so a run that is killed and resumed, split
+over processes, or replayed from a recording draws the very same numbers, and arms of one seed share
+prompt schedule, initial weights and evaluation noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+Key = str | int
+
+
+def digest(*key: Key) -> int:
+    """A stable 128-bit number for a stream's name (Python's `hash` differs between processes)."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def numpy_stream(*key: Key) -> np.random.Generator:
+    """The numpy generator of the stream with this name."""
+    return np.random.Generator(np.random.Philox(key=digest(*key)))
+
+
+def torch_seed(*key: Key) -> int:
+    """A 63-bit seed, for initial weights drawn by torch."""
+    return digest(*key) & (2**63 - 1)
+
+
+def uniforms(prompts: torch.Tensor, samples: int, length: int, *key: Key) -> torch.Tensor:
+    """Uniform numbers in [0, 1) for sampling, one independent stream per prompt.
+
+    prompts: integer prompt numbers, shape [n]. Returns float64, shape [n * samples, length], rows grouped by prompt. Keyed by
+    prompt so that a batch split over devices, or drawn in another order, samples the same responses.
+    """
+    rows = [numpy_stream(*key, int(prompt)).random((samples, length)) for prompt in prompts.tolist()]
+    return torch.from_numpy(np.concatenate(rows)) if rows else torch.empty((0, length), dtype=torch.float64)

@@ -1,0 +1,13 @@
+"""The sources a study can name. A new source is one file and one entry here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from aligngap.sources.mixture import MixtureSpec
+from aligngap.sources.recorded import RecordedSpec
+from aligngap.sources.sampled import FrozenSpec, SampledSpec
+
+AnySource = Annotated[SampledSpec | RecordedSpec | FrozenSpec | MixtureSpec, Field(discriminator="kind")]

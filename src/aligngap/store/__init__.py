@@ -1,0 +1,22 @@
+"""Immutable, content-addressed results on disk.
+
+`identity` names a result by what it was made from, `store` keeps it whole, `record` says on what it was made.
+"""
+
+from aligngap.store.identity import canonical, file_digest, folder_digest, identity
+from aligngap.store.record import environment
+from aligngap.store.store import Artefact, Problem, Store, read_json, write_bytes_atomic, write_json
+
+__all__ = [
+    "Artefact",
+    "Problem",
+    "Store",
+    "canonical",
+    "environment",
+    "file_digest",
+    "folder_digest",
+    "identity",
+    "read_json",
+    "write_bytes_atomic",
+    "write_json",
+]

@@ -1,0 +1,438 @@
+"""A folder of artefacts that are whole or not there.
+
+An artefact is written to a temporary folder, flushed to disk, and renamed into place; nothing is ever overwritten.
+A killed process leaves at most a temporary folder, which nobody reads and `Store.sweep` removes. Every file has a
+checksum in the artefact's manifest. There is no pickle anywhere: a downloaded artefact cannot run code.
+
+    root/<identity>/            record.json, manifest.json and the stage's files
+    root/.temporary/            artefacts being written
+    root/.partial/<identity>/   step checkpoints of work that is not finished
+    root/.locks/                one lock file an identity
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from filelock import FileLock, Timeout
+
+from aligngap.errors import UserError
+from aligngap.store.identity import file_digest, is_name
+
+_SCHEMA = 1
+_MANIFEST = "manifest.json"
+_RECORD = "record.json"
+# Formats that are pickle, or usually hold one.
+_REFUSED = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+# What the machine, not the program, did wrong: only these become the user's to mend when a stage's own code meets them.
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DISK = _DISK_FULL | {errno.EROFS, errno.EIO}
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished result. Its files are read, never changed."""
+
+    identity: str
+    path: Path
+
+    def record(self) -> dict[str, object]:
+        """What the stage wrote about how it was made. Raises UserError when it cannot be read."""
+        value = read_json(self.path / _RECORD)
+        if not isinstance(value, dict):
+            raise UserError("the record is not a JSON object", where=str(self.path / _RECORD), mend=_REMAKE)
+        return value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with an artefact. `file` is empty when it concerns the whole artefact."""
+
+    identity: str
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.identity}{'/' if self.file else ''}{self.file}: {self.what}"
+
+
+_REMAKE = "Remove the artefact's folder and run the same command again; it is made anew, all else is kept."
+
+
+class Store:
+    """Artefacts under one folder, shared by any number of processes.
+
+    root: created if need be. Raises UserError when it cannot be created or written.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        # Absolute, so that a change of the working folder does not move the store.
+        self.root = Path(os.path.abspath(root))
+        self._temporary = self.root / ".temporary"
+        self._partial = self.root / ".partial"
+        self._locks = self.root / ".locks"
+        try:
+            for folder in (self._temporary, self._partial, self._locks):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _refuse_folder(error, self.root)
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            _refuse_folder(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), self.root)
+
+    def has(self, identity: str) -> bool:
+        """Whether the artefact is finished. Raises ValueError for a text that cannot be an identity."""
+        return (self._home(identity) / _MANIFEST).is_file()
+
+    def get(self, identity: str) -> Artefact:
+        """The finished artefact. Raises KeyError when it is not there."""
+        if not self.has(identity):
+            raise KeyError(f"no finished artefact {identity!r} in the store")
+        return Artefact(identity, self._home(identity))
+
+    def identities(self) -> list[str]:
+        """All finished artefacts, sorted."""
+        return [name for name in self._folders() if (self.root / name / _MANIFEST).is_file()]
+
+    @contextmanager
+    def lock(self, identity: str, timeout: float | None = None) -> Iterator[None]:
+        """Hold the right to make this artefact, so that two processes do not do the same work.
+
+        The pattern is: take the lock, ask `has`, and only then work. May be taken again by the thread that holds it,
+        as `writing` does. The system frees it when the process dies.
+
+        timeout: seconds to wait; None waits for as long as it takes. Raises UserError when it runs out.
+        """
+        self._home(identity)
+        path = self._locks / f"{identity}.lock"
+        # One object a path and process: a second one would wait for ever for the first, held by the same thread.
+        held = FileLock(path, is_singleton=True)
+        try:
+            held.acquire(timeout=-1 if timeout is None else timeout)
+        except Timeout as error:
+            raise UserError(
+                f"another process is still making {identity} after {timeout:g} seconds of waiting",
+                where=str(self.root),
+                mend="Wait for it to end, or stop it; finished artefacts are kept and reused.",
+            ) from error
+        except OSError as error:
+            _refuse_folder(error, self.root)
+        try:
+            yield
+        finally:
+            held.release()
+
+    @contextmanager
+    def writing(self, identity: str, record: Mapping[str, object]) -> Iterator[Path]:
+        """An empty folder to write an artefact into; it becomes the artefact when the block ends without an exception.
+
+        Holds the identity's lock. On an exception the folder is removed and nothing is left. If the artefact has
+        appeared meanwhile, that one is kept and this one is discarded.
+
+        record: how it was made, as JSON; free of anything that must not be published.
+
+        Raises ValueError for a pickle format, a link or one of the names `record.json` and `manifest.json` among the
+        files, and for a record that has no JSON form; UserError when the disk is full or cannot be written.
+        """
+        home = self._home(identity)
+        with self.lock(identity):
+            folder = self._temporary / f"{identity}.{secrets.token_hex(4)}"
+            try:
+                with self._disk_errors(strict=True):
+                    folder.mkdir()
+                with self._disk_errors(strict=False):
+                    yield folder
+                with self._disk_errors(strict=True):
+                    self._seal(identity, folder, record)
+                    if not self.has(identity):
+                        self._commit(folder, home)
+                    self._drop_partial(identity)
+            finally:
+                # After the rename there is nothing here; otherwise this is what must not be left.
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def partial(self, identity: str) -> Path:
+        """A folder for the step checkpoints of this artefact's making; outlives a kill, removed once it is finished.
+
+        Raises UserError when it cannot be created.
+        """
+        self._home(identity)
+        folder = self._partial / identity
+        with self._disk_errors(strict=True):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def verify(self, identities: Iterable[str] | None = None) -> list[Problem]:
+        """Everything that is wrong with these artefacts (all when None); empty when they are as they were written."""
+        names = self._folders() if identities is None else list(identities)
+        return [problem for name in names for problem in self._verify_one(name)]
+
+    def sweep(self) -> None:
+        """Remove what killed processes left: temporary folders that nobody writes, and checkpoints of finished work."""
+        for folder in sorted(self._temporary.iterdir()):
+            self._remove_if_idle(folder, folder.name.rpartition(".")[0])
+        for folder in sorted(self._partial.iterdir()):
+            if is_name(folder.name) and self.has(folder.name):
+                self._remove_if_idle(folder, folder.name)
+
+    def _home(self, identity: str) -> Path:
+        if not is_name(identity):
+            raise ValueError(f"{identity!r} is not an identity")
+        return self.root / identity
+
+    def _folders(self) -> list[str]:
+        return sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and is_name(entry.name))
+
+    def _remove_if_idle(self, folder: Path, identity: str) -> None:
+        # Who writes holds the lock until it dies, whatever its process number, so a free lock means it is dead. A
+        # number in the folder's name would be reused, and means nothing on a disk shared by several machines.
+        if not is_name(identity):
+            return
+        held = FileLock(self._locks / f"{identity}.lock", is_singleton=True)
+        if held.is_locked:  # by this very thread, which could take it again
+            return
+        try:
+            with held.acquire(timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except Timeout:
+            return
+
+    def _seal(self, identity: str, folder: Path, record: Mapping[str, object]) -> None:
+        """Check the files, write record and manifest, and see that everything is on the disk."""
+        regular, other = _contents(folder)
+        if other:
+            raise ValueError(f"{identity}: {other[0]} is a link or special file; an artefact holds plain files only")
+        for name in regular:
+            if name in (_RECORD, _MANIFEST):
+                raise ValueError(f"{identity}: the name {name} is the store's own")
+            if PurePosixPath(name).suffix.lower() in _REFUSED:
+                raise ValueError(f"{identity}: {name} is a pickle format; use safetensors, Parquet or JSON")
+            if not _is_inside(name):
+                raise ValueError(f"{identity}: {name!r} cannot be a name in a manifest")
+        write_json(folder / _RECORD, dict(record))
+        files = {
+            name: {"sha256": file_digest(folder / name), "size": (folder / name).stat().st_size}
+            for name in sorted([*regular, _RECORD])
+        }
+        for name in regular:
+            _sync(folder / name)
+        write_json(folder / _MANIFEST, {"schema": _SCHEMA, "identity": identity, "files": files})
+        for parent, _, _ in os.walk(folder):
+            _sync_folder(Path(parent))
+
+    def _commit(self, folder: Path, home: Path) -> None:
+        try:
+            os.rename(folder, home)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            if self.has(home.name):
+                return  # finished by someone whom the lock did not reach (a network disk without locks)
+            raise UserError(
+                "something without a manifest is in the artefact's place; it is never overwritten",
+                where=str(home),
+                mend="Move it away and run the same command again.",
+            ) from error
+        _sync_folder(self.root)
+
+    def _drop_partial(self, identity: str) -> None:
+        shutil.rmtree(self._partial / identity, ignore_errors=True)
+
+    def _verify_one(self, identity: str) -> Iterator[Problem]:
+        home = self._home(identity)
+        if not home.is_dir():
+            yield Problem(identity, "", "missing")
+            return
+        try:
+            files = _read_manifest(home / _MANIFEST, identity)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            yield Problem(identity, _MANIFEST, f"manifest unreadable: {reason}")
+            return
+        regular, other = _contents(home)
+        present = set(regular)
+        for name in sorted(files):
+            if not _is_inside(name):
+                # Not opened: a manifest from elsewhere must not make us read outside the artefact.
+                yield Problem(identity, name, "name leads outside the artefact")
+            elif name in present:
+                what = _compare(home / name, *files[name])
+                if what:
+                    yield Problem(identity, name, what)
+            elif name not in other:
+                yield Problem(identity, name, "missing")
+        for name in sorted(present - files.keys() - {_MANIFEST}):
+            yield Problem(identity, name, "unexpected file")
+        for name in other:
+            yield Problem(identity, name, "not a plain file")
+
+    @contextmanager
+    def _disk_errors(self, *, strict: bool) -> Iterator[None]:
+        """Turn errors of the disk into a UserError that names the store.
+
+        strict: every OSError is one (our own writing). Otherwise only those that plainly are: the block is a stage's
+        own code, where a missing file or a broken connection is something else.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except OSError as error:
+            if strict or error.errno in _DISK or (error.errno in _DENIED and self._is_ours(error.filename)):
+                _refuse_folder(error, self.root)
+            raise
+        except Exception as error:
+            # safetensors is written in Rust and reports the system's error as text only.
+            if not strict and any(f"(os error {number})" in str(error) for number in _DISK_FULL):
+                _refuse_folder(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.root, cause=error)
+            raise
+
+    def _is_ours(self, filename: object) -> bool:
+        return isinstance(filename, str | os.PathLike) and Path(os.path.abspath(filename)).is_relative_to(self.root)
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write a JSON file that is either the old one or the new one, never half of one. Keys keep their order.
+
+    Raises ValueError for NaN and infinity (use None), TypeError for what has no JSON form, UserError when the disk is
+    full or cannot be written.
+    """
+    write_bytes_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> object:
+    """The value in a JSON file. Raises FileNotFoundError, and UserError when it is not JSON or holds NaN."""
+    try:
+        return _parse(Path(path).read_bytes())
+    except ValueError as error:
+        raise UserError(f"not readable as JSON: {error}", where=str(path), mend="The file is damaged.") from error
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Put a file in place whole, through a temporary one beside it; on disk when this returns.
+
+    Raises UserError when the disk is full or cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        try:
+            with open(temporary, "xb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+    except OSError as error:
+        _refuse_folder(error, target.parent)
+
+
+def _refuse_folder(error: OSError, folder: Path, cause: BaseException | None = None) -> NoReturn:
+    if error.errno in _DISK_FULL:
+        what = "no room left to write"
+        mend = "Free some space there or choose another folder"
+    elif error.errno in _DISK:
+        what = f"the disk cannot be written: {error.strerror}"
+        mend = "Mend the disk or choose another folder"
+    else:
+        what = f"cannot be written: {error.strerror or error}"
+        mend = "Choose a folder that you can write to"
+    raise UserError(
+        what, where=str(folder), mend=f"{mend}, then run the same command again; what is finished is kept."
+    ) from (cause or error)
+
+
+def _parse(data: bytes) -> object:
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(data, parse_constant=refuse)
+
+
+def _read_manifest(path: Path, identity: str) -> dict[str, tuple[str, int]]:
+    """File name -> (sha256, size). Raises ValueError for anything but a manifest of this artefact."""
+    value = _parse(path.read_bytes())
+    if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
+        raise ValueError(f"not a manifest of schema {_SCHEMA}")
+    if value.get("identity") != identity:
+        raise ValueError("it belongs to another artefact")
+    entries = value.get("files")
+    if not isinstance(entries, dict):
+        raise ValueError("it lists no files")
+    files: dict[str, tuple[str, int]] = {}
+    for name, entry in entries.items():
+        digest = entry.get("sha256") if isinstance(entry, dict) else None
+        size = entry.get("size") if isinstance(entry, dict) else None
+        if not isinstance(digest, str) or not isinstance(size, int):
+            raise ValueError(f"no checksum or size of {name}")
+        files[name] = (digest, size)
+    return files
+
+
+def _compare(path: Path, digest: str, size: int) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found < size:
+            return f"truncated: {found} of {size} bytes"
+        if found > size or file_digest(path) != digest:
+            return "altered"
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    return None
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    plain = name == str(path) and "\\" not in name and ":" not in name and "\0" not in name
+    return plain and not path.is_absolute() and ".." not in path.parts and name != "."
+
+
+def _contents(folder: Path) -> tuple[list[str], list[str]]:
+    """Relative names, sorted, of the plain files and of everything that is neither plain file nor folder."""
+    regular: list[str] = []
+    other: list[str] = []
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(parent) / name
+            relative = path.relative_to(folder).as_posix()
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                regular.append(relative)
+            elif not stat.S_ISDIR(mode):
+                other.append(relative)
+    return sorted(regular), sorted(other)
+
+
+def _sync(path: Path) -> None:
+    # Windows flushes only what is open for writing; elsewhere a copied file may be read-only.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there, and a rename is on disk with the journal
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network and user-space file systems cannot flush a folder; their rename is as safe as it gets.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

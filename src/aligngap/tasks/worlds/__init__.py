@@ -1,0 +1,21 @@
+"""Built-in worlds: embedded tasks whose rater's true utility is known. One world a file, one registry line each."""
+
+from __future__ import annotations
+
+from aligngap.errors import UserError, nearest
+from aligngap.tasks.worlds.base import World, Writer
+from aligngap.tasks.worlds.summarisation import Summarisation
+
+WORLDS: dict[str, type[World]] = {
+    "summarisation": Summarisation,
+}
+
+
+def world(name: str) -> World:
+    """The built-in world of this name. Raises UserError, naming the nearest known one."""
+    if name not in WORLDS:
+        raise UserError(f"there is no built-in world '{name}'", mend=nearest(name, WORLDS))
+    return WORLDS[name]()
+
+
+__all__ = ["WORLDS", "World", "Writer", "world"]

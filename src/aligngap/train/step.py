@@ -1,0 +1,74 @@
+"""One optimiser step, shared by all training here: clipping, schedule, refusal of non-finite losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OptimSpec(BaseModel):
+    """AdamW with linear warm-up, then constant or cosine. Everything counts optimiser steps, never data-set length."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float = Field(gt=0)
+    steps: int = Field(gt=0)
+    batch: int = Field(32, gt=0)
+    warmup_steps: int = Field(20, ge=0)
+    schedule: str = Field("constant", pattern="^(constant|cosine)$")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class Optimiser:
+    """AdamW over some parameters, with the schedule of its specification."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], spec: OptimSpec) -> None:
+        self.spec, self.step_count = spec, 0
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._adamw = torch.optim.AdamW(self._parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, self._factor)
+
+    def _factor(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / (self.spec.warmup_steps + 1))
+        if self.spec.schedule == "constant":
+            return warmup
+        return warmup * 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * step / self.spec.steps))))
+
+    def step(self, loss: torch.Tensor) -> float:
+        """Back-propagate and update; returns the gradient's norm before clipping. Raises Diverged before touching the weights."""
+        if not bool(torch.isfinite(loss)):
+            raise Diverged(f"the loss is {float(loss)} at step {self.step_count + 1}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise Diverged(f"the gradient's norm is {float(norm)} at step {self.step_count + 1}")
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self._schedule.step()
+        self.step_count += 1
+        return float(norm)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """As named tensors: steps done, and each parameter's moments in the order of the parameters."""
+        state = {"step": torch.tensor(self.step_count)}
+        for index, parameter in enumerate(self._parameters):
+            state |= {f"{index}.{name}": value for name, value in self._adamw.state[parameter].items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue bit for bit."""
+        for index, parameter in enumerate(self._parameters):
+            prefix = f"{index}."
+            self._adamw.state[parameter] = {
+                name.removeprefix(prefix): value.clone() for name, value in state.items() if name.startswith(prefix)
+            }
+        self.step_count = int(state["step"])
+        self._schedule.last_epoch = self.step_count
+        self._adamw.param_groups[0]["lr"] = self.spec.lr * self._factor(self.step_count)

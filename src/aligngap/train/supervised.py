@@ -1,0 +1,47 @@
+"""Supervised training: the SFT policy on both responses, and preference models by maximum likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.nn import functional
+
+from aligngap.models.policy import Policy
+from aligngap.models.preference import PreferenceModel
+from aligngap.seeds import numpy_stream
+from aligngap.sources.base import PairSource
+from aligngap.train.step import Optimiser, OptimSpec
+from aligngap.types import PairBatch
+
+Report = Callable[[int, int, Mapping[str, float]], None]
+
+
+def fit(module: torch.nn.Module, loss: Callable[[PairBatch, int], torch.Tensor], source: PairSource, optim: OptimSpec, report: Report) -> None:
+    """Minimise `loss(batch, step)` over what the source supplies."""
+    optimiser = Optimiser(module.parameters(), optim)
+    device = next(module.parameters()).device
+    for step in range(optim.steps):
+        value = loss(source.next_batch(optim.batch).to(device), step)
+        optimiser.step(value)
+        report(step + 1, optim.steps, {"loss": float(value.detach())})
+
+
+def sft_loss(policy: Policy, batch: PairBatch) -> torch.Tensor:
+    """Mean negative log-likelihood per token of both responses (Tang et al. 2024, section 4), in nats."""
+    responses = [batch.first, batch.second]
+    total = sum(log_prob.sum() for log_prob in policy.log_probs(batch.prompts, responses))
+    return -torch.as_tensor(total) / sum(int(tokens.lengths.sum()) for tokens in responses)
+
+
+def preference_loss(model: PreferenceModel, batch: PairBatch, step: int, seed: int) -> torch.Tensor:
+    """Binary cross-entropy, the order of the two responses drawn anew for each pair (appendix A)."""
+    flip = torch.from_numpy(numpy_stream("order", seed, step).random(len(batch)) < 0.5).to(batch.preference.device)
+    swapped = PairBatch(
+        batch.prompt_numbers, batch.prompts, batch.second, batch.first, 1 - batch.preference, batch.provenance
+    )
+    there, back = (torch.nonzero(~flip).squeeze(1), torch.nonzero(flip).squeeze(1))
+    parts = [part.take(index) for part, index in ((batch, there), (swapped, back)) if len(index)]
+    logits = torch.cat([model.logit(part.prompts, part.first, part.second) for part in parts])
+    target = torch.cat([part.preference for part in parts])
+    return functional.binary_cross_entropy_with_logits(logits, target)

@@ -1,0 +1,116 @@
+"""Prompts, pairs and batches of pairs: always token ids, never text. Imports nothing of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+TokenIds = Sequence[int]
+
+
+class Prompt(NamedTuple):
+    """A prompt of a task. `number` is unique within the task and names the prompt's random streams."""
+
+    number: int
+    ids: tuple[int, ...]
+
+
+class Tokens(NamedTuple):
+    """Token sequences of unequal length, side by side.
+
+    ids: int64 [n, width]; what lies outside a row's length is padding. lengths: int64 [n].
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def collate(cls, rows: Sequence[TokenIds]) -> Tokens:
+        """Right-pad to the longest row (at least one column)."""
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        width = max(1, int(lengths.max())) if len(rows) else 1
+        ids = torch.zeros((len(rows), width), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
+        return cls(ids, lengths)
+
+    def mask(self) -> torch.Tensor:
+        """True on real tokens, bool [n, width]."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def rows(self) -> list[list[int]]:
+        """Without padding, as lists."""
+        return [row[:length] for row, length in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
+
+    def take(self, index: torch.Tensor) -> Tokens:
+        """These rows, trimmed to their longest."""
+        lengths = self.lengths[index]
+        width = max(1, int(lengths.max())) if len(lengths) else 1
+        return Tokens(self.ids[index, :width], lengths)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same, on another device."""
+        return Tokens(self.ids.to(device), self.lengths.to(device))
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch of labelled pairs, as a source supplies it and the trainer consumes it.
+
+    prompt_numbers: int64 [n]; prompts, first, second: token ids; preference: float32 [n], the probability that the first response is
+    preferred (1, 0, or 0.5 for a tie); provenance: where the pairs come from. The trainer and the losses never read `provenance`; it is
+    written to the recorded stream.
+    """
+
+    prompt_numbers: torch.Tensor
+    prompts: Tokens
+    first: Tokens
+    second: Tokens
+    preference: torch.Tensor
+    provenance: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_numbers)
+
+    def take(self, index: torch.Tensor) -> PairBatch:
+        """These pairs, in this order, padded no wider than they need."""
+        return PairBatch(
+            self.prompt_numbers[index],
+            self.prompts.take(index),
+            self.first.take(index),
+            self.second.take(index),
+            self.preference[index],
+            tuple(self.provenance[i] for i in index.tolist()),
+        )
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The same, on another device."""
+        return PairBatch(
+            self.prompt_numbers.to(device),
+            self.prompts.to(device),
+            self.first.to(device),
+            self.second.to(device),
+            self.preference.to(device),
+            self.provenance,
+        )
+
+
+def concatenate(batches: Sequence[PairBatch]) -> PairBatch:
+    """Several batches as one, in order."""
+
+    def join(parts: Sequence[Tokens]) -> Tokens:
+        width = max(part.ids.shape[1] for part in parts)
+        ids = torch.cat([torch.nn.functional.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts])
+        return Tokens(ids, torch.cat([part.lengths for part in parts]))
+
+    return PairBatch(
+        torch.cat([batch.prompt_numbers for batch in batches]),
+        join([batch.prompts for batch in batches]),
+        join([batch.first for batch in batches]),
+        join([batch.second for batch in batches]),
+        torch.cat([batch.preference for batch in batches]),
+        tuple(origin for batch in batches for origin in batch.provenance),
+    )

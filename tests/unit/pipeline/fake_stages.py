@@ -1,0 +1,84 @@
+"""Stages that take milliseconds. In a module of their own, because the processes that run them import it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from aligngap.errors import UserError
+from aligngap.pipeline.graph import Context, Stage
+
+
+class Fake(Stage):
+    """Sleeps and says when; `does` is what goes wrong on the way."""
+
+    kind: ClassVar[str] = "fake"
+
+    name: str
+    after: tuple[Stage, ...] = ()
+    seconds: float = 0.0
+    does: str = ""
+    cost: float = 1.0
+
+    @property
+    def label(self) -> str:
+        return f"fake [{self.name}]"
+
+    @property
+    def work(self) -> float:
+        return self.cost
+
+    def run(self, context: Context) -> None:
+        import torch
+
+        start = time.monotonic()
+        seen = [read(path)["name"] for path in context.many("after")] if self.after else []
+        time.sleep(self.seconds)
+        if self.does == "fail":
+            raise RuntimeError("out of luck")
+        if self.does == "mistake":
+            raise UserError("no such column", where="data.csv", mend="Rename it.")
+        if self.does == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.does == "print":
+            print("a warning")
+        found = {"name": self.name, "seen": seen, "start": start, "end": time.monotonic(), "pid": os.getpid()}
+        found |= {"threads": torch.get_num_threads(), "variable": os.environ.get("OMP_NUM_THREADS")}
+        (context.out / "times.json").write_text(json.dumps(found))
+
+
+class Steps(Stage):
+    """Counts to `steps`, with a checkpoint at each."""
+
+    kind: ClassVar[str] = "steps"
+
+    name: str = "steps"
+    steps: int = 20
+    seconds: float = 0.02
+
+    @property
+    def label(self) -> str:
+        return f"steps {self.name}"
+
+    @property
+    def work(self) -> float:
+        return 1.0
+
+    def run(self, context: Context) -> None:
+        checkpoint = context.partial / "checkpoint.json"
+        first = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
+        for step in range(first, self.steps):
+            time.sleep(self.seconds)
+            checkpoint.with_suffix(".new").write_text(json.dumps({"step": step + 1, "pid": os.getpid()}))
+            checkpoint.with_suffix(".new").rename(checkpoint)
+            context.progress(step + 1, self.steps, {"loss": 1.0 / (step + 1)})
+        (context.out / "times.json").write_text(json.dumps({"first": first, "pid": os.getpid()}))
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "times.json").read_text())
+    return found

@@ -1,0 +1,255 @@
+"""The local executor, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from fake_stages import Fake, Steps, read
+
+from aligngap.pipeline.executors.local import Interrupted, run_graph
+from aligngap.pipeline.graph import Event, Outcome, Stage
+from aligngap.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def go(
+    store: Store,
+    *stages: Stage,
+    jobs: int = 2,
+    on_event: Callable[[Event], None] | None = None,
+    log: Path | None = None,
+) -> tuple[Outcome, list[Event]]:
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if on_event:
+            on_event(event)
+
+    return run_graph(stages, store, jobs=jobs, device="cpu", on_event=note, log_folder=log), events
+
+
+def kinds(events: Sequence[Event], stage: Stage) -> list[str]:
+    return [event.kind for event in events if event.stage.identity == stage.identity]
+
+
+def test_inputs_first_and_handed_on_in_order(store: Store) -> None:
+    a, b = Fake(name="a", seconds=0.2), Fake(name="b")
+    c = Fake(name="c", after=(b, a))
+    outcome, events = go(store, c)
+    times = {stage.name: read(store.get(stage.identity).path) for stage in (a, b, c)}
+    assert times["c"]["seen"] == ["b", "a"]
+    assert times["c"]["start"] >= max(times["a"]["end"], times["b"]["end"])
+    assert set(outcome.status.values()) == {"finished"}
+    assert outcome.seconds[a.identity] >= 0.2
+    assert kinds(events, c) == ["started", "finished"]
+
+
+def test_record_says_how_it_was_made(store: Store) -> None:
+    a = Fake(name="a")
+    b = Fake(name="b", after=(a,))
+    outcome, _ = go(store, b)
+    record = store.get(b.identity).record()
+    assert record["kind"] == "fake"
+    assert record["label"] == "fake [b]"
+    assert record["inputs"] == {"after": [a.identity]}
+    assert record["specification"] == b.specification
+    assert record["seconds"] == outcome.seconds[b.identity]
+    assert "environment" in record
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_as_many_side_by_side_as_jobs(store: Store, jobs: int) -> None:
+    a, b = Fake(name="a", seconds=2.0), Fake(name="b", seconds=2.0)
+    go(store, a, b, jobs=jobs)
+    one, two = (read(store.get(stage.identity).path) for stage in (a, b))
+    overlap = min(one["end"], two["end"]) - max(one["start"], two["start"])
+    assert (overlap > 0) == (jobs == 2)
+
+
+def test_one_thread_a_stage(store: Store) -> None:
+    stage = Fake(name="a")
+    go(store, stage)
+    found = read(store.get(stage.identity).path)
+    assert (found["threads"], found["variable"]) == (1, "1")
+    assert found["pid"] != os.getpid()
+
+
+def test_what_is_in_the_store_needs_no_process(store: Store) -> None:
+    a = Fake(name="a")
+    b = Fake(name="b", after=(a,))
+    go(store, a)
+    outcome, events = go(store, b)
+    assert kinds(events, a) == ["cached"]
+    assert outcome.status == {a.identity: "cached", b.identity: "finished"}
+    assert a.identity not in outcome.seconds
+
+
+def test_a_failure_stops_only_what_needs_it(store: Store, tmp_path: Path) -> None:
+    bad = Fake(name="bad", does="fail")
+    needs = Fake(name="needs", after=(bad,))
+    far = Fake(name="far", after=(needs,))
+    good = Fake(name="good", seconds=0.3)
+    after = Fake(name="after", after=(good,))
+    outcome, _ = go(store, far, after, log=tmp_path / "logs")
+    assert {stage.name: outcome.status[stage.identity] for stage in (bad, needs, far, good, after)} == {
+        "bad": "failed",
+        "needs": "blocked",
+        "far": "blocked",
+        "good": "finished",
+        "after": "finished",
+    }
+    assert outcome.reasons[bad.identity] == "RuntimeError: out of luck"
+    assert "fake [bad]" in outcome.reasons[far.identity]
+    assert "Traceback" in (tmp_path / "logs" / f"{bad.identity}.log").read_text()
+    assert len(list((tmp_path / "logs").iterdir())) == 1  # silent stages leave none
+    assert list((store.root / ".temporary").iterdir()) == []
+
+
+def test_a_users_mistake_keeps_its_words(store: Store, tmp_path: Path) -> None:
+    stage = Fake(name="a", does="mistake")
+    outcome, _ = go(store, stage, log=tmp_path)
+    assert outcome.reasons[stage.identity] == "data.csv: no such column\nRename it."
+    assert not (tmp_path / f"{stage.identity}.log").exists()
+
+
+def test_a_killed_process_is_a_failure_with_the_signals_name(store: Store) -> None:
+    bad, good = Fake(name="bad", does="killed"), Fake(name="good", seconds=0.3)
+    outcome, _ = go(store, bad, good)
+    assert outcome.status == {bad.identity: "failed", good.identity: "finished"}
+    assert "SIGKILL" in outcome.reasons[bad.identity]
+
+
+def test_a_stage_that_cannot_be_sent_to_a_process_fails_alone(store: Store) -> None:
+    class Local(Fake):
+        """Not to be found by a child, as it is defined in a function."""
+
+    bad, good = Local(name="bad"), Fake(name="good")
+    outcome, _ = go(store, bad, good)
+    assert outcome.status == {bad.identity: "failed", good.identity: "finished"}
+
+
+def test_output_goes_to_the_log(store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stage = Fake(name="a", does="print")
+    go(store, stage, log=tmp_path)
+    assert (tmp_path / f"{stage.identity}.log").read_text() == "a warning\n"
+    assert capfd.readouterr().out == ""
+
+
+def test_progress_is_throttled_but_ends_at_the_end(store: Store) -> None:
+    stage = Steps(steps=400, seconds=0.001)
+    _, events = go(store, stage)
+    progress = [event for event in events if event.kind == "progress"]
+    assert len(progress) < 100
+    assert (progress[-1].done, progress[-1].total) == (400, 400)
+    assert progress[-1].metrics == {"loss": 1 / 400}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_then_resume(store: Store, number: int) -> None:
+    stage = Steps(steps=60, seconds=0.05)
+    waiting = Fake(name="other")
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "progress" and event.done >= 5:
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught:
+        go(store, waiting, stage, jobs=2, on_event=interrupt)
+    assert signal.getsignal(number) is handler
+    assert stage.identity not in caught.value.outcome.status
+    assert list((store.root / ".temporary").iterdir()) == []
+    outcome, _ = go(store, waiting, stage)
+    assert outcome.status[stage.identity] == "finished"
+    assert read(store.get(stage.identity).path)["first"] >= 5
+    assert list((store.root / ".partial").iterdir()) == []
+
+
+def test_an_error_in_the_display_ends_the_processes(store: Store) -> None:
+    stage = Steps(steps=10_000)
+    with pytest.raises(ZeroDivisionError):
+        go(store, stage, on_event=lambda event: print(1 / (event.kind != "progress")))
+    process = json.loads((store.partial(stage.identity) / "checkpoint.json").read_text())["pid"]
+    assert gone(process)
+
+
+def test_two_runs_on_one_store_share_the_work(store: Store) -> None:
+    stage = Fake(name="a", seconds=2.0)
+    outcomes: list[Outcome] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(go(store, stage)[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcome.status[stage.identity] for outcome in outcomes) == ["cached", "finished"]
+
+
+SCRIPT = """
+import sys
+from fake_stages import Steps
+from aligngap.pipeline.executors.local import Interrupted, run_graph
+from aligngap.store import Store
+
+if __name__ == "__main__":
+    stages = [Steps(name=name, steps=10_000) for name in "ab"]
+    try:
+        run_graph(stages, Store(sys.argv[1]), jobs=2, device="cpu", on_event=lambda event: None)
+    except Interrupted:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "ctrl-c"])
+def test_no_process_outlives_the_run(store: Store, tmp_path: Path, how: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    stages = [Steps(name=name, steps=10_000) for name in "ab"]
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(store.root)],
+        env=variables,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    checkpoints = [store.partial(stage.identity) / "checkpoint.json" for stage in stages]
+    until(lambda: all(path.exists() for path in checkpoints))
+    processes = [json.loads(path.read_text())["pid"] for path in checkpoints]
+    if how == "killed":
+        run.kill()
+    else:
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all of them
+    _, printed = run.communicate(timeout=60)
+    assert run.returncode == (-signal.SIGKILL if how == "killed" else 130)
+    assert printed == ""
+    until(lambda: all(gone(process) for process in processes))
+
+
+def gone(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"  # dead; some machines have nobody who collects it
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited for too long"
+        time.sleep(0.1)

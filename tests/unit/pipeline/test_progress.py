@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from fake_stages import Fake
+from rich.console import Console
+
+from aligngap.pipeline.executors.progress import Ledger, clock, display
+from aligngap.pipeline.graph import Event
+
+
+def test_a_rate_counts_only_the_steps_seen() -> None:
+    stage = Fake(name="a")
+    ledger = Ledger([stage], 1)
+    entry = ledger.entries[stage.identity]
+    ledger.update(Event("started", stage))
+    ledger.update(Event("progress", stage, 100, 200, {}, 3.0))  # resumed at step 100
+    assert entry.rate is None
+    ledger.update(Event("progress", stage, 120, 200, {}, 7.0))
+    assert entry.rate == 5.0
+    assert entry.left == 16.0
+    assert entry.pace == "120/200, 5 steps/s, 0:16 left"
+    ledger.update(Event("progress", stage, 1, 10, {}, 8.0))  # another phase of the same stage
+    assert entry.rate is None
+
+
+def test_the_share_of_the_work_leaves_out_what_was_there() -> None:
+    stages = [Fake(name="old", cost=50), Fake(name="half", cost=8), Fake(name="ready", cost=2)]
+    ledger = Ledger(stages, 1)
+    ledger.update(Event("cached", stages[0]))
+    ledger.update(Event("finished", stages[2]))
+    ledger.update(Event("progress", stages[1], 5, 10))
+    assert ledger.fraction == pytest.approx(0.6)
+    assert ledger.count("cached", "finished") == 2
+    assert Ledger([], 1).fraction == 1.0
+
+
+def test_left_follows_the_estimates_at_first() -> None:
+    assert Ledger([Fake(name="a", cost=60), Fake(name="b", cost=60)], 2).left == pytest.approx(60, abs=1)
+
+
+def test_clock() -> None:
+    assert [clock(seconds) for seconds in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_both_displays_take_all_events(terminal: bool) -> None:
+    stages = [Fake(name=name) for name in "abc"]
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+    ledger = Ledger(stages, 1)
+    with display(console, ledger) as show:
+        for event in (
+            Event("cached", stages[0]),
+            Event("started", stages[1]),
+            Event("progress", stages[1], 0, 0, {}, 0.1, "another run is making it"),
+            Event("progress", stages[1], 5, 10, {}, 0.5),
+            Event("failed", stages[1], reason="RuntimeError: [bold]no markup[/bold]"),
+            Event("blocked", stages[2], reason="needs it"),
+        ):
+            ledger.update(event)
+            show(event)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "fake [b]: RuntimeError: [bold]no markup[/bold]" in printed
+    if not terminal:
+        assert [line.split("] ", 1)[1] for line in printed.splitlines()] == [
+            "started   fake [b]",
+            "FAILED    fake [b]: RuntimeError: [bold]no markup[/bold]",
+            "BLOCKED   fake [c]: needs it",
+        ]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+from fake_stages import Fake
+
+from aligngap.pipeline.executors.schedule import Schedule, estimate
+from aligngap.pipeline.graph import all_stages
+
+
+def test_the_stage_that_heads_the_longest_chain_goes_first() -> None:
+    alone = Fake(name="alone", cost=5)
+    head = Fake(name="head", cost=1)
+    tail = Fake(name="tail", cost=5, after=(head,))
+    schedule = Schedule(all_stages([alone, tail]), done=())
+    assert schedule.take() is head
+    assert schedule.take() is alone
+    assert schedule.take() is None
+    schedule.finish(head.identity)
+    assert schedule.take() is tail
+
+
+def test_what_is_done_is_neither_handed_out_nor_waited_for() -> None:
+    head = Fake(name="head")
+    tail = Fake(name="tail", after=(head,))
+    schedule = Schedule(all_stages([tail]), done={head.identity})
+    assert schedule.take() is tail
+    assert schedule.take() is None
+
+
+def test_a_failure_takes_out_all_that_needs_it_once() -> None:
+    root, other = Fake(name="root"), Fake(name="other")
+    left, right = Fake(name="left", after=(root,)), Fake(name="right", after=(root, other))
+    join = Fake(name="join", after=(left, right))
+    schedule = Schedule(all_stages([join]), done=())
+    assert schedule.take() is root
+    assert sorted(stage.name for stage in schedule.fail(root.identity) if isinstance(stage, Fake)) == [
+        "join",
+        "left",
+        "right",
+    ]
+    assert schedule.take() is other
+    schedule.finish(other.identity)
+    assert schedule.take() is None
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(1, 12), (2, 7), (3, 7)])
+def test_estimate(jobs: int, seconds: float) -> None:
+    head = Fake(name="head", cost=2)
+    stages = all_stages([Fake(name="tail", cost=5, after=(head,)), Fake(name="alone", cost=5)])
+    assert estimate(stages, (), jobs) == seconds
+
+
+def test_estimate_of_what_is_left() -> None:
+    head = Fake(name="head", cost=2)
+    stages = all_stages([Fake(name="tail", cost=5, after=(head,))])
+    assert estimate(stages, {head.identity}, 1) == 5
+    assert estimate(stages, {stage.identity for stage in stages}, 1) == 0

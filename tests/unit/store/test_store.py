@@ -1,0 +1,476 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import aligngap
+from aligngap.errors import UserError
+from aligngap.store import Problem, Store, read_json, write_bytes_atomic, write_json
+
+NAME = "arm-0123456789abcdef0123"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def make(store: Store, name: str = NAME, text: str = "weights") -> Path:
+    with store.writing(name, {"stage": "arm"}) as folder:
+        (folder / "sub").mkdir()
+        (folder / "model.safetensors").write_text(text)
+        (folder / "sub" / "metrics.json").write_text("{}")
+    return store.get(name).path
+
+
+def everything(store: Store) -> list[str]:
+    """All files of the store but its lock files."""
+    paths = (path.relative_to(store.root) for path in store.root.rglob("*") if not path.is_dir())
+    return sorted(path.as_posix() for path in paths if path.parts[0] != ".locks")
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(Path(aligngap.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not appear"
+        time.sleep(0.01)
+
+
+# Finished artefacts
+
+
+def test_a_written_artefact_is_found_whole(store: Store) -> None:
+    assert not store.has(NAME)
+    assert store.identities() == []
+    path = make(store)
+    assert store.has(NAME)
+    assert store.identities() == [NAME]
+    assert (path / "model.safetensors").read_text() == "weights"
+    assert store.get(NAME).record() == {"stage": "arm"}
+    assert store.verify() == []
+    manifest = read_json(path / "manifest.json")
+    assert isinstance(manifest, dict)
+    assert manifest["schema"] == 1
+    assert manifest["identity"] == NAME
+    assert sorted(manifest["files"]) == ["model.safetensors", "record.json", "sub/metrics.json"]
+    assert manifest["files"]["model.safetensors"]["size"] == 7
+
+
+def test_get_says_what_is_absent(store: Store) -> None:
+    with pytest.raises(KeyError, match=NAME):
+        store.get(NAME)
+
+
+@pytest.mark.parametrize("bad", ["../x", "a/b", "", ".partial", "a\\b", "a b"])
+def test_a_name_cannot_lead_out_of_the_store(store: Store, bad: str) -> None:
+    with pytest.raises(ValueError, match="not an identity"):
+        store.has(bad)
+    with pytest.raises(ValueError, match="not an identity"):
+        store.partial(bad)
+
+
+def test_the_store_stays_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("here")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    make(store)
+    assert (tmp_path / "here" / NAME / "manifest.json").is_file()
+
+
+# All or nothing
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, FileNotFoundError, ConnectionError])
+def test_an_exception_leaves_nothing_and_passes_unchanged(store: Store, kind: type[BaseException]) -> None:
+    def broken() -> None:
+        with store.writing(NAME, {}) as folder:
+            (folder / "a.json").write_text("{}")
+            raise kind("mid-write")
+
+    with pytest.raises(kind, match="mid-write"):
+        broken()
+    assert everything(store) == []
+    assert list((store.root / ".temporary").iterdir()) == []
+    make(store)
+
+
+def test_never_overwritten(store: Store) -> None:
+    path = make(store, text="first")
+    make(store, text="second")
+    assert (path / "model.safetensors").read_text() == "first"
+    assert store.verify() == []
+    assert list((store.root / ".temporary").iterdir()) == []
+
+
+def test_the_artefact_that_appears_meanwhile_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a network disk whose locks do not reach the other machine: seen only by the rename.
+    path = make(store, text="theirs")
+    answers = iter([False])
+    real = Store.has
+    monkeypatch.setattr(Store, "has", lambda self, name: next(answers, None) is not False and real(self, name))
+    make(store, text="ours")
+    assert (path / "model.safetensors").read_text() == "theirs"
+    assert store.verify() == []
+
+
+def test_something_without_a_manifest_in_the_way_is_not_overwritten(store: Store) -> None:
+    (store.root / NAME).mkdir()
+    (store.root / NAME / "precious").write_text("x")
+    with pytest.raises(UserError, match="never overwritten"):
+        make(store)
+    assert everything(store) == [f"{NAME}/precious"]
+    assert [problem.file for problem in store.verify()] == ["manifest.json"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from aligngap.store.store import Store
+store, name = Store(sys.argv[1]), sys.argv[2]
+(store.partial(name) / "step.json").write_text("{}")
+with store.writing(name, {}) as folder:
+    (folder / "half.safetensors").write_bytes(b"x" * 1000)
+    Path(sys.argv[3]).touch()
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_leaves_nothing_visible_and_sweep_cleans(store: Store, tmp_path: Path) -> None:
+    mark = tmp_path / "writing"
+    process = python(KILLED, store.root, NAME, mark)
+    try:
+        wait_for(mark)
+        (temporary,) = (store.root / ".temporary").iterdir()
+        store.sweep()
+        assert (temporary / "half.safetensors").is_file(), "swept under a living writer"
+        with pytest.raises(UserError, match="another process"), store.lock(NAME, timeout=0.1):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not store.has(NAME)
+    assert store.identities() == []
+    assert store.verify() == []
+    assert temporary.is_dir()
+    store.sweep()
+    # What the dead arm had reached is kept: it resumes from there.
+    assert everything(store) == [f".partial/{NAME}/step.json"]
+    make(store)
+    assert not (store.root / ".partial" / NAME).exists()
+
+
+def test_sweep_leaves_what_this_very_thread_writes(store: Store) -> None:
+    with store.writing(NAME, {}) as folder:
+        store.sweep()
+        (folder / "a.json").write_text("{}")
+    assert store.has(NAME)
+
+
+def test_partial_outlives_a_failure_and_goes_with_success(store: Store) -> None:
+    checkpoint = store.partial(NAME) / "step-3.json"
+    checkpoint.write_text("{}")
+    with pytest.raises(RuntimeError), store.writing(NAME, {}):
+        raise RuntimeError
+    store.sweep()
+    assert checkpoint.exists()
+    assert store.partial(NAME) == checkpoint.parent
+    make(store)
+    assert not checkpoint.parent.exists()
+    # Killed between the rename and the removal.
+    (store.partial(NAME) / "late.json").write_text("{}")
+    store.sweep()
+    assert not checkpoint.parent.exists()
+
+
+# Several at once
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from aligngap.store.store import Store
+store, name, log = Store(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+(log / f"ready-{os.getpid()}").touch()
+while len(list(log.glob("ready-*"))) < 2:
+    time.sleep(0.005)
+with store.lock(name):
+    if not store.has(name):
+        (log / f"worked-{os.getpid()}").touch()
+        with store.writing(name, {}) as folder:
+            time.sleep(0.3)
+            (folder / "who.json").write_text(str(os.getpid()))
+print(store.get(name).path.joinpath("who.json").read_text())
+"""
+
+
+def test_two_processes_do_the_work_once(store: Store, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    pair = [python(WORKER, store.root, NAME, log) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].strip() for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    (worked,) = log.glob("worked-*")
+    assert said == [worked.name.removeprefix("worked-")] * 2
+    assert store.verify() == []
+    assert list((store.root / ".temporary").iterdir()) == []
+
+
+def test_two_threads_take_turns(store: Store) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        with Store(store.root).writing(NAME, {}) as folder:
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.05)
+            (folder / "a.json").write_text("{}")
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+    assert store.verify() == []
+
+
+# Damage
+
+
+def test_verify_finds_a_flipped_byte_in_every_file(store: Store) -> None:
+    path = make(store)
+    for file in ("model.safetensors", "sub/metrics.json", "record.json"):
+        good = (path / file).read_bytes()
+        (path / file).write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        assert store.verify() == [Problem(NAME, file, "altered")]
+        (path / file).write_bytes(good)
+    assert store.verify() == []
+
+
+def test_verify_finds_truncation_absence_and_strangers(store: Store) -> None:
+    path = make(store)
+    (path / "model.safetensors").write_text("weig")
+    (path / "sub" / "metrics.json").unlink()
+    (path / "stranger").write_text("")
+    (path / "link").symlink_to("/")
+    assert [(problem.file, problem.what) for problem in store.verify([NAME])] == [
+        ("model.safetensors", "truncated: 4 of 7 bytes"),
+        ("sub/metrics.json", "missing"),
+        ("stranger", "unexpected file"),
+        ("link", "not a plain file"),
+    ]
+    assert str(store.verify([NAME])[1]) == f"{NAME}/sub/metrics.json: missing"
+
+
+def test_verify_of_an_absent_artefact(store: Store) -> None:
+    assert store.verify(["sft-00"]) == [Problem("sft-00", "", "missing")]
+
+
+def test_verify_of_a_file_replaced_by_a_link_to_the_same_contents(store: Store, tmp_path: Path) -> None:
+    path = make(store)
+    (tmp_path / "copy").write_text("weights")
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors").symlink_to(tmp_path / "copy")
+    assert store.verify() == [Problem(NAME, "model.safetensors", "not a plain file")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"schema": 2, "files": {}}',
+        '{"schema": 1, "identity": "other", "files": {}}',
+        json.dumps({"schema": 1, "identity": NAME, "files": []}),
+        json.dumps({"schema": 1, "identity": NAME, "files": {"a": {"size": 1}}}),
+        json.dumps({"schema": 1, "identity": NAME, "files": {"a": 3}}),
+        "\x80",
+    ],
+)
+def test_verify_of_an_unreadable_manifest(store: Store, text: str) -> None:
+    path = make(store)
+    (path / "manifest.json").write_text(text, encoding="latin-1")
+    (problem,) = store.verify()
+    assert problem.file == "manifest.json"
+    assert "unreadable" in problem.what
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/../../secret", "sub\\..\\secret", "C:x", ".", "./a"])
+def test_verify_never_follows_a_name_out_of_the_artefact(store: Store, name: str) -> None:
+    path = make(store)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][name] = {"sha256": "0" * 64, "size": 1}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert store.verify() == [Problem(NAME, name, "name leads outside the artefact")]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("file", ["a.pt", "a.PTH", "pytorch_model.bin", "sub/a.pkl", "a.pickle"])
+def test_no_pickle(store: Store, file: str) -> None:
+    def broken() -> None:
+        with store.writing(NAME, {}) as folder:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text("")
+
+    with pytest.raises(ValueError, match="pickle"):
+        broken()
+    assert everything(store) == []
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "record.json"])
+def test_the_stores_own_names(store: Store, file: str) -> None:
+    with pytest.raises(ValueError, match="the store's own"), store.writing(NAME, {}) as folder:
+        (folder / file).write_text("{}")
+    assert everything(store) == []
+
+
+def test_no_links(store: Store) -> None:
+    with pytest.raises(ValueError, match="link"), store.writing(NAME, {}) as folder:
+        (folder / "a.json").symlink_to("/etc/hostname")
+    assert everything(store) == []
+
+
+def test_a_record_is_json_without_nan(store: Store) -> None:
+    with pytest.raises(ValueError, match="JSON"), store.writing(NAME, {"loss": float("nan")}):
+        pass
+    assert everything(store) == []
+
+
+# The disk
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    # Below a plain file, because permissions do not stop root.
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        Store(tmp_path / "file" / "store")
+    assert caught.value.where == str(tmp_path / "file" / "store")
+    assert caught.value.mend
+    assert "run the same command again" in caught.value.mend
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be written"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_in_a_stages_own_writing(store: Store, error: Exception) -> None:
+    with pytest.raises(UserError, match="no room left") as caught, store.writing(NAME, {}):
+        raise error
+    assert caught.value.where == str(store.root)
+    assert caught.value.__cause__ is error
+    assert everything(store) == []
+
+
+def test_a_denied_file_is_the_stores_only_inside_it(store: Store) -> None:
+    with pytest.raises(PermissionError), store.writing(NAME, {}):
+        raise PermissionError(errno.EACCES, "denied", "/data/pairs.parquet")
+    with pytest.raises(UserError, match="cannot be written"), store.writing(NAME, {}) as folder:
+        raise PermissionError(errno.EACCES, "denied", str(folder / "a.json"))
+
+
+def test_a_full_disk_in_the_stores_writing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="no room left"):
+        make(store)
+    assert everything(store) == []
+
+
+LIMITED = """
+import resource, sys
+import torch
+from safetensors.torch import save_file
+from aligngap.errors import UserError
+from aligngap.store.store import Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with Store(sys.argv[1]).writing(sys.argv[2], {}) as folder:
+        save_file({"w": torch.zeros(100_000)}, folder / "model.safetensors")
+except UserError as error:
+    print(error.what)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_safetensors_out_of_room(store: Store) -> None:
+    # The real library with a real limit of the system: its errors are not OSError.
+    process = python(LIMITED, store.root, NAME)
+    assert process.communicate(timeout=120)[0].strip() == "no room left to write"
+    assert everything(store) == []
+
+
+# Plain files
+
+
+def test_json_there_and_back(tmp_path: Path) -> None:
+    value = {"b": 1, "a": [None, 0.1, "é", "\ud800"]}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", 1)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", float("nan"))
+    assert read_json(tmp_path / "x.json") == 1
+    (tmp_path / "x.json").write_text('{"a": NaN}')
+    with pytest.raises(UserError, match="NaN"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_damaged_or_absent_json_file(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError) as caught:
+        read_json(tmp_path / "x.json")
+    assert caught.value.where == str(tmp_path / "x.json")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "y.json")
+
+
+def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes_atomic(tmp_path / "x", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="no room left"):
+        write_bytes_atomic(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
