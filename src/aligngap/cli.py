@@ -21,7 +21,7 @@ from aligngap import __version__
 from aligngap.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from aligngap.experiments.study import StudySpec
+    from aligngap.experiments.spec import StudySpec
     from aligngap.pipeline.graph import Outcome, Stage
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ StorePath = Annotated[
     Path | None,
     typer.Option("--store", metavar="PATH", help="Where artefacts are kept.  [default: $ALIGNGAP_STORE or DIR/store]"),
 ]
+_AGAIN = "Give the `aligngap run` command again."
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
 
@@ -236,6 +237,8 @@ def samples(
     path = RunDirectory.open(directory).folder / "samples.parquet"
     _needs(path)
     frame = pl.read_parquet(path)
+    if frame.is_empty():
+        raise UserError("there are no samples: no arm came to its end", where=str(path), mend=_AGAIN)
     frame = frame.filter(pl.col("split") == _pick(frame, "split", split, "--split"))
     chosen = frame.filter(pl.col("who") == "policy")
     for column, value, option in (("arm", arm, "--arm"), ("seed", seed, "--seed"), ("step", step, "--step")):
@@ -282,28 +285,32 @@ def verify(directory: Run, store: StorePath = None) -> None:
 def pretrain(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Each size is written to DIR/SIZE.")],
     sizes: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="Sizes.  [default: all]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Steps.  [default: the recipe's]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Steps a cycle, for a try-out.  [default: the recipe's]")
+    ] = None,
 ) -> None:
     """Train the shipped bases again, by their recipe."""
-    from aligngap.models.build import SHIPPED
     from aligngap.store import write_json
-    from aligngap.train.pretrain import PretrainSpec
+    from aligngap.train.pretrain import RECIPES
     from aligngap.train.pretrain import pretrain as train
 
     console = _console()
-    chosen = sizes or list(SHIPPED)
+    chosen = sizes or list(RECIPES)
     for size in chosen:
-        if size not in SHIPPED:
-            raise UserError(f"unknown size '{size}'", where="SIZE", mend=nearest(size, SHIPPED))
+        if size not in RECIPES:
+            raise UserError(f"unknown size '{size}'", where="SIZE", mend=nearest(size, RECIPES))
         _new_folder(out / size)
+
+    def progress(done: int, total: int, metrics: dict[str, float]) -> None:
+        values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+        _say(f"{size}  {done}/{total}  {values}", console)
+
     for size in chosen:
-
-        def progress(done: int, total: int, metrics: dict[str, float], size: str = size) -> None:
-            values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-            _say(f"{size}  {done}/{total}  {values}", console)
-
-        spec = PretrainSpec(size=size) if steps is None else PretrainSpec(size=size, steps=steps)
-        write_json(out / size / "record.json", train(spec, out / size, progress))
+        spec = RECIPES[size]
+        if steps is not None:
+            cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
+            spec = spec.model_copy(update={"cycles": cycles})
+        write_json(out / size / "recipe.json", train(spec, out / size, progress))
         _say(f"{size}: {out / size}", console)
 
 
@@ -357,7 +364,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _needs(path: Path) -> None:
     if not path.is_file():
-        raise UserError("it has not been written yet", where=str(path), mend="Give the `aligngap run` command again.")
+        raise UserError("it has not been written yet", where=str(path), mend=_AGAIN)
 
 
 def _new_folder(path: Path) -> None:
@@ -394,5 +401,6 @@ def _plain(text: str) -> Text:
 
 
 def _scores(row: dict[str, Any]) -> str:
-    names = {"utility": "utility", "score_proxy": "proxy", "score_golden": "golden"}
-    return "  ".join(f"{name} {row[key]:.3g}" for key, name in names.items() if row.get(key) is not None)
+    """The true utility and what each judge says, as far as there is one."""
+    scores = {name.replace("_", " "): row[name] for name in row if name.startswith(("utility", "score_", "margin_"))}
+    return "  ".join(f"{name} {value:.3g}" for name, value in scores.items() if value is not None) or "-"

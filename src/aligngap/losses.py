@@ -1,7 +1,7 @@
 """Preference losses: pure functions of log-probabilities. They know nothing of where pairs come from.
 
-All contrastive losses are E[f(beta * Delta)] with a convex f of the log-ratio margin
-Delta = [log pi/pi_sft](y_w) - [log pi/pi_sft](y_l) (Tang et al. 2024, section 2). The reduction over response tokens is explicit and the same for
+All contrastive losses are E[f(beta * Delta)] with a convex f of the log-ratio margin Delta = [log pi/pi_sft](y_w) -
+[log pi/pi_sft](y_l) (Tang et al. 2024, section 2). The reduction over response tokens is explicit and the same for
 every arm: `sum` by default. (Averaging over tokens in one trainer and summing in another compares two losses.)
 """
 
@@ -63,7 +63,9 @@ def hinge(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
 
 
 def best_of_2(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
-    """-log pi(y_w): supervised fine-tuning on the winner; not contrastive, `beta` unused (Tang et al. 2024, section 5.4)."""
+    """-log pi(y_w): supervised fine-tuning on the winner; not contrastive, `beta` unused (Tang et al. 2024, section
+    5.4).
+    """
     return -winner.policy
 
 
@@ -80,8 +82,8 @@ def pair_loss(
 ) -> torch.Tensor:
     """Mean loss of a batch; a scalar.
 
-    preference: [n], probability that `first` is preferred. A hard label picks one orientation; a tie (0.5) averages both. Raises
-    KeyError for an unknown loss name (specs are checked before they come here).
+    preference: [n], probability that `first` is preferred. A hard label picks one orientation; a tie (0.5) averages
+    both. Raises KeyError for an unknown loss name (specs are checked before they come here).
     """
     loss, a, b = LOSSES[name], first.reduced(reduction), second.reduced(reduction)
     return (preference * loss(a, b, beta) + (1 - preference) * loss(b, a, beta)).mean()

@@ -35,8 +35,8 @@ def torch_seed(*key: Key) -> int:
 def uniforms(prompts: torch.Tensor, samples: int, length: int, *key: Key) -> torch.Tensor:
     """Uniform numbers in [0, 1) for sampling, one independent stream per prompt.
 
-    prompts: integer prompt numbers, shape [n]. Returns float64, shape [n * samples, length], rows grouped by prompt. Keyed by
-    prompt so that a batch split over devices, or drawn in another order, samples the same responses.
+    prompts: integer prompt numbers, shape [n]. Returns float64, shape [n * samples, length], rows grouped by prompt.
+    Keyed by prompt so that a batch split over devices, or drawn in another order, samples the same responses.
     """
     rows = [numpy_stream(*key, int(prompt)).random((samples, length)) for prompt in prompts.tolist()]
     return torch.from_numpy(np.concatenate(rows)) if rows else torch.empty((0, length), dtype=torch.float64)

@@ -60,9 +60,9 @@ class Tokens(NamedTuple):
 class PairBatch:
     """A batch of labelled pairs, as a source supplies it and the trainer consumes it.
 
-    prompt_numbers: int64 [n]; prompts, first, second: token ids; preference: float32 [n], the probability that the first response is
-    preferred (1, 0, or 0.5 for a tie); provenance: where the pairs come from. The trainer and the losses never read `provenance`; it is
-    written to the recorded stream.
+    prompt_numbers: int64 [n]; prompts, first, second: token ids; preference: float32 [n], the probability that the
+    first response is preferred (1, 0, or 0.5 for a tie); provenance: where the pairs come from. The trainer and the
+    losses never read `provenance`; it is written to the recorded stream.
     """
 
     prompt_numbers: torch.Tensor

@@ -10,7 +10,7 @@ import numpy as np
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.seeds import numpy_stream
-from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.bootstrap import Estimate, fraction_closed, gap_estimates
 from aligngap.stats.curves import Run
 from aligngap.stats.verdict import Verdict
 
@@ -35,7 +35,9 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Finished:
-    """An arm that was trained and evaluated: its per-prompt outcomes by (split, opponent, judge), and its final weights' hash."""
+    """An arm that was trained and evaluated: its per-prompt outcomes by (split, opponent, judge), and its final
+    weights' hash.
+    """
 
     entry: ArmEntry
     runs: dict[tuple[str, str, str], Run]
@@ -55,10 +57,24 @@ class TaskData:
         chosen = [arm for arm in self.arms if arm.entry.family == family and baseline in (None, arm.entry.baseline)]
         return sorted(chosen, key=lambda arm: (arm.entry.stage.seed, arm.entry.name))
 
-    def runs(self, family: str, *, baseline: bool | None = None, split: str | None = None, judge: str | None = None) -> list[Run]:
+    def runs(
+        self, family: str, *, baseline: bool | None = None, split: str | None = None, judge: str | None = None
+    ) -> list[Run]:
         """Curves of a family, by the study's primary split, opponent and judge unless others are asked for."""
         key = (split or self.settings.split, self.settings.opponent, judge or self.settings.judge)
         return [arm.runs[key] for arm in self.finished(family, baseline=baseline)]
+
+    def gap(self, a: Sequence[Run], b: Sequence[Run], *purpose: str) -> dict[str, Estimate]:
+        """All estimates that compare `a` (as online) with `b` (as offline); see `stats.bootstrap.gap_estimates`."""
+        options = self.settings
+        return gap_estimates(a, b, self.rng(*purpose), replicates=options.replicates, level=options.level)
+
+    def share_closed(self, x: Sequence[Run], offline: Sequence[Run], online: Sequence[Run], *purpose: str) -> Estimate:
+        """Share of the online-offline gap that `x` closes; see `stats.bootstrap.fraction_closed`."""
+        options = self.settings
+        return fraction_closed(
+            x, offline, online, self.rng(*purpose), replicates=options.replicates, level=options.level
+        )
 
     def rng(self, *purpose: str) -> np.random.Generator:
         """The bootstrap's named stream."""

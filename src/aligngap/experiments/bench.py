@@ -17,12 +17,16 @@ from aligngap.train.loop import LossSpec
 from aligngap.train.step import OptimSpec
 
 SHARED_SEED = 0
-"""Seed of what all seeds of a study share: SFT, golden, golden policy. A study's seeds vary the proxy, data order and sampling."""
+"""Seed of what all seeds of a study share: SFT, golden, golden policy. A study's seeds vary the proxy, data order and
+sampling.
+"""
 
 
 @dataclass(frozen=True)
 class ArmEntry:
-    """An arm with the name and family it has in figures. `baseline` marks a family's one arm at the baseline configuration."""
+    """An arm with the name and family it has in figures. `baseline` marks a family's one arm at the baseline
+    configuration.
+    """
 
     name: str
     family: str
@@ -64,7 +68,13 @@ class Bench:
         spec = self.study.golden
         base = Base.named(self.study.models.golden)
         return Preference(
-            pairs=self.pairs, base=base, role="golden", model=spec.model, train_pairs=spec.train_pairs, optim=spec.optim, seed=SHARED_SEED
+            pairs=self.pairs,
+            base=base,
+            role="golden",
+            model=spec.model,
+            train_pairs=spec.train_pairs,
+            optim=spec.optim,
+            seed=SHARED_SEED,
         )
 
     @cached_property
@@ -77,7 +87,13 @@ class Bench:
         spec = self.study.proxy
         base = Base.named(self.study.models.proxy)
         return Preference(
-            pairs=self.golden_pairs, base=base, role="proxy", model=spec.model, train_pairs=spec.train_pairs, optim=spec.optim, seed=seed
+            pairs=self.golden_pairs,
+            base=base,
+            role="proxy",
+            model=spec.model,
+            train_pairs=spec.train_pairs,
+            optim=spec.optim,
+            seed=seed,
         )
 
     def _arm(self, *, seed: int, source: SampledSpec | RecordedSpec, **changes: object) -> Arm:
@@ -86,7 +102,9 @@ class Bench:
         optim = given["optim"]
         assert isinstance(optim, OptimSpec)
         keep = log_steps(optim.steps, self.study.evaluation.checkpoints)
-        return Arm.model_validate({"sft": self.sft, "task": self.pairs, "source": source, "seed": seed, "keep": keep, **given})
+        return Arm.model_validate(
+            {"sft": self.sft, "task": self.pairs, "source": source, "seed": seed, "keep": keep, **given}
+        )
 
     @cached_property
     def golden_policy(self) -> Arm:
@@ -100,25 +118,32 @@ class Bench:
         arm = self._arm(seed=seed, source=SampledSpec(), judge=self.proxy(seed))
         return ArmEntry("online", "online", arm, baseline=True)
 
-    def offline(self, seed: int, lr_factor: float = 1.0, beta: float | None = None, step_factor: float = 1.0) -> ArmEntry:
+    def offline(
+        self, seed: int, lr_factor: float = 1.0, beta: float | None = None, step_factor: float = 1.0
+    ) -> ArmEntry:
         """Offline: on `D_golden`, in the prompt order of the seed."""
         loss, optim = self.study.baseline.loss, self.study.baseline.optim
         loss = LossSpec(name=loss.name, beta=beta if beta is not None else loss.beta, reduction=loss.reduction)
         changed = optim.model_copy(update={"lr": optim.lr * lr_factor, "steps": round(optim.steps * step_factor)})
-        arm = self._arm(seed=seed, source=RecordedSpec(order="schedule"), recorded=self.golden_pairs, loss=loss, optim=changed)
+        arm = self._arm(
+            seed=seed, source=RecordedSpec(order="schedule"), recorded=self.golden_pairs, loss=loss, optim=changed
+        )
         name = f"offline lr={changed.lr:g} beta={loss.beta:g}" + (f" steps={changed.steps}" if step_factor != 1 else "")
         return ArmEntry(name, "offline", arm, baseline=(changed, loss) == (optim, self.study.baseline.loss))
 
     def on_stream(self, seed: int, family: str, source: RecordedSpec) -> ArmEntry:
         """Offline on the stream that the online arm of this seed recorded."""
-        return ArmEntry(family, family, self._arm(seed=seed, source=source, recorded=self.online(seed).stage), baseline=True)
+        return ArmEntry(
+            family, family, self._arm(seed=seed, source=source, recorded=self.online(seed).stage), baseline=True
+        )
 
     @cached_property
     def opponents(self) -> tuple[Responses, ...]:
         """The fixed responses that every arm is compared with."""
         count, seed = self.study.evaluation.prompts, self.study.evaluation.seed
         return tuple(
-            Responses(sft=self.sft, task=self.pairs, arm=arm, prompts=count, seed=seed) for arm in (None, self.golden_policy)
+            Responses(sft=self.sft, task=self.pairs, arm=arm, prompts=count, seed=seed)
+            for arm in (None, self.golden_policy)
         )
 
     def evaluation(self, entry: ArmEntry) -> Evaluate:

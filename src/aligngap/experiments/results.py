@@ -52,7 +52,12 @@ def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> d
     }
     plain: dict[str, Any] = _plain(results)
     write_json(folder / "results.json", plain)
-    points = [_flat(task, arm, point) for task, found in plain["tasks"].items() for arm in found["arms"] for point in arm["points"]]
+    points = [
+        _flat(task, arm, point)
+        for task, found in plain["tasks"].items()
+        for arm in found["arms"]
+        for point in arm["points"]
+    ]
     pl.DataFrame(points, infer_schema_length=None).write_parquet(folder / "points.parquet")
     for name, frames in (("per_prompt", per_prompt), ("samples", samples)):
         (pl.concat(frames) if frames else pl.DataFrame()).write_parquet(folder / f"{name}.parquet")
@@ -69,7 +74,12 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 
 def _task(
-    study: StudySpec, task: str, store: Store, outcome: Outcome, per_prompt: list[pl.DataFrame], samples: list[pl.DataFrame]
+    study: StudySpec,
+    task: str,
+    store: Store,
+    outcome: Outcome,
+    per_prompt: list[pl.DataFrame],
+    samples: list[pl.DataFrame],
 ) -> dict[str, Any]:
     bench = Bench(study, task)
     entries = arms(study, task)
@@ -91,13 +101,19 @@ def _task(
     if texts:
         samples += _opponent_samples(bench, task, store, texts)
     data = TaskData(task, study.analysis, finished)
-    return {"arms": listed, "stages": _stages(bench, store), "experiments": {name: _concluded(name, data) for name in study.experiments}}
+    return {
+        "arms": listed,
+        "stages": _stages(bench, store),
+        "experiments": {name: _concluded(name, data) for name in study.experiments},
+    }
 
 
 def _problem(stages: Iterable[Stage], outcome: Outcome, store: Store) -> tuple[str, str] | None:
     for stage in stages:
         if not store.has(stage.identity):
-            return outcome.status.get(stage.identity, "blocked"), outcome.reasons.get(stage.identity, "an input is missing")
+            return outcome.status.get(stage.identity, "blocked"), outcome.reasons.get(
+                stage.identity, "an input is missing"
+            )
     return None
 
 
@@ -121,7 +137,9 @@ def _listed(entry: ArmEntry, problem: tuple[str, str] | None) -> dict[str, Any]:
     }
 
 
-def _measured(entry: ArmEntry, evaluation: Evaluate, store: Store, prompts: pl.DataFrame, pairs: pl.DataFrame) -> dict[str, Any]:
+def _measured(
+    entry: ArmEntry, evaluation: Evaluate, store: Store, prompts: pl.DataFrame, pairs: pl.DataFrame
+) -> dict[str, Any]:
     folder = store.get(entry.stage.identity).path
     points = [_point(prompts, pairs, step, split) for step in entry.stage.keep for split in SPLITS]
     cost = read_json(folder / "cost.json") | read_json(folder / "seconds.json")
@@ -133,7 +151,8 @@ def _point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) ->
     prompt, pair = prompts.filter(here), pairs.filter(here)
     kl, kl_se = mean_se(prompt["kl"].to_numpy())
     wins = {
-        opponent: {judge: win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict() for judge in JUDGES} for opponent in OPPONENTS
+        opponent: {judge: win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict() for judge in JUDGES}
+        for opponent in OPPONENTS
     }
     return {
         "step": step,
@@ -152,7 +171,12 @@ def _point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) ->
 
 def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
     arm = entry.stage
-    labels = [pl.lit(task).alias("task"), pl.lit(entry.name).alias("arm"), pl.lit(entry.family).alias("family"), pl.lit(arm.seed).alias("seed")]
+    labels = [
+        pl.lit(task).alias("task"),
+        pl.lit(entry.name).alias("arm"),
+        pl.lit(entry.family).alias("family"),
+        pl.lit(arm.seed).alias("seed"),
+    ]
     return frame.select(*labels, pl.all())
 
 

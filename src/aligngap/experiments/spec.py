@@ -126,7 +126,9 @@ class StudySpec(Section):
         """About a minute's worth of the same study, for a try-out: every stage runs, no number means anything."""
 
         def shorter(optim: OptimSpec, steps: int) -> OptimSpec:
-            return optim.model_copy(update={"steps": min(optim.steps, steps), "warmup_steps": min(optim.warmup_steps, 4)})
+            return optim.model_copy(
+                update={"steps": min(optim.steps, steps), "warmup_steps": min(optim.warmup_steps, 4)}
+            )
 
         def smaller(spec: PreferenceSpec) -> PreferenceSpec:
             return spec.model_copy(update={"optim": shorter(spec.optim, 40)})
@@ -135,7 +137,9 @@ class StudySpec(Section):
             update={
                 "smoke": True,
                 "seeds": self.seeds[:1],
-                "data": DataSpec(train_pairs=min(self.data.train_pairs, 640), held_out_pairs=min(self.data.held_out_pairs, 128)),
+                "data": DataSpec(
+                    train_pairs=min(self.data.train_pairs, 640), held_out_pairs=min(self.data.held_out_pairs, 128)
+                ),
                 "sft": shorter(self.sft, 20),
                 "golden": smaller(self.golden),
                 "proxy": smaller(self.proxy),
@@ -161,4 +165,3 @@ def log_steps(total: int, count: int) -> tuple[int, ...]:
     first = max(1.0, total / 100)
     spaced = (first * (total / first) ** (k / (count - 1)) for k in range(count))
     return (0, *sorted({max(1, math.floor(step + 0.5)) for step in spaced}))
-

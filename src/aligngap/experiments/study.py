@@ -27,7 +27,8 @@ def shipped() -> dict[str, str]:
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
     """A shipped study by name, or a YAML file by path, with `key=value` overrides (dotted keys).
 
-    Raises UserError for an unknown study or key, unreadable YAML, or a value out of range; the message says where and how to mend it.
+    Raises UserError for an unknown study or key, unreadable YAML, or a value out of range; the message says where and
+    how to mend it.
     """
     known = shipped()
     if name in known:
@@ -36,11 +37,15 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     else:
         path = Path(name)
         if path.suffix not in (".yaml", ".yml"):
-            raise UserError(f"there is no study '{name}'", mend=f"{nearest(name, known)} Or give a file that ends in .yaml.")
+            raise UserError(
+                f"there is no study '{name}'", mend=f"{nearest(name, known)} Or give a file that ends in .yaml."
+            )
         try:
             where, text, default = name, path.read_text("utf-8"), path.stem
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the study file cannot be read: {error}", where=name, mend="Check the path and that it is UTF-8 text.") from error
+            raise UserError(
+                f"the study file cannot be read: {error}", where=name, mend="Check the path and that it is UTF-8 text."
+            ) from error
     content = _parse(text, where)
     content.setdefault("name", default)
     for override in overrides:
@@ -55,7 +60,11 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
         raise _explained(error, where) from None
     for experiment in study.experiments:
         if experiment not in EXPERIMENTS:
-            raise UserError(f"there is no experiment '{experiment}'", where=f"{where}, experiments", mend=nearest(experiment, EXPERIMENTS))
+            raise UserError(
+                f"there is no experiment '{experiment}'",
+                where=f"{where}, experiments",
+                mend=nearest(experiment, EXPERIMENTS),
+            )
     return study.shrunk() if smoke else study
 
 
@@ -66,9 +75,17 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"this is not valid YAML: {problem}", where=f"{where}{line}", mend="Mend the file; compare with a shipped study.") from None
+        raise UserError(
+            f"this is not valid YAML: {problem}",
+            where=f"{where}{line}",
+            mend="Mend the file; compare with a shipped study.",
+        ) from None
     if not isinstance(content, dict):
-        raise UserError("a study is a mapping of keys to values", where=where, mend="Compare with a shipped study (docs/studies.md).")
+        raise UserError(
+            "a study is a mapping of keys to values",
+            where=where,
+            mend="Compare with a shipped study (docs/studies.md).",
+        )
     return content
 
 
@@ -76,17 +93,29 @@ def _set(content: dict[str, Any], override: str) -> None:
     """Apply one `dotted.key=value`; the value is YAML, so lists and numbers work."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"'{override}' is not of the form key=value", where="--set", mend="For example --set baseline.optim.lr=0.001")
+        raise UserError(
+            f"'{override}' is not of the form key=value",
+            where="--set",
+            mend="For example --set baseline.optim.lr=0.001",
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"the value '{text}' is not valid YAML", where=f"--set {key}", mend="Quote it, or give a plain number, word or [list].") from None
+        raise UserError(
+            f"the value '{text}' is not valid YAML",
+            where=f"--set {key}",
+            mend="Quote it, or give a plain number, word or [list].",
+        ) from None
     *parents, last = key.strip().split(".")
     place = content
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise UserError(f"'{parent}' has no keys below it", where=f"--set {key}", mend="Check the key against `aligngap plan`'s settings.")
+            raise UserError(
+                f"'{parent}' has no keys below it",
+                where=f"--set {key}",
+                mend="Check the key against `aligngap plan`'s settings.",
+            )
     place[last] = value
 
 
@@ -100,7 +129,7 @@ def _explained(error: ValidationError, where: str) -> UserError:
         what, mend = f"there is no key '{path[-1]}'", nearest(path[-1], _known_keys(path[:-1]))
     elif first["type"] == "missing":
         what, mend = f"the key '{path[-1]}' is missing", "Add it; a shipped study shows how."
-    elif "input" in first and not isinstance(first["input"], dict | list):
+    elif not isinstance(first.get("input", {}), dict | list):
         what = f"{what}, not {first['input']!r}"
     return UserError(what, where=f"{where}, {'.'.join(path)}" if path else where, mend=mend)
 

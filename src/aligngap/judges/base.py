@@ -22,6 +22,8 @@ class Judge(ABC):
     def margin(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """By how much the first response is preferred, in the judge's own unit; the sign is the decision; [n].
 
+        The tokens may be on any device; the answer comes back on theirs.
+
         Identical responses are a tie by definition: no judge may break it by rounding.
         """
         self.calls += len(prompts.ids)

@@ -19,8 +19,10 @@ class ModelJudge(Judge):
     @torch.no_grad()
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """r(x, y1, y2) - r(x, y2, y1), in [-1, 1]; float32 [n]."""
+        asked, device = prompts.ids.device, self.model.device
+        prompts, first, second = (tokens.to(device) for tokens in (prompts, first, second))
         margins = []
         for index in torch.arange(len(prompts.ids)).split(self.chunk):
             forward, backward = self.model.both_orders(prompts.take(index), first.take(index), second.take(index))
             margins.append(forward.sigmoid() - backward.sigmoid())
-        return torch.cat(margins)
+        return torch.cat(margins).to(asked)

@@ -9,14 +9,16 @@ from aligngap.types import PairBatch
 
 
 @torch.no_grad()
-def log_ratios(policy: Policy, reference: Policy, pairs: PairBatch, chunk: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def log_ratios(
+    policy: Policy, reference: Policy, pairs: PairBatch, chunk: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
     """log pi/pi_sft of the first and the second response of each pair, summed over tokens; float64 [n] each, nats."""
     parts = []
     for index in torch.arange(len(pairs)).split(chunk):
-        part = pairs.take(index)
+        part = pairs.take(index).to(policy.device)
         responses = [part.first, part.second]
         live, fixed = (model.log_probs(part.prompts, responses) for model in (policy, reference))
-        parts.append(torch.stack([a.double() - b.double() for a, b in zip(live, fixed, strict=True)]))
+        parts.append(torch.stack([a.double() - b.double() for a, b in zip(live, fixed, strict=True)]).cpu())
     first, second = torch.cat(parts, 1)
     return first, second
 

@@ -9,18 +9,21 @@ from aligngap.types import Tokens
 
 
 @torch.no_grad()
-def sequence_kl(policy: Policy, reference: Policy, prompts: Tokens, responses: Tokens, chunk: int = 128) -> torch.Tensor:
+def sequence_kl(
+    policy: Policy, reference: Policy, prompts: Tokens, responses: Tokens, chunk: int = 128
+) -> torch.Tensor:
     """Per prompt, the estimate of KL(policy || reference) from one sampled response; float64 [n], nats.
 
-    At every position of the response the exact KL between the two next-token distributions over the full vocabulary, summed over the
-    response's real positions (Tang et al. 2024, appendix D). Unbiased when `responses` are sampled from `policy`.
+    At every position of the response the exact KL between the two next-token distributions over the full vocabulary,
+    summed over the response's real positions (Tang et al. 2024, appendix D). Unbiased when `responses` are sampled
+    from `policy`.
     """
     values = []
     for index in torch.arange(len(prompts.ids)).split(chunk):
-        prompt, response = prompts.take(index), responses.take(index)
+        prompt, response = prompts.take(index).to(policy.device), responses.take(index).to(policy.device)
         log_p, log_q = (
             model.next_token_logits(prompt, [response])[0].double().log_softmax(-1) for model in (policy, reference)
         )
         per_position = (log_p.exp() * (log_p - log_q)).sum(-1)
-        values.append((per_position * response.mask()).sum(-1))
+        values.append((per_position * response.mask()).sum(-1).cpu())
     return torch.cat(values)

@@ -53,9 +53,16 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys((*SPECIAL_TOKENS, *words)))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", sep_token="<sep>", unk_token="<unk>"
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        sep_token="<sep>",
+        unk_token="<unk>",
     )
 
 
@@ -94,19 +101,27 @@ def base_path(name: str) -> str:
         return str(folder)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise UserError("this folder holds no Hugging Face model (no config.json)", where=name, mend="Give a folder saved by `save_pretrained`.")
+            raise UserError(
+                "this folder holds no Hugging Face model (no config.json)",
+                where=name,
+                mend="Give a folder saved by `save_pretrained`.",
+            )
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
-    raise UserError(f"there is no base model '{name}'", mend=nearest(name, SHIPPED) + " Or give a folder or a hub id (owner/model).")
+    raise UserError(
+        f"there is no base model '{name}'", mend=nearest(name, SHIPPED) + " Or give a folder or a hub id (owner/model)."
+    )
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside a model, with a pad token and left padding. Raises UserError when it cannot be read."""
+    """The tokenizer saved beside a model, with a pad token and left padding. UserError when it cannot be read."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network.") from error
+        raise UserError(
+            f"the tokenizer cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -118,7 +133,9 @@ def load_causal_model(path: str, device: str = "cpu") -> PreTrainedModel:
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
-        raise UserError(f"the model cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network.") from error
+        raise UserError(
+            f"the model cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
+        ) from error
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 

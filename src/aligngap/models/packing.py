@@ -1,8 +1,9 @@
 """Several responses behind one prompt, in one row.
 
-Every scoring job here reads continuations of a shared prompt: a policy scores both responses of a pair, a preference model reads the pair in both orders.
-Packed as `[prompt | segment 1 | segment 2 ...]` with a mask that hides the segments from each other and positions that restart behind the prompt,
-the prompt is computed once and the result equals that of separate rows.
+Every scoring job here reads continuations of a shared prompt: a policy scores both responses of a pair, a preference
+model reads the pair in both orders. Packed as `[prompt | segment 1 | segment 2 ...]` with a mask that hides the
+segments from each other and positions that restart behind the prompt, the prompt is computed once and the result
+equals that of separate rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from aligngap.types import Tokens
 class Packed(NamedTuple):
     """Model input for n rows. Prompts end at column `prompt_width` (left-padded); segment k starts at column starts[k].
 
-    ids, positions: int64 [n, width]; mask: bool [n, 1, width, width], True where a query (row) may look at a key (column).
+    ids, positions: int64 [n, width]; mask: bool [n, 1, width, width], True where a query (row) may look at a key
+    (column).
     """
 
     ids: torch.Tensor
@@ -41,7 +43,13 @@ def pack(prompts: Tokens, segments: Sequence[Tokens]) -> Packed:
     device = prompts.ids.device
     prompt_ids, prompt_real = left_pad(prompts)
     width = prompt_ids.shape[1]
-    ids, real, positions, owner, starts = [prompt_ids], [prompt_real], [prompt_real.cumsum(1) - 1], [torch.zeros(width)], []
+    ids, real, positions, owner, starts = (
+        [prompt_ids],
+        [prompt_real],
+        [prompt_real.cumsum(1) - 1],
+        [torch.zeros(width)],
+        [],
+    )
     at = width
     for number, segment in enumerate(segments, start=1):
         size = segment.ids.shape[1]

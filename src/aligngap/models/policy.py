@@ -18,7 +18,8 @@ from aligngap.types import Tokens
 class Policy:
     """A causal language model seen as a distribution over responses.
 
-    A response is a sequence of at most `max_new_tokens` tokens; it ends with `end_token`, unless it ran into that limit.
+    A response is a sequence of at most `max_new_tokens` tokens; it ends with `end_token`, unless it ran into that
+    limit.
     """
 
     def __init__(self, model: PreTrainedModel, end_token: int, max_new_tokens: int) -> None:
@@ -73,7 +74,8 @@ class Policy:
     def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
         """`samples` responses to each prompt, rows grouped by prompt.
 
-        noise: uniform numbers, [n * samples, max_new_tokens]; the responses are a function of weights, prompts and noise.
+        noise: uniform numbers, [n * samples, max_new_tokens]; the responses are a function of weights, prompts and
+        noise.
         """
         return sample(self.model, prompts, samples, noise.to(self.device), self.end_token)
 

@@ -1,8 +1,9 @@
 """Preference models: read a prompt and two responses, say which is preferred (Tang et al. 2024, appendix A).
 
-`PairwiseModel` reads (x, y1, y2) together and gives r(x, y1, y2) in [0, 1]. Position bias is never fully removed, and policies exploit it,
-so the decision is always the sign of r(x, y1, y2) - r(x, y2, y1). `PointwiseModel` is a Bradley-Terry reward model r(x, y), the more controlled comparison.
-Golden and proxy are the same classes with other data and sizes.
+`PairwiseModel` reads (x, y1, y2) together and gives r(x, y1, y2) in [0, 1]. Position bias is never fully removed, and
+policies exploit it, so the decision is always the sign of r(x, y1, y2) - r(x, y2, y1). `PointwiseModel` is a Bradley-
+Terry reward model r(x, y), the more controlled comparison. Golden and proxy are the same classes with other data and
+sizes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from aligngap.types import Tokens
 class PreferenceModel(nn.Module):
     """A Hugging Face decoder with a linear read-out.
 
-    The score is read at the segment's last token and, summed, at the response's tokens: a small decoder cannot gather at one
-    token what it only works out at its last layer.
+    The score is read at the segment's last token and, summed, at the response's tokens: a small decoder cannot gather
+    at one token what it only works out at its last layer.
     """
 
     kind: ClassVar[str]
@@ -35,8 +36,8 @@ class PreferenceModel(nn.Module):
         width = int(backbone.config.hidden_size)
         # Zero weights: training starts at r = 1/2 everywhere, whatever the seed.
         self.readout = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in ("end", "first", "second")})
-        for head in self.readout.values():
-            nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+        for weight in self.readout.parameters():
+            nn.init.zeros_(weight)
 
     @abstractmethod
     def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
@@ -44,7 +45,7 @@ class PreferenceModel(nn.Module):
 
     @abstractmethod
     def both_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-odds r(x, y1, y2) and r(x, y2, y1), each for the response read first; [n] and [n], in one forward pass."""
+        """Log-odds of r(x, y1, y2) and r(x, y2, y1), each for the response read first; [n] and [n], in one pass."""
 
     def hidden(self, prompts: Tokens, segments: list[Tokens]) -> list[torch.Tensor]:
         """Last hidden states over each segment, [n, width, hidden]."""
@@ -52,7 +53,14 @@ class PreferenceModel(nn.Module):
         states = self.backbone(
             input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
         ).last_hidden_state
-        return [states[:, start : start + part.ids.shape[1]] for start, part in zip(packed.starts, segments, strict=True)]
+        return [
+            states[:, start : start + part.ids.shape[1]] for start, part in zip(packed.starts, segments, strict=True)
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.backbone.device
 
     def read(self, head: str, states: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Sum of a linear head over the marked positions, [n]."""
@@ -62,12 +70,15 @@ class PreferenceModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Backbone as a Hugging Face folder, read-out beside it."""
         self.backbone.save_pretrained(folder / "backbone")
-        save_file({name: head.weight.detach().contiguous() for name, head in self.readout.items()}, str(folder / "readout.safetensors"))  # type: ignore[misc]
+        save_file(
+            {name: self.readout.get_parameter(f"{name}.weight").detach().contiguous() for name in self.readout},
+            str(folder / "readout.safetensors"),
+        )
 
     def load_readout(self, folder: Path) -> None:
         """The read-out that `save` wrote."""
         for name, weight in load_file(str(folder / "readout.safetensors")).items():
-            self.readout[name].weight.data.copy_(weight)  # type: ignore[union-attr,operator]
+            self.readout.get_parameter(f"{name}.weight").data.copy_(weight)
 
 
 class PairwiseModel(PreferenceModel):
@@ -88,7 +99,11 @@ class PairwiseModel(PreferenceModel):
         logits = []
         for state, (tokens, in_first, in_second) in zip(states, joined, strict=True):
             last = torch.nn.functional.one_hot(tokens.lengths - 1, tokens.ids.shape[1])
-            logits.append(self.read("end", state, last) + self.read("first", state, in_first) - self.read("second", state, in_second))
+            logits.append(
+                self.read("end", state, last)
+                + self.read("first", state, in_first)
+                - self.read("second", state, in_second)
+            )
         return logits
 
 

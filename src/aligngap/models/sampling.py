@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
@@ -13,9 +15,9 @@ from aligngap.types import Tokens
 def sample(model: PreTrainedModel, prompts: Tokens, samples: int, noise: torch.Tensor, end_token: int) -> Tokens:
     """Sample responses at temperature 1 by inverting the cumulative distribution.
 
-    noise: uniform numbers in [0, 1), [n * samples, limit], one row a response, one column a token. Returns n * samples responses, grouped by
-    prompt, each ending with `end_token` or `limit` tokens long. Common random numbers (the same noise) make the samples of two
-    policies as alike as the policies are.
+    noise: uniform numbers in [0, 1), [n * samples, limit], one row a response, one column a token. Returns n * samples
+    responses, grouped by prompt, each ending with `end_token` or `limit` tokens long. Common random numbers (the same
+    noise) make the samples of two policies as alike as the policies are.
     """
     packed = pack(prompts, [])
     count, limit = noise.shape
@@ -47,7 +49,11 @@ def sample(model: PreTrainedModel, prompts: Tokens, samples: int, noise: torch.T
             break
         visible[..., width + at] = True
         output = model(
-            input_ids=token[:, None], attention_mask=visible, position_ids=start + at, past_key_values=cache, use_cache=True
+            input_ids=token[:, None],
+            attention_mask=visible,
+            position_ids=start + at,
+            past_key_values=cache,
+            use_cache=True,
         )
         logits = output.logits[:, -1]
     return Tokens(ids[:, : int(lengths.max())], lengths)
@@ -56,12 +62,15 @@ def sample(model: PreTrainedModel, prompts: Tokens, samples: int, noise: torch.T
 def _repeated(model: PreTrainedModel, prefix: DynamicCache, samples: int, size: int) -> StaticCache:
     """A static cache of `size` positions that begins with the prefix, each row repeated."""
     cache = StaticCache(config=model.config, max_cache_len=size)
-    for layer, filled in zip(cache.layers, prefix.layers, strict=True):
+    layers: Any = zip(cache.layers, prefix.layers, strict=True)
+    for layer, filled in layers:
         layer.update(filled.keys.repeat_interleave(samples, 0), filled.values.repeat_interleave(samples, 0))
     return cache
 
 
 def _invert(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Token whose slice of the cumulative distribution holds the noise. float64: over a large vocabulary a float32 sum drifts."""
+    """Token whose slice of the cumulative distribution holds the noise. float64: over a large vocabulary a float32 sum
+    drifts.
+    """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     return (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)

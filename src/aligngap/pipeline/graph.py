@@ -1,7 +1,7 @@
 """A stage makes one immutable artefact from others; its identity is a hash of all that decides the result.
 
-Identity covers the stage's kind and version, its specification and its inputs' identities. It never covers time, path, machine or the
-study that asked: two studies that need the same SFT policy share it.
+Identity covers the stage's kind and version, its specification and its inputs' identities. It never covers time, path,
+machine or the study that asked: two studies that need the same SFT policy share it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 class Context:
     """What a running stage is given.
 
-    inputs: folder of each input's artefact, by input name (one folder, or a list of folders in the order of the stage's inputs).
-    out: folder to write to; partial: folder for step checkpoints that survive a kill; progress: to be called as work goes on;
-    checkpoint_seconds: how much work a kill may cost.
+    inputs: folder of each input's artefact, by input name (one folder, or a list of folders in the order of the
+    stage's inputs). out: folder to write to; partial: folder for step checkpoints that survive a kill; progress: to be
+    called as work goes on; checkpoint_seconds: how much work a kill may cost.
     """
 
     inputs: Mapping[str, Path | list[Path]]
@@ -51,10 +51,11 @@ class Context:
 
 
 class Stage(BaseModel):
-    """A step of the pipeline. Fields whose values are stages (or tuples of stages) are its inputs; all others are its specification.
+    """A step of the pipeline. Fields whose values are stages (or tuples of stages) are its inputs; all others are its
+    specification.
 
-    Subclasses set `kind`, a `version` that is raised whenever the same specification would give another result, and define `run`. A stage is pickled
-    to the process that runs it.
+    Subclasses set `kind`, a `version` that is raised whenever the same specification would give another result, and
+    define `run`. A stage is pickled to the process that runs it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -82,7 +83,9 @@ class Stage(BaseModel):
         found: dict[str, Stage | tuple[Stage, ...]] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, Stage) or (isinstance(value, tuple) and value and all(isinstance(part, Stage) for part in value)):
+            if isinstance(value, Stage) or (
+                isinstance(value, tuple) and value and all(isinstance(part, Stage) for part in value)
+            ):
                 found[name] = value
         return found
 
@@ -108,7 +111,9 @@ class Stage(BaseModel):
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a stage: started, progress, finished, cached, failed (with its reason) or blocked by a failed input."""
+    """What happened to a stage: started, progress, finished, cached, failed (with its reason) or blocked by a failed
+    input.
+    """
 
     kind: str
     stage: Stage
@@ -121,7 +126,9 @@ class Event:
 
 @dataclass
 class Outcome:
-    """What became of each stage, by identity: `finished`, `cached`, `failed` or `blocked`; reasons of the failed and blocked; seconds of the finished."""
+    """What became of each stage, by identity: `finished`, `cached`, `failed` or `blocked`; reasons of the failed and
+    blocked; seconds of the finished.
+    """
 
     status: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)

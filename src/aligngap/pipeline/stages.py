@@ -1,7 +1,8 @@
-"""The stages of the protocol (Tang et al. 2024, section 4, figure 2): each reads artefacts, does one thing, writes one artefact.
+"""The stages of the protocol (Tang et al. 2024, section 4, figure 2): each reads artefacts, does one thing, writes one
+artefact.
 
-Seconds of work are measured rates on one core of the reference machine (docs/benchmarks.md); they feed `aligngap plan` and the
-executor's order, nothing else.
+Seconds of work are measured rates on one core of the reference machine (docs/benchmarks.md); they feed `aligngap plan`
+and the executor's order, nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aligngap.measure.kl import sequence_kl
 from aligngap.measure.winrate import win_rate
 from aligngap.models.build import base_path, load_causal_model, load_tokenizer, parameter_count
 from aligngap.models.policy import Policy
-from aligngap.models.preference import PreferenceModel, build_preference_model, load_preference_model
+from aligngap.models.preference import build_preference_model, load_preference_model
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.seeds import uniforms
 from aligngap.sources.base import Ingredients
@@ -171,11 +172,20 @@ class Preference(Stage):
         tokenizer = load_tokenizer(self.base.path)
         model = build_preference_model(self.model, self.base.path, separator_of(tokenizer), context.device)
         source = Recorded(train_pairs, prompt_schedule(self.seed))
-        fit(model, lambda batch, step: preference_loss(model, batch, step, self.seed), source, self.optim, context.progress)
+        fit(
+            model,
+            lambda batch, step: preference_loss(model, batch, step, self.seed),
+            source,
+            self.optim,
+            context.progress,
+        )
         model.save(context.out)
         judge = ModelJudge(model.eval().requires_grad_(False))
         metrics: dict[str, Any] = {"parameters": parameter_count(model), "train_pairs": len(train_pairs)}
-        for split, pairs in (("train", train_pairs.take(torch.arange(min(len(train_pairs), len(held_out))))), ("held_out", held_out)):
+        for split, pairs in (
+            ("train", train_pairs.take(torch.arange(min(len(train_pairs), len(held_out))))),
+            ("held_out", held_out),
+        ):
             metrics[f"{split}_agreement"] = agreement(predictions(judge, pairs), pairs.preference)
         write_json(context.out / "metrics.json", metrics)
 
@@ -192,13 +202,14 @@ def load_judge(stage: Preference, folder: Path, context: Context) -> ModelJudge:
 
 
 def predictions(judge: Judge, pairs: PairBatch) -> torch.Tensor:
-    """A judge's labels of pairs, float32 [n], on the CPU."""
-    device = judge.model.readout["end"].weight.device if isinstance(judge, ModelJudge) else "cpu"
-    return judge.prefer(pairs.prompts.to(device), pairs.first.to(device), pairs.second.to(device)).cpu().float()
+    """A judge's labels of pairs, float32 [n]."""
+    return judge.prefer(pairs.prompts, pairs.first, pairs.second)
 
 
 def agreement(a: torch.Tensor, b: torch.Tensor) -> dict[str, float | int | None]:
-    """Share of pairs on which two judges say the same, over pairs that neither calls a tie; with its standard error and count."""
+    """Share of pairs on which two judges say the same, over pairs that neither calls a tie; with its standard error
+    and count.
+    """
     decided = (a != 0.5) & (b != 0.5)
     rate = win_rate(((a == b)[decided]).double().numpy())
     return {"value": rate.rate if rate.n else None, "se": rate.se if rate.n > 1 else None, "n": rate.n}
@@ -224,7 +235,14 @@ class Relabel(Stage):
         judge = load_judge(self.golden, context.one("golden"), context)
         for split in SPLITS:
             pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
-            labelled = PairBatch(pairs.prompt_numbers, pairs.prompts, pairs.first, pairs.second, predictions(judge, pairs), pairs.provenance)
+            labelled = PairBatch(
+                pairs.prompt_numbers,
+                pairs.prompts,
+                pairs.first,
+                pairs.second,
+                predictions(judge, pairs),
+                pairs.provenance,
+            )
             write_pairs(labelled, context.out / f"{split}.parquet")
 
 
@@ -260,7 +278,9 @@ class Agreement(Stage):
 
 
 class Arm(Stage):
-    """A policy trained from the SFT policy by one loss on the pairs of one source. Golden policy, online, offline, replay: all are this stage."""
+    """A policy trained from the SFT policy by one loss on the pairs of one source. Golden policy, online, offline,
+    replay: all are this stage.
+    """
 
     kind: ClassVar[str] = "arm"
 
@@ -311,7 +331,11 @@ class Arm(Stage):
         (context.out / "steps").mkdir()
         for path in sorted(kept.iterdir()):
             (context.out / "steps" / path.name).write_bytes(path.read_bytes())
-        cost = {"tokens_sampled": source.cost.tokens_sampled, "judge_calls": source.cost.judge_calls, "steps": self.optim.steps}
+        cost = {
+            "tokens_sampled": source.cost.tokens_sampled,
+            "judge_calls": source.cost.judge_calls,
+            "steps": self.optim.steps,
+        }
         write_json(context.out / "cost.json", cost)
         write_json(context.out / "weights.json", {"weights_sha256": file_digest(final)})
         write_json(context.out / "seconds.json", {"seconds": time.perf_counter() - start})
@@ -341,7 +365,7 @@ def load_policy(context: Context, sft: Path, weights: Path | None = None) -> Pol
 
 
 class Responses(Stage):
-    """One response a prompt, train and held-out, of a policy that others are compared with: SFT or the golden policy."""
+    """One response a prompt, train and held-out, of a policy that others are compared with: SFT or golden policy."""
 
     kind: ClassVar[str] = "responses"
 
@@ -365,7 +389,9 @@ class Responses(Stage):
         return 4e-4 * 2 * self.prompts + 2
 
     def run(self, context: Context) -> None:
-        policy = load_policy(context, context.one("sft"), context.one("arm") / "final.safetensors" if self.arm else None)
+        policy = load_policy(
+            context, context.one("sft"), context.one("arm") / "final.safetensors" if self.arm else None
+        )
         true = TrueUtilityJudge(world(self.task.task.world), load_tokenizer(self.task.base.path))
         for split, (numbers, prompts) in evaluation_prompts(context.one("task"), self.prompts).items():
             noise = uniforms(numbers, 1, policy.max_new_tokens, "opponent", self.who, self.seed)
@@ -431,7 +457,10 @@ class Evaluate(Stage):
         true = TrueUtilityJudge(world(self.task.task.world), load_tokenizer(self.task.base.path))
         splits = evaluation_prompts(context.one("task"), self.prompts)
         against = {
-            stage.who: {split: Tokens.collate(pl.read_parquet(folder / f"{split}.parquet")["response_ids"].to_list()) for split in SPLITS}
+            stage.who: {
+                split: Tokens.collate(pl.read_parquet(folder / f"{split}.parquet")["response_ids"].to_list())
+                for split in SPLITS
+            }
             for stage, folder in zip(self.opponents, context.many("opponents"), strict=True)
         }
         labelled = {split: read_pairs(context.one("golden_pairs") / f"{split}.parquet") for split in SPLITS}
@@ -468,4 +497,3 @@ class Evaluate(Stage):
             context.progress(done, len(self.arm.keep), {})
         pl.concat(per_prompt).write_parquet(context.out / "per_prompt.parquet")
         pl.concat(per_pair).write_parquet(context.out / "per_pair.parquet")
-

@@ -116,6 +116,16 @@ class Panel:
     chart: alt.LayerChart | alt.FacetChart
     params: dict[str, Any]
 
+    def spec(self) -> dict[str, Any]:
+        """Vega-Lite without data, but for the few values a panel brings itself."""
+        import altair as alt
+
+        with alt.data_transformers.enable("default", consolidate_datasets=False):
+            spec: dict[str, Any] = self.chart.to_dict()
+        for key in ("$schema", "config"):
+            spec.pop(key, None)
+        return spec
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -241,10 +251,11 @@ def _dash(palette: Palette, value: float) -> alt.Chart:
     rule = alt.Chart(alt.InlineData(values=[{"at": value}])).mark_rule(
         strokeDash=[4, 4], color=palette.muted, opacity=0.9
     )
-    return rule.encode(y=alt.Y("at:Q"))
+    encoded: alt.Chart = rule.encode(y=alt.Y("at:Q"))
+    return encoded
 
 
-def _golden_kl_rule(palette: Palette) -> alt.LayerChart:
+def _golden_kl_rule(palette: Palette) -> alt.LayerChart | alt.FacetChart:
     import altair as alt
 
     base = alt.Chart(alt.NamedData("references")).transform_filter("datum.task === task && datum.split === split")
@@ -252,7 +263,7 @@ def _golden_kl_rule(palette: Palette) -> alt.LayerChart:
     label = base.mark_text(align="left", baseline="top", dx=4, dy=2, color=palette.muted, fontSize=10).encode(
         x="kl:Q", y=alt.value(0), text=alt.value("golden policy’s KL")
     )
-    return rule + label
+    return alt.layer(rule, label)
 
 
 def _hover() -> alt.Parameter:
@@ -610,16 +621,16 @@ def image_spec(
     }
     views, tables = [], {}
     for index, panel in enumerate(figure.panels):
-        view = panel.chart.to_dict()
-        for key in ("$schema", "config", "params"):
-            view.pop(key, None)
+        view = panel.spec()
+        del view["params"]
         fixed = {"split": split, "xscale": scale, "shown": data.families, "seeds": data.seeds, "sweep": True}
         view = _fix(_with_scale(view, scale), fixed | {"only": "", "opponent": "", "judge": ""} | panel.params)
         # Each panel has its own copy of the data: Vega computes fields in place, and panels that compute the same field
         # from the same rows would overwrite each other's.
         for name in rows_of:
             view = _renamed(view, name, f"{name}{index}")
-            tables[f"{name}{index}"] = rows_of[name]
+            # Marked, because tables of equal content would be merged into one again.
+            tables[f"{name}{index}"] = [row | {"panel": index} for row in rows_of[name]]
         view |= {"width": width, "height": round(width * 0.72), "title": panel.title}
         views.append(view)
     rows = [{"hconcat": views[i : i + per_row], "spacing": 28} for i in range(0, len(views), per_row)]
@@ -666,6 +677,9 @@ def _fix(node: Any, params: dict[str, Any], key: str = "") -> Any:
         if node.get("param") == "hover":
             return "false"
         kept = {name: value for name, value in node.items() if name not in ("params", "tooltip")}
+        if "mark" in node:
+            # Altair names the views that have parameters alike in every panel, and Vega-Lite then mixes up their data.
+            kept.pop("name", None)
         return {name: _fix(value, params, name) for name, value in kept.items()}
     if isinstance(node, list):
         return [_fix(value, params, key) for value in node]

@@ -34,11 +34,15 @@ class PairSource(Protocol):
     cost: SourceCost
 
     def next_batch(self, n: int) -> PairBatch:
-        """The next n pairs. A pure function of the source's specification, its state and, for live sources, the observed policy."""
+        """The next n pairs. A pure function of the source's specification, its state and, for live sources, the
+        observed policy.
+        """
         ...
 
     def observe(self, step: int, policy: Policy) -> None:
-        """Called once before the first step (step 0) and after every optimiser step with the policy in training. Recorded sources ignore it."""
+        """Called once before the first step (step 0) and after every optimiser step with the policy in training.
+        Recorded sources ignore it.
+        """
         ...
 
     def state_dict(self) -> State:
@@ -54,8 +58,8 @@ class PairSource(Protocol):
 class Ingredients:
     """What a study can hand to a source when it is built; each source takes what it needs.
 
-    prompts: training prompts; judge: labels sampled pairs; pairs: recorded pairs; frozen: two fixed policies to sample from;
-    batch: pairs a step (shuffle windows are counted in batches).
+    prompts: training prompts; judge: labels sampled pairs; pairs: recorded pairs; frozen: two fixed policies to sample
+    from; batch: pairs a step (shuffle windows are counted in batches).
     """
 
     seed: int

@@ -17,11 +17,15 @@ from aligngap.types import PairBatch, concatenate
 
 
 class Mixture:
-    """Each pair comes from source k with probability shares[k], drawn from a named stream; places in the batch are mixed too."""
+    """Each pair comes from source k with probability shares[k], drawn from a named stream; places in the batch are
+    mixed too.
+    """
 
     def __init__(self, sources: Sequence[PairSource], shares: Sequence[float], seed: int) -> None:
         if len(sources) != len(shares) or not sources or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
-            raise ValueError(f"{len(sources)} sources need as many shares that are not negative and sum to 1, not {list(shares)}")
+            raise ValueError(
+                f"{len(sources)} sources need as many shares that are not negative and sum to 1, not {list(shares)}"
+            )
         self._sources, self._shares, self._seed, self._batch = list(sources), list(shares), seed, 0
 
     @property
@@ -49,13 +53,19 @@ class Mixture:
             source.observe(step, policy)
 
     def state_dict(self) -> State:
-        state = {f"{k}.{name}": value for k, source in enumerate(self._sources) for name, value in source.state_dict().items()}
+        state = {
+            f"{k}.{name}": value
+            for k, source in enumerate(self._sources)
+            for name, value in source.state_dict().items()
+        }
         return {"batch": torch.tensor(self._batch), **state}
 
     def load_state_dict(self, state: State) -> None:
         self._batch = int(state["batch"])
         for k, source in enumerate(self._sources):
-            source.load_state_dict({name.removeprefix(f"{k}."): v for name, v in state.items() if name.startswith(f"{k}.")})
+            source.load_state_dict(
+                {name.removeprefix(f"{k}."): v for name, v in state.items() if name.startswith(f"{k}.")}
+            )
 
 
 class MixtureSpec(SourceSpec):
@@ -70,5 +80,5 @@ class MixtureSpec(SourceSpec):
     recorded: RecordedSpec = RecordedSpec()
 
     def build(self, given: Ingredients) -> Mixture:
-        parts = [self.sampled.build(given), self.recorded.build(given)]
+        parts: list[PairSource] = [self.sampled.build(given), self.recorded.build(given)]
         return Mixture(parts, [self.on_policy, 1 - self.on_policy], given.seed)

@@ -1,4 +1,6 @@
-"""Fixed pairs in a given order: a preference data set (offline), or an online arm's recorded stream (replay, shuffled)."""
+"""Fixed pairs in a given order: a preference data set (offline), or an online arm's recorded stream (replay,
+shuffled).
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,9 @@ class Recorded:
 
 
 class RecordedSpec(SourceSpec):
-    """`schedule`: in the prompt order that all arms of a seed share; `sequence`: as recorded; `window`: shuffled within windows of `window` batches;
-    `uniform`: shuffled over the whole recording."""
+    """`schedule`: in the prompt order that all arms of a seed share; `sequence`: as recorded; `window`: shuffled
+    within windows of `window` batches; `uniform`: shuffled over the whole recording.
+    """
 
     needs_pairs = True
 

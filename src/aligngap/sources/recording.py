@@ -45,6 +45,8 @@ class Recording:
         return state
 
     def load_state_dict(self, state: State) -> None:
-        self._source.load_state_dict({k.removeprefix("source."): v for k, v in state.items() if k.startswith("source.")})
+        self._source.load_state_dict(
+            {k.removeprefix("source."): v for k, v in state.items() if k.startswith("source.")}
+        )
         stream = {k.removeprefix("stream."): v for k, v in state.items() if k.startswith("stream.")}
         self._batches = [unpack_pairs(stream)] if stream else []

@@ -18,9 +18,9 @@ from aligngap.types import PairBatch, Prompt, Tokens
 class Sampled:
     """Two responses a prompt from the policy in training as it was at the last synchronisation.
 
-    sync_period: 1 is online (on-policy); s > 1 samples from weights at most s - 1 steps old; None never synchronises: offline on pairs sampled from the
-    starting policy (after 2506.21495). With `frozen`, a pair of other checkpoints, the first response comes from one and the second from the
-    other, and the policy in training plays no part.
+    sync_period: 1 is online (on-policy); s > 1 samples from weights at most s - 1 steps old; None never synchronises:
+    offline on pairs sampled from the starting policy (after 2506.21495). With `frozen`, a pair of other checkpoints,
+    the first response comes from one and the second from the other, and the policy in training plays no part.
     """
 
     def __init__(
@@ -51,12 +51,14 @@ class Sampled:
         noise = uniforms(numbers, 2, behaviours[0].max_new_tokens, "sampling", self._seed, at)
         device = behaviours[0].device
         drawn = [
-            policy.sample(prompts.to(device), each, noise.unflatten(0, (n, 2))[:, k * each : (k + 1) * each].flatten(0, 1)).to("cpu")
+            policy.sample(
+                prompts.to(device), each, noise.unflatten(0, (n, 2))[:, k * each : (k + 1) * each].flatten(0, 1)
+            ).to("cpu")
             for k, policy in enumerate(behaviours)
         ]
         rows = torch.arange(n)
         first, second = (drawn[0].take(2 * rows), drawn[0].take(2 * rows + 1)) if each == 2 else (drawn[0], drawn[1])
-        preference = self._judge.prefer(prompts.to(device), first.to(device), second.to(device)).cpu().float()
+        preference = self._judge.prefer(prompts, first, second)
         self.cost.tokens_sampled += int(first.lengths.sum() + second.lengths.sum())
         self.cost.judge_calls += n
         origin = "frozen checkpoints" if self._frozen else f"policy at step {self._synced_at}"
@@ -85,14 +87,18 @@ class Sampled:
             "cost": torch.tensor([self.cost.tokens_sampled, self.cost.judge_calls]),
         }
         if self._period != 1 and self._behaviour is not None:
-            state |= {f"behaviour.{name}": weight.clone() for name, weight in self._behaviour.model.state_dict().items()}
+            state |= {
+                f"behaviour.{name}": weight.clone() for name, weight in self._behaviour.model.state_dict().items()
+            }
         return state
 
     def load_state_dict(self, state: State) -> None:
         """After `observe` has been called once, so that there is a policy to load the weights into."""
         self._walk.position, self._synced_at = int(state["position"]), int(state["synced_at"])
         self.cost.tokens_sampled, self.cost.judge_calls = (int(value) for value in state["cost"])
-        weights = {name.removeprefix("behaviour."): value for name, value in state.items() if name.startswith("behaviour.")}
+        weights = {
+            name.removeprefix("behaviour."): value for name, value in state.items() if name.startswith("behaviour.")
+        }
         if weights:
             self._live().model.load_state_dict(weights)
 
@@ -106,7 +112,9 @@ class SampledSpec(SourceSpec):
     sync_period: int | None = Field(1, ge=1)
 
     def build(self, given: Ingredients) -> Sampled:
-        return Sampled(given.prompts, require(given.judge, "a judge", self.kind), given.seed, sync_period=self.sync_period)
+        return Sampled(
+            given.prompts, require(given.judge, "a judge", self.kind), given.seed, sync_period=self.sync_period
+        )
 
 
 class FrozenSpec(SourceSpec):

@@ -383,10 +383,12 @@ def gap_band(
 ) -> Band:
     """Simultaneous max-t band for Delta(kappa) = online - offline, the seed mean, on a grid over the common KL range.
 
-    The half-width at each point is one critical value times a standard error, from the prompts at that point and the
-    seeds there and, in equal part, on the whole grid. The critical value is the `level` quantile, over draws, of the largest standardised
-    deviation on the grid. Every seed contributes at every point, and the grid stops where resampled KL ranges would end
-    in more than 10% of the replicates. Empty when there is no such range.
+    The half-width at each point is one critical value times a standard error: the prompts' there, and the seeds', half
+    from that point and half from the whole grid. The critical value is the `level` quantile, over draws, of the largest
+    standardised deviation on the grid. Every seed contributes at every point, and the grid stops where resampled KL
+    ranges would end in more than 10% of the replicates. Empty when there is no such range.
+
+    Conservative with few seeds (benchmarks/coverage.py --band).
     """
     _check(replicates, level, interval)
     sample = _sample({"online": online, "offline": offline}, rng, replicates)
@@ -416,7 +418,7 @@ def gap_band(
     draws = draws[np.isfinite(draws).all(axis=1)]
     value = observed.mean(axis=0)
     # Few seeds coincide by chance somewhere on the grid, and a scale of each point's own seeds would pinch the band
-    # there (measured: 81% coverage with 3 seeds). Half-way to the grid's mean variance, a moderated t, it does not.
+    # there (measured: 81% coverage with 3 seeds). Half-way to the grid's mean variance it is not pinched.
     own = observed.var(axis=0, ddof=1) / n_seeds if n_seeds > 1 else np.zeros(grid_points)
     scale = np.sqrt((own + own.mean()) / 2 + errors**2)
     deviation = np.divide(np.abs(draws - value), scale, out=np.zeros_like(draws), where=scale > 0)

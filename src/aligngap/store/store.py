@@ -310,7 +310,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     write_bytes_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: str | os.PathLike[str]) -> object:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file. Raises FileNotFoundError, and UserError when it is not JSON or holds NaN."""
     try:
         return _parse(Path(path).read_bytes())

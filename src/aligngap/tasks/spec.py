@@ -15,7 +15,9 @@ from aligngap.types import PairBatch, Tokens
 
 
 class TaskSpec(BaseModel):
-    """A task and how much data its raters give. Every prompt has two responses by random writers, and one rater's preference."""
+    """A task and how much data its raters give. Every prompt has two responses by random writers, and one rater's
+    preference.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,5 +68,4 @@ def _batch(rows: list[tuple[int, str, Written, Written, float]], tokenizer: PreT
 def response_ids(response: Written, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a response, with the end-of-sequence token if its writer ended it."""
     ids: list[int] = tokenizer(response.text, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if response.ended else ids  # type: ignore[list-item]
-
+    return [*ids, tokenizer.eos_token_id] if response.ended else ids

@@ -28,7 +28,9 @@ class LossSpec(BaseModel):
 
 
 def batch_loss(policy: Policy, reference: Policy, batch: PairBatch, spec: LossSpec) -> torch.Tensor:
-    """Loss of a batch of pairs, both responses packed behind their prompt; a scalar with a gradient. Reads ids and preference, nothing else."""
+    """Loss of a batch of pairs, both responses packed behind their prompt; a scalar with a gradient. Reads ids and
+    preference, nothing else.
+    """
     responses = [batch.first, batch.second]
     with torch.no_grad():
         fixed = reference.log_probs(batch.prompts, responses)
@@ -40,7 +42,8 @@ def batch_loss(policy: Policy, reference: Policy, batch: PairBatch, spec: LossSp
 class Checkpointer:
     """Step checkpoints in a folder: what a kill may cost is bounded by `every` seconds.
 
-    Weights, optimiser, source (position, behaviour weights, stream so far) and steps done, in one file that is replaced atomically.
+    Weights, optimiser, source (position, behaviour weights, stream so far) and steps done, in one file that is
+    replaced atomically.
     """
 
     def __init__(self, folder: Path, every: float) -> None:
@@ -53,9 +56,17 @@ class Checkpointer:
 
     def save(self, policy: Policy, optimiser: Optimiser, source: PairSource) -> None:
         """Save now."""
-        parts = {"policy": policy.model.state_dict(), "optimiser": optimiser.state_dict(), "source": source.state_dict()}
+        parts = {
+            "policy": policy.model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "source": source.state_dict(),
+        }
         # Tied weights are one storage under two names, which safetensors refuses; each name gets a copy.
-        tensors = {f"{part}/{name}": value.detach().clone().contiguous() for part, values in parts.items() for name, value in values.items()}
+        tensors = {
+            f"{part}/{name}": value.detach().clone().contiguous()
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
         save_file(tensors, str(fresh))
@@ -90,8 +101,8 @@ def train(
 ) -> None:
     """Train `policy` in place on what `source` supplies.
 
-    keep: steps (0 = before training) at which `save_policy` is called. Raises Diverged when the loss stops being finite; what was
-    saved before stays.
+    keep: steps (0 = before training) at which `save_policy` is called. Raises Diverged when the loss stops being
+    finite; what was saved before stays.
     """
     optimiser = Optimiser(policy.model.parameters(), optim)
     source.observe(0, policy)

@@ -1,8 +1,8 @@
 """The recipe of the shipped bases: plain language modelling on the built-in worlds' language.
 
-A base sees `World.document` text only: posts with retellings, questions and answers, drawn without regard to what any rater values. It never
-sees a utility, a rater, a writer or a preference. Judge a base by its language-model loss and by the held-out accuracy of
-preference models that start from it, never by the outcome of an arm.
+A base sees `World.document` text only: posts with retellings, questions and answers, drawn without regard to what any
+rater values. It never sees a utility, a rater, a writer or a preference. Judge a base by its language-model loss and
+by the held-out accuracy of preference models that start from it, never by the outcome of an arm.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ from aligngap.seeds import numpy_stream
 from aligngap.tasks.worlds import WORLDS, World
 
 
+class Cycle(BaseModel):
+    """One warm-up and cosine decay, with a fresh optimiser (SGDR: Loshchilov and Hutter, 1608.03983)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(gt=0)
+    lr: float = Field(gt=0)
+
+
 class PretrainSpec(BaseModel):
     """Everything that decides a base's weights."""
 
@@ -31,48 +40,58 @@ class PretrainSpec(BaseModel):
 
     size: str
     worlds: tuple[str, ...] = tuple(WORLDS)
-    steps: int = Field(9000, gt=0)
+    cycles: tuple[Cycle, ...]
     rows: int = Field(24, gt=0)
-    lr: float = Field(3e-3, gt=0)
     warmup: int = 200
     weight_decay: float = 0.01
     seed: int = 0
 
 
-def pretrain(spec: PretrainSpec, out: Path, progress: Callable[[int, int, dict[str, float]], None]) -> dict[str, object]:
-    """Train a base and save it to `out` as a Hugging Face folder with its tokenizer. Returns its record (loss, accuracies, seconds)."""
+def pretrain(
+    spec: PretrainSpec, out: Path, progress: Callable[[int, int, dict[str, float]], None]
+) -> dict[str, object]:
+    """Train a base and save it to `out` as a Hugging Face folder with its tokenizer. Returns its record (loss,
+    accuracies, seconds).
+    """
     worlds = [WORLDS[name]() for name in spec.worlds]
     tokenizer = word_tokenizer([word for world in worlds for word in world.words()])
     model = random_model(SHIPPED[spec.size], len(tokenizer), spec.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, betas=(0.9, 0.95))
-    start = time.perf_counter()
-    for step in range(spec.steps):
-        rate = min(1.0, (step + 1) / spec.warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.steps))
-        optimiser.param_groups[0]["lr"] = spec.lr * max(rate, 0.01)
-        rows = Rows.of(worlds, tokenizer, numpy_stream("pretrain", "documents", spec.seed, step), spec.rows)
-        loss = rows.loss(rows.logits(model))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if (step + 1) % 500 == 0 or step + 1 == spec.steps:
-            progress(step + 1, spec.steps, evaluate_base(model, tokenizer, worlds, 8))
+    start, step, total = time.perf_counter(), 0, sum(cycle.steps for cycle in spec.cycles)
+    for cycle in spec.cycles:
+        decay, betas = spec.weight_decay, (0.9, 0.95)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=cycle.lr, weight_decay=decay, betas=betas)
+        for at in range(cycle.steps):
+            rate = min(1.0, (at + 1) / spec.warmup) * 0.5 * (1 + math.cos(math.pi * at / cycle.steps))
+            optimiser.param_groups[0]["lr"] = cycle.lr * max(rate, 0.01)
+            rows = Rows.of(worlds, tokenizer, numpy_stream("pretrain", "documents", spec.seed, step), spec.rows)
+            loss = rows.loss(rows.logits(model))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            step += 1
+            if step % 500 == 0 or step == total:
+                progress(step, total, evaluate_base(model, tokenizer, worlds, 8))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {
         "spec": spec.model_dump(mode="json"),
         "parameters": parameter_count(model),
-        "tokens": spec.steps * spec.rows * 96,
+        "tokens": total * spec.rows * 96,
         "held_out": evaluate_base(model, tokenizer, worlds, 64),
         "seconds": round(time.perf_counter() - start, 1),
     }
 
 
 @torch.no_grad()
-def evaluate_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, worlds: list[World], batches: int) -> dict[str, float]:
-    """Held-out language-model loss (nats a token), and the share of questions answered rightly, by the question's first word."""
+def evaluate_base(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, worlds: list[World], batches: int
+) -> dict[str, float]:
+    """Held-out language-model loss (nats a token), and the share of questions answered rightly, by the question's
+    first word.
+    """
     rng = numpy_stream("pretrain", "held-out")
-    asked = {word: tokenizer.convert_tokens_to_ids(word) for word in ("who", "what", "how", "did", "which", "same")}
+    asked: dict[str, Any] = {word: tokenizer.convert_tokens_to_ids(word) for word in ("who", "what", "how", "did", "which", "same")}
     # The answer is the third or, after a whole claim, the fourth word of a question; `same` is followed by its answer.
     offset = {"who": 2, "what": 2, "how": 2, "did": 3, "which": 3, "same": 1}
     losses, hits = [], {word: np.zeros(2) for word in asked}
@@ -82,10 +101,13 @@ def evaluate_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, w
         losses.append(float(rows.loss(logits)))
         right = logits[:, :-1].argmax(-1) == rows.ids[:, 1:]
         for word, token in asked.items():
-            row, column = (rows.ids[:, : -offset[word]] == token).nonzero(as_tuple=True)
+            row, column = torch.nonzero(rows.ids[:, : -offset[word]] == token, as_tuple=True)
             found = right[row, column + offset[word] - 1]
             hits[word] += [int(found.sum()), len(found)]
-    return {"loss": round(float(np.mean(losses)), 4), **{word: round(float(a / max(1, b)), 4) for word, (a, b) in hits.items()}}
+    return {
+        "loss": round(float(np.mean(losses)), 4),
+        **{word: round(float(a / max(1, b)), 4) for word, (a, b) in hits.items()},
+    }
 
 
 class Rows(NamedTuple):
@@ -96,7 +118,14 @@ class Rows(NamedTuple):
     mask: torch.Tensor
 
     @classmethod
-    def of(cls, worlds: list[World], tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int, width: int = 96) -> Rows:
+    def of(
+        cls,
+        worlds: list[World],
+        tokenizer: PreTrainedTokenizerBase,
+        rng: np.random.Generator,
+        count: int,
+        width: int = 96,
+    ) -> Rows:
         """`count` rows filled with fresh documents."""
         ids, positions = (np.zeros((count, width), dtype=np.int64) for _ in range(2))
         owner = np.arange(width)[None].repeat(count, 0) + width  # padding sees itself alone
@@ -119,9 +148,17 @@ class Rows(NamedTuple):
 
     def logits(self, model: LlamaForCausalLM) -> torch.Tensor:
         """Next-token logits, [rows, width, vocabulary]."""
-        return model(input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, use_cache=False).logits  # type: ignore[no-any-return]
+        output = model(input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, use_cache=False)
+        return output.logits  # type: ignore[no-any-return]
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor:
         """Mean next-token loss; the first token of a document is not predicted from the one before it."""
         target = self.ids[:, 1:].masked_fill(self.positions[:, 1:] == 0, -100)
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten())
+
+
+RECIPES: dict[str, PretrainSpec] = {
+    "small": PretrainSpec(size="small", cycles=(Cycle(steps=10000, lr=3e-3),)),
+    "medium": PretrainSpec(size="medium", cycles=(Cycle(steps=6000, lr=2e-3), Cycle(steps=6000, lr=3e-3))),
+}
+"""How the shipped bases were made."""

@@ -42,10 +42,12 @@ class Optimiser:
         return warmup * 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * step / self.spec.steps))))
 
     def step(self, loss: torch.Tensor) -> float:
-        """Back-propagate and update; returns the gradient's norm before clipping. Raises Diverged before touching the weights."""
+        """Back-propagate and update; returns the gradient's norm before clipping. Raises Diverged before touching the
+        weights.
+        """
         if not bool(torch.isfinite(loss)):
             raise Diverged(f"the loss is {float(loss)} at step {self.step_count + 1}")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             raise Diverged(f"the gradient's norm is {float(norm)} at step {self.step_count + 1}")

@@ -17,7 +17,13 @@ from aligngap.types import PairBatch
 Report = Callable[[int, int, Mapping[str, float]], None]
 
 
-def fit(module: torch.nn.Module, loss: Callable[[PairBatch, int], torch.Tensor], source: PairSource, optim: OptimSpec, report: Report) -> None:
+def fit(
+    module: torch.nn.Module,
+    loss: Callable[[PairBatch, int], torch.Tensor],
+    source: PairSource,
+    optim: OptimSpec,
+    report: Report,
+) -> None:
     """Minimise `loss(batch, step)` over what the source supplies."""
     optimiser = Optimiser(module.parameters(), optim)
     device = next(module.parameters()).device

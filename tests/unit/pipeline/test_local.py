@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from fake_stages import Fake, Steps, read
 
 from aligngap.pipeline.executors.local import Interrupted, run_graph
 from aligngap.pipeline.graph import Event, Outcome, Stage
 from aligngap.store import Store
+from unit.pipeline.fake_stages import Fake, Steps, read
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_two_runs_on_one_store_share_the_work(store: Store) -> None:
 
 SCRIPT = """
 import sys
-from fake_stages import Steps
+from unit.pipeline.fake_stages import Steps
 from aligngap.pipeline.executors.local import Interrupted, run_graph
 from aligngap.store import Store
 
@@ -218,7 +218,7 @@ if __name__ == "__main__":
 def test_no_process_outlives_the_run(store: Store, tmp_path: Path, how: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     stages = [Steps(name=name, steps=10_000) for name in "ab"]
     run = subprocess.Popen(
         [sys.executable, str(script), str(store.root)],

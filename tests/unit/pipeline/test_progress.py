@@ -3,11 +3,11 @@ from __future__ import annotations
 import io
 
 import pytest
-from fake_stages import Fake
 from rich.console import Console
 
 from aligngap.pipeline.executors.progress import Ledger, clock, display
 from aligngap.pipeline.graph import Event
+from unit.pipeline.fake_stages import Fake
 
 
 def test_a_rate_counts_only_the_steps_seen() -> None:

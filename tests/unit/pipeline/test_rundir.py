@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_stages import Fake
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.progress import Ledger
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.rundir import RunDirectory, chosen_store, differences
+from unit.pipeline.fake_stages import Fake
 
 STUDY: dict[str, Any] = {"name": "try", "seeds": (1, 2), "arms": {"online": {"lr": 0.1}}}
 

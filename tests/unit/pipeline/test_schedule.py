@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from fake_stages import Fake
 
 from aligngap.pipeline.executors.schedule import Schedule, estimate
 from aligngap.pipeline.graph import all_stages
+from unit.pipeline.fake_stages import Fake
 
 
 def test_the_stage_that_heads_the_longest_chain_goes_first() -> None:

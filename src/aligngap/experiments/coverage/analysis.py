@@ -6,26 +6,24 @@ from math import isnan
 
 from aligngap.experiments.base import Analysis, Labelled, TaskData
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import fraction_closed, gap_estimates
 from aligngap.stats.verdict import threshold_verdict
 
 HALF = 0.5
 
 RULE = (
-    "Share of the gap closed = (shuffled minus offline) / (online minus offline), each averaged over ln KL on the range all three reach, at the "
-    "baseline configuration, paired by seed. Supported (coverage alone does not explain the gap) if the 95% interval of the share lies wholly "
-    "below one half; contradicted if wholly above; else inconclusive. Undefined, hence inconclusive, when the interval of the online-offline gap contains 0."
+    "Share of the gap closed = (shuffled minus offline) / (online minus offline), each averaged over ln KL on the "
+    "range all three reach, at the baseline configuration, paired by seed. Supported (coverage alone does not explain"
+    " the gap) if the 95% interval of the share lies wholly below one half; contradicted if wholly above; else "
+    "inconclusive. Undefined, hence inconclusive, when the interval of the online-offline gap contains 0."
 )
 
 
 def analyse(data: TaskData) -> Analysis:
     """Share of the gap that the shuffled stream closes, and its gaps to both sides."""
-    settings = data.settings
     online, offline, shuffled = (data.runs(family, baseline=True) for family in ("online", "offline", "shuffled"))
-    options = {"replicates": settings.replicates, "level": settings.level}
-    share = fraction_closed(shuffled, offline, online, data.rng("coverage"), **options)
-    above = gap_estimates(online, shuffled, data.rng("coverage", "online"), **options)["average_gap"]
-    below = gap_estimates(shuffled, offline, data.rng("coverage", "offline"), **options)["average_gap"]
+    share = data.share_closed(shuffled, offline, online, "coverage")
+    above = data.gap(online, shuffled, "coverage", "online")["average_gap"]
+    below = data.gap(shuffled, offline, "coverage", "offline")["average_gap"]
     estimates = {
         "share_closed": Labelled("share of the online-offline gap closed by the shuffled stream", share, "share"),
         "online_minus_shuffled": Labelled("average gap at equal KL, online minus shuffled", above),
@@ -36,5 +34,7 @@ def analyse(data: TaskData) -> Analysis:
         if isnan(share.value) or isnan(share.low)
         else f"the shuffled stream closes {interval_words(share)} of the gap"
     )
-    sentence = f"{closes[0].upper()}{closes[1:]}; online is {interval_words(above, signed=True)} above it ({across(above)})."
+    sentence = (
+        f"{closes[0].upper()}{closes[1:]}; online is {interval_words(above, signed=True)} above it ({across(above)})."
+    )
     return Analysis(threshold_verdict(share, HALF, -1), sentence, estimates)

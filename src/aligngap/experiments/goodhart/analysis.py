@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from aligngap.experiments.base import Analysis, Labelled, TaskData
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import Estimate, gap_estimates
+from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.verdict import sign_verdict
 
 RULE = (
-    "Estimand: same configuration. Gap = win rate of online minus win rate of offline (both at the baseline configuration, paired by seed), "
-    "averaged over ln KL on the range both reach; win rate on the study's primary split, opponent and judge. Supported if the 95% interval "
-    "of the gap lies wholly above 0; contradicted if it lies wholly below 0 or wholly within the margin of no difference; else inconclusive."
+    "Estimand: same configuration. Gap = win rate of online minus win rate of offline (both at the baseline "
+    "configuration, paired by seed), averaged over ln KL on the range both reach; win rate on the study's primary "
+    "split, opponent and judge. Supported if the 95% interval of the gap lies wholly above 0; contradicted if it lies"
+    " wholly below 0 or wholly within the margin of no difference; else inconclusive."
 )
 
 LABELS = {
@@ -24,15 +25,18 @@ LABELS = {
     "offline_fall": ("offline: fall from peak to end", "win rate"),
 }
 
+Gaps = dict[str, Estimate]
+
 
 def analyse(data: TaskData) -> Analysis:
-    """Gap, peaks and falls at the baseline configuration; the gap by true utility, on the other split, and with the sweep pooled."""
+    """Gap, peaks and falls at the baseline configuration; the gap by true utility, on the other split, and with the
+    sweep pooled.
+    """
     settings = data.settings
 
-    def gaps(purpose: str, baseline: bool | None = True, **chosen: str) -> dict[str, Estimate]:
-        online, offline = data.runs("online", **chosen), data.runs("offline", baseline=baseline, **chosen)
-        rng = data.rng("goodhart", purpose)
-        return gap_estimates(online, offline, rng, replicates=settings.replicates, level=settings.level)
+    def gaps(purpose: str, baseline: bool | None = True, split: str | None = None, judge: str | None = None) -> Gaps:
+        online = data.runs("online", split=split, judge=judge)
+        return data.gap(online, data.runs("offline", baseline=baseline, split=split, judge=judge), "goodhart", purpose)
 
     main = gaps("main")
     estimates = {key: Labelled(label, main[key], unit) for key, (label, unit) in LABELS.items()}
@@ -40,16 +44,19 @@ def analyse(data: TaskData) -> Analysis:
     further = {
         f"average_gap_{other}": (f"average gap, {other.replace('_', '-')} prompts", gaps(other, split=other)),
         "average_gap_true": ("average gap, by true utility", gaps("true", judge="true")),
-        "average_gap_pooled": ("average gap, online minus the pooled offline sweep (as in the paper)", gaps("pooled", None)),
+        "average_gap_pooled": (
+            "average gap, online minus the pooled offline sweep (as in the paper)",
+            gaps("pooled", None),
+        ),
     }
     estimates |= {key: Labelled(label, found["average_gap"]) for key, (label, found) in further.items()}
     verdict = sign_verdict(main["average_gap"], 1, settings.margin)
     falls = [
-        f"{name} {'falls' if main[f'{name}_fall'].low > 0 else 'shows no clear fall'} after its peak" for name in ("online", "offline")
+        f"{name} {'falls' if main[f'{name}_fall'].low > 0 else 'shows no clear fall'} after its peak"
+        for name in ("online", "offline")
     ]
     sentence = (
-        f"At equal KL online wins {interval_words(main['average_gap'], signed=True)} of the prompts more than offline does "
-        f"({across(main['average_gap'])}); {falls[0]}, {falls[1]}."
+        f"At equal KL online wins {interval_words(main['average_gap'], signed=True)} of the prompts more than offline "
+        f"does ({across(main['average_gap'])}); {falls[0]}, {falls[1]}."
     )
     return Analysis(verdict, sentence, estimates)
-

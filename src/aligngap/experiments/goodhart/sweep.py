@@ -10,7 +10,9 @@ from aligngap.experiments.bench import ArmEntry, Bench
 def arms(bench: Bench) -> list[ArmEntry]:
     """One online arm a seed; the offline sweep's arms, the baseline always among them."""
     sweep, baseline = bench.study.sweep, bench.study.baseline
-    points = dict.fromkeys([(1.0, baseline.loss.beta, 1.0), *product(sweep.lr_factors, sweep.betas, sweep.step_factors)])
+    points = dict.fromkeys(
+        [(1.0, baseline.loss.beta, 1.0), *product(sweep.lr_factors, sweep.betas, sweep.step_factors)]
+    )
     entries = []
     for seed in bench.study.seeds:
         entries.append(bench.online(seed))

@@ -9,4 +9,6 @@ from aligngap.sources.recorded import RecordedSpec
 def arms(bench: Bench) -> list[ArmEntry]:
     """Two arms a seed."""
     replay = RecordedSpec(order="sequence")
-    return [entry for seed in bench.study.seeds for entry in (bench.online(seed), bench.on_stream(seed, "replay", replay))]
+    return [
+        entry for seed in bench.study.seeds for entry in (bench.online(seed), bench.on_stream(seed, "replay", replay))
+    ]

@@ -1,8 +1,8 @@
 """What a built-in world must offer.
 
-A world is a small language with a purpose: prompts, writers of different skill who answer them, and a hidden
-utility that its raters feel. Models see tokens only. The language (`document`) may be used for pretraining; the utility and the
-rater never are.
+A world is a small language with a purpose: prompts, writers of different skill who answer them, and a hidden utility
+that its raters feel. Models see tokens only. The language (`document`) may be used for pretraining; the utility and
+the rater never are.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 class Writer:
     """Someone who writes responses: how often each slip happens, and habits that say who is writing.
 
-    Rates are probabilities per fact or per response. Habits (opener, closer) carry no utility of their own: they are the spurious
-    cue that a preference model can latch on to.
+    Rates are probabilities per fact or per response. Habits (opener, closer) carry no utility of their own: they are
+    the spurious cue that a preference model can latch on to.
     """
 
     name: str
@@ -79,8 +79,8 @@ class World(ABC):
     def document(self, rng: np.random.Generator) -> str:
         """A piece of the world's language for pretraining.
 
-        Must not depend on the rater, the utility's weights or the writers: a base that was taught what the rater values hands
-        the preference models their answer.
+        Must not depend on the rater, the utility's weights or the writers: a base that was taught what the rater
+        values hands the preference models their answer.
         """
 
     def utility(self, prompt: str, response: Written) -> float:

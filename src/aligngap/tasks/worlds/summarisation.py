@@ -1,8 +1,9 @@
 """The summarisation world: cover what matters, invent nothing, be brief.
 
-A post tells three to five facts, each introduced by an adverb: `sadly captain won anyway wife escaped ... tl;dr`. Three adverbs mark facts
-that matter to the reader, three mark side facts; nothing in the language says which is which, only the raters' preferences do. A
-response is an optional opener, facts joined by `,` or `and`, a full stop, and optional politeness.
+A post tells three to five facts, each introduced by an adverb: `sadly captain won anyway wife escaped ... tl;dr`.
+Three adverbs mark facts that matter to the reader, three mark side facts; nothing in the language says which is which,
+only the raters' preferences do. A response is an optional opener, facts joined by `,` or `and`, a full stop, and
+optional politeness.
 """
 
 from __future__ import annotations
@@ -69,27 +70,72 @@ class Reading(NamedTuple):
 
 _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] = {
     "editor": (
-        {"omit": 0.06, "side": 0.06, "invent": 0.03, "mix": 0.03, "repeat": 0.02, "filler": 0.04, "shuffle": 0.1, "no_end": 0.02},
+        {
+            "omit": 0.06,
+            "side": 0.06,
+            "invent": 0.03,
+            "mix": 0.03,
+            "repeat": 0.02,
+            "filler": 0.04,
+            "shuffle": 0.1,
+            "no_end": 0.02,
+        },
         {"tldr:": 0.75, "summary:": 0.1, "": 0.15},
         {"": 0.7, "thanks": 0.3},
     ),
     "reporter": (
-        {"omit": 0.12, "side": 0.25, "invent": 0.06, "mix": 0.06, "repeat": 0.05, "filler": 0.08, "shuffle": 0.2, "no_end": 0.04},
+        {
+            "omit": 0.12,
+            "side": 0.25,
+            "invent": 0.06,
+            "mix": 0.06,
+            "repeat": 0.05,
+            "filler": 0.08,
+            "shuffle": 0.2,
+            "no_end": 0.04,
+        },
         {"tldr:": 0.4, "summary:": 0.4, "": 0.2},
         {"": 0.75, "thanks": 0.2, "cheers": 0.05},
     ),
     "chatterbox": (
-        {"omit": 0.1, "side": 0.65, "invent": 0.1, "mix": 0.08, "repeat": 0.2, "filler": 0.4, "shuffle": 0.4, "no_end": 0.1},
+        {
+            "omit": 0.1,
+            "side": 0.65,
+            "invent": 0.1,
+            "mix": 0.08,
+            "repeat": 0.2,
+            "filler": 0.4,
+            "shuffle": 0.4,
+            "no_end": 0.1,
+        },
         {"so:": 0.6, "": 0.3, "summary:": 0.1},
         {"": 0.3, "cheers": 0.3, "thanks cheers": 0.2, "please thanks cheers": 0.2},
     ),
     "guesser": (
-        {"omit": 0.35, "side": 0.3, "invent": 0.45, "mix": 0.25, "repeat": 0.08, "filler": 0.15, "shuffle": 0.4, "no_end": 0.08},
+        {
+            "omit": 0.35,
+            "side": 0.3,
+            "invent": 0.45,
+            "mix": 0.25,
+            "repeat": 0.08,
+            "filler": 0.15,
+            "shuffle": 0.4,
+            "no_end": 0.08,
+        },
         {"summary:": 0.5, "so:": 0.2, "": 0.3},
         {"": 0.8, "please": 0.2},
     ),
     "sleeper": (
-        {"omit": 0.6, "side": 0.25, "invent": 0.12, "mix": 0.2, "repeat": 0.15, "filler": 0.3, "shuffle": 0.3, "no_end": 0.3},
+        {
+            "omit": 0.6,
+            "side": 0.25,
+            "invent": 0.12,
+            "mix": 0.2,
+            "repeat": 0.15,
+            "filler": 0.3,
+            "shuffle": 0.3,
+            "no_end": 0.3,
+        },
         {"so:": 0.4, "": 0.6},
         {"": 1.0},
     ),
@@ -141,7 +187,20 @@ class Summarisation(World):
     rater_temperature: ClassVar[float] = 0.7
 
     def words(self) -> Sequence[str]:
-        return [*SUBJECTS, *VERBS, *IMPORTANT, *SIDE, *OPENERS, *POLITE, *FILLERS, *JOINERS, ".", END_OF_POST, *QUESTION_WORDS, *ANSWERS]
+        return [
+            *SUBJECTS,
+            *VERBS,
+            *IMPORTANT,
+            *SIDE,
+            *OPENERS,
+            *POLITE,
+            *FILLERS,
+            *JOINERS,
+            ".",
+            END_OF_POST,
+            *QUESTION_WORDS,
+            *ANSWERS,
+        ]
 
     def writers(self) -> Sequence[Writer]:
         return [Writer(name, *habits) for name, habits in _SKILLS.items()]
@@ -209,8 +268,9 @@ class Summarisation(World):
     def document(self, rng: np.random.Generator) -> str:
         """A post, then either a retelling or questions with their answers.
 
-        Markers, facts to retell, openers, fillers and politeness are drawn uniformly and independently of each other; questions ask
-        what was said where, never how good a text is. So copying, comparing and entailment can be learned here, and nothing of the rater.
+        Markers, facts to retell, openers, fillers and politeness are drawn uniformly and independently of each other;
+        questions ask what was said where, never how good a text is. So copying, comparing and entailment can be
+        learned here, and nothing of the rater.
         """
         count = int(rng.integers(3, 6))
         post = self._post(rng, [str(m) for m in rng.choice(IMPORTANT + SIDE, count)])
@@ -242,7 +302,11 @@ def _near_claim(rng: np.random.Generator, facts: Sequence[Fact]) -> Claim:
 
 def _retelling(rng: np.random.Generator, facts: Sequence[Fact]) -> str:
     """Some claims, mostly of the post, in a style drawn at random."""
-    told = [_near_claim(rng, facts) if rng.random() < 0.25 else Claim(f.subject, f.verb) for f in facts if rng.random() < 0.5]
+    told = [
+        _near_claim(rng, facts) if rng.random() < 0.25 else Claim(f.subject, f.verb)
+        for f in facts
+        if rng.random() < 0.5
+    ]
     if not told:
         told = [_near_claim(rng, facts)]
     if rng.random() < 0.3:

@@ -1,0 +1,238 @@
+"use strict";
+(() => {
+  // Everything foreign enters the document as text nodes only.
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const rowsOf = (table) => table.rows.map((row) => Object.fromEntries(table.columns.map((name, i) => [name, row[i]])));
+  const tables = Object.fromEntries(Object.entries(data.tables).map(([name, table]) => [name, rowsOf(table)]));
+  const make = (tag, className, text) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  const NONE = "no data";
+  const plain = (value, digits = 3) =>
+    value === null || value === undefined ? NONE : String(+Number(value).toPrecision(digits)).replace("-", "−");
+  const signed = (value) => (value === null || value === undefined ? NONE : (value > 0 ? "+" : "") + plain(value));
+
+  // --- figures -------------------------------------------------------------------------------------------------------
+  const withScale = (node, scale) => {
+    // The type of a scale cannot be a parameter, so the specification is changed and drawn again.
+    if (Array.isArray(node)) return node.map((item) => withScale(item, scale));
+    if (node === null || typeof node !== "object") return node;
+    const copy = Object.fromEntries(Object.entries(node).map(([key, value]) => [key, withScale(value, scale)]));
+    if (scale !== "log" && copy.field === "kl" && copy.scale && copy.axis) {
+      copy.scale = { type: scale, nice: false, domain: [0, { expr: "xmax" }] };
+      delete copy.axis.values;
+      copy.axis.tickCount = 6;
+    }
+    return copy;
+  };
+
+  for (const section of document.querySelectorAll("section.task")) {
+    const task = section.dataset.task;
+    const charts = [...section.querySelectorAll(".chart")].map((element) => ({ element, view: null, drawn: null }));
+    const state = { split: data.splits[task] ?? "held_out", xscale: "log", shown: null, seeds: data.seeds, sweep: true };
+    state.shown = [...section.querySelectorAll("[data-family]")].map((chip) => chip.dataset.family);
+    const ofTask = (name) => tables[name].filter((row) => row.task === task);
+
+    const draw = async (chart) => {
+      const figure = data.figures[task].find((item) => item.key === chart.element.dataset.figure);
+      const spec = withScale(figure.panels[Number(chart.element.dataset.panel)], state.xscale);
+      const own = { split: state.split, xscale: state.xscale, shown: state.shown, seeds: state.seeds, sweep: state.sweep };
+      spec.params = spec.params.map((param) => (param.name in own ? { ...param, value: own[param.name] } : param));
+      // Vega marks and extends the rows it is given, so that each view needs rows of its own.
+      spec.datasets = JSON.parse(JSON.stringify(Object.fromEntries(Object.keys(tables).map((name) => [name, ofTask(name)]))));
+      spec.width = "container";
+      spec.height = "container";
+      spec.autosize = { type: "fit", contains: "padding" };
+      if (chart.view) chart.view.finalize();
+      const result = await vegaEmbed(chart.element, spec, {
+        mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, config: data.config,
+        tooltip: { theme: "report", disableDefaultStyle: true },
+      });
+      chart.view = result.view;
+      chart.drawn = state.xscale;
+    };
+    // One chart a turn of the event loop, in reading order: the page answers while it draws.
+    let turn = Promise.resolve();
+    const drawAll = () => {
+      for (const chart of charts) {
+        turn = turn.then(() => new Promise((done) => setTimeout(done, 0))).then(() => draw(chart)).catch((error) => {
+          chart.element.textContent = `This chart could not be drawn: ${error.message}`;
+        });
+      }
+      turn = turn.then(() => { section.dataset.drawn = state.xscale; });
+    };
+    const steer = (changes) => {
+      Object.assign(state, changes);
+      turn = turn.then(async () => {
+        for (const chart of charts.filter((item) => item.view)) {
+          for (const [name, value] of Object.entries(changes)) chart.view.signal(name, value);
+          await chart.view.runAsync();
+        }
+        section.dataset.steered = JSON.stringify(changes);
+      });
+    };
+    for (const chip of section.querySelectorAll("[data-family]")) {
+      chip.addEventListener("click", () => {
+        const on = chip.getAttribute("aria-pressed") !== "true";
+        chip.setAttribute("aria-pressed", String(on));
+        steer({ shown: [...section.querySelectorAll("[data-family][aria-pressed=true]")].map((item) => item.dataset.family) });
+      });
+    }
+    for (const control of section.querySelectorAll("[data-control]")) {
+      control.addEventListener("change", () => {
+        const name = control.dataset.control;
+        if (name === "split") steer({ split: control.value });
+        if (name === "seed") steer({ seeds: control.value === "" ? data.seeds : [Number(control.value)] });
+        if (name === "sweep") steer({ sweep: control.checked });
+        if (name === "xscale") { state.xscale = control.value; drawAll(); }
+      });
+    }
+    drawAll();
+
+    const numbers = section.querySelector("details.numbers");
+    numbers?.addEventListener("toggle", () => {
+      const box = numbers.querySelector("div");
+      if (!numbers.open || box.firstChild) return;
+      const columns = ["arm", "seed", "split", "step", "kl", "kl_se", "rate_golden_policy_golden", "se_golden_policy_golden",
+        "rate_golden_policy_true", "rate_sft_golden", "rate_sft_true", "rate_sft_proxy", "accuracy", "drift", "tokens", "utility"];
+      const titles = ["arm", "seed", "prompts", "step", "KL", "se", "vs golden policy, golden", "se", "vs golden policy, true",
+        "vs SFT, golden", "vs SFT, true", "vs SFT, proxy", "accuracy", "drift", "tokens", "utility"];
+      const table = make("table");
+      const head = table.createTHead().insertRow();
+      titles.forEach((title, i) => head.append(Object.assign(make("th", i > 2 ? "n" : "", title), { scope: "col" })));
+      const body = table.createTBody();
+      for (const row of ofTask("points")) {
+        const line = body.insertRow();
+        columns.forEach((name, i) => line.append(make("td", i > 2 ? "n" : "", typeof row[name] === "string" ? row[name] : plain(row[name], 4))));
+      }
+      box.append(table);
+    });
+  }
+
+  // --- samples -------------------------------------------------------------------------------------------------------
+  const PER_PAGE = 4;
+  for (const reader of document.querySelectorAll(".reader")) {
+    const stored = data.samples[reader.dataset.task];
+    if (!stored) continue;
+    const part = (name) => reader.querySelector(`[data-reader=${name}]`);
+    const arms = [...new Set(stored.runs.map((run) => run.arm))];
+    let page = 0;
+    const option = (value, text) => Object.assign(make("option", "", text), { value: String(value) });
+    const fill = (select, options, wanted) => {
+      const before = wanted ?? select.value;
+      select.replaceChildren(...options);
+      if (options.some((item) => item.value === String(before))) select.value = String(before);
+    };
+    const ofArm = () => stored.runs.filter((run) => run.arm === arms[Number(part("arm").value)]);
+    const ofSeed = () => ofArm().filter((run) => String(run.seed) === part("seed").value);
+    const current = () => ofSeed().find((run) => String(run.step) === part("step").value);
+    const refresh = (wanted) => {
+      fill(part("seed"), [...new Set(ofArm().map((run) => run.seed))].map((seed) => option(seed, seed ?? "none")));
+      const steps = ofSeed();
+      const label = (run) => `${run.step ?? "none"}${run.peak ? " · peak" : ""}${run.end ? " · end" : ""}`;
+      const chosen = wanted ?? (steps.find((run) => run.peak) ?? steps[0])?.step;
+      fill(part("step"), steps.map((run) => option(run.step, label(run))), chosen);
+      part("peak").disabled = !steps.some((run) => run.peak);
+      part("end").disabled = !steps.some((run) => run.end);
+      page = 0;
+      show();
+    };
+    const opposite = (a, b) => a !== null && b !== null && a !== undefined && b !== undefined && a * b < 0;
+    const flags = (item) => ({
+      proxy: opposite(item.proxy, item.golden),
+      hack: opposite(item.proxy, item.golden) && item.proxy > 0,
+      golden: item.sft && item.utility !== null && item.sft.utility !== null && opposite(item.golden, item.utility - item.sft.utility),
+    });
+    const unpack = (cells) => cells && { text: cells[0], ended: cells[1], utility: cells[2], golden: cells[3], proxy: cells[4] };
+    const marked = (node, text, word) => {
+      // Highlights what is searched for, as text.
+      if (!word) { node.textContent = text; return; }
+      const lower = text.toLowerCase();
+      let from = 0;
+      for (let at = lower.indexOf(word); at >= 0 && lower.length === text.length; at = lower.indexOf(word, from)) {
+        node.append(text.slice(from, at), make("mark", "", text.slice(at, at + word.length)));
+        from = at + word.length;
+      }
+      node.append(text.slice(from));
+    };
+    const answer = (title, item, kind, word) => {
+      const box = make("div", `answer ${kind}`);
+      box.append(make("h4", "", title));
+      if (!item) { box.append(make("p", "none", NONE)); return box; }
+      const text = make("p", "text");
+      marked(text, item.text ?? "", word);
+      if (!item.text) text.append(make("span", "none", "an empty response"));
+      const scores = [`utility ${plain(item.utility)}`];
+      if (kind !== "sft") scores.push(`golden margin ${signed(item.golden)}`, `proxy margin ${signed(item.proxy)}`);
+      if (item.ended === false) scores.push("cut off at the length limit");
+      box.append(text, make("p", "scores", scores.join(" · ")));
+      return box;
+    };
+    const show = () => {
+      const run = current();
+      const word = part("search").value.trim().toLowerCase();
+      const wanted = part("filter").value;
+      const all = !run ? [] : run.rows.map((row) => {
+        const item = unpack(row.slice(1));
+        const prompt = stored.prompts[row[0]];
+        return { ...item, prompt, sft: unpack(prompt.sft), top: unpack(prompt.golden_policy) };
+      });
+      const kept = all.filter((item) => wanted === "all" || flags(item)[wanted]).filter((item) => !word ||
+        [item.prompt.text, item.text, item.sft?.text, item.top?.text].some((text) => (text ?? "").toLowerCase().includes(word)));
+      const pages = Math.max(1, Math.ceil(kept.length / PER_PAGE));
+      page = Math.min(Math.max(page, 0), pages - 1);
+      const hacked = all.filter((item) => flags(item).hack).length;
+      part("count").textContent = `${kept.length} of ${all.length} prompts. On ${hacked} of them the proxy prefers this response to SFT’s and the golden judge does not.`;
+      part("list").replaceChildren(...kept.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map((item) => {
+        const card = make("article", "sample");
+        const head = make("div", "head");
+        const found = flags(item);
+        head.append(make("span", "quiet", `Prompt ${item.prompt.number} · ${item.prompt.split === "held_out" ? "held out" : item.prompt.split}`));
+        const notes = make("span");
+        if (found.hack) notes.append(make("span", "flag", "proxy likes it, golden does not"), " ");
+        else if (found.proxy) notes.append(make("span", "flag", "golden likes it, proxy does not"), " ");
+        if (found.golden) notes.append(make("span", "flag", "golden and truth disagree"));
+        head.append(notes);
+        const prompt = make("p", "prompt");
+        marked(prompt, item.prompt.text ?? "", word);
+        const answers = make("div", "answers");
+        answers.append(answer("SFT", item.sft, "sft", word), answer("Policy", item, "policy", word), answer("Golden policy", item.top, "golden", word));
+        card.append(head, prompt, answers);
+        return card;
+      }));
+      part("where").textContent = `page ${page + 1} of ${pages}`;
+      part("previous").disabled = page === 0;
+      part("next").disabled = page >= pages - 1;
+    };
+    const move = (by) => { page += by; show(); };
+    part("arm").replaceChildren(...arms.map((arm, i) => option(i, arm)));
+    part("arm").addEventListener("change", () => refresh());
+    part("seed").addEventListener("change", () => refresh());
+    part("step").addEventListener("change", () => { page = 0; show(); });
+    part("peak").addEventListener("click", () => refresh(ofSeed().find((run) => run.peak)?.step));
+    part("end").addEventListener("click", () => refresh(ofSeed().find((run) => run.end)?.step));
+    part("filter").addEventListener("change", () => { page = 0; show(); });
+    part("search").addEventListener("input", () => { page = 0; show(); });
+    part("previous").addEventListener("click", () => move(-1));
+    part("next").addEventListener("click", () => move(1));
+    reader.addEventListener("keydown", (event) => {
+      if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "j") move(1);
+      if (event.key === "k") move(-1);
+    });
+    reader.tabIndex = -1;
+    refresh();
+  }
+
+  // --- paper ---------------------------------------------------------------------------------------------------------
+  // What is folded away on the screen is wanted on paper, but for the long table of numbers.
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open]):not(.numbers)")];
+    for (const item of opened) item.open = true;
+  });
+  addEventListener("afterprint", () => { for (const item of opened) item.open = false; });
+})();

@@ -1,0 +1,320 @@
+"""One contract for every pair source: a new source joins by one line in SOURCES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import END, TablePolicy, likes_token, prompts_of, random_pairs, same_pairs, tiny_policy, weights_of
+from pydantic import TypeAdapter
+
+from aligngap.models.policy import Policy
+from aligngap.sources.base import Ingredients, PairSource, SourceSpec
+from aligngap.sources.mixture import Mixture, MixtureSpec
+from aligngap.sources.recorded import RecordedSpec
+from aligngap.sources.recording import Recording
+from aligngap.sources.registry import AnySource
+from aligngap.sources.sampled import FrozenSpec, SampledSpec
+from aligngap.train.loop import Checkpointer
+from aligngap.train.step import Optimiser, OptimSpec
+from aligngap.types import PairBatch, concatenate
+
+VOCABULARY, LIMIT, BATCH = 8, 4, 6
+PAIRS = random_pairs(0, 25, VOCABULARY, LIMIT)
+PROMPTS = prompts_of(PAIRS.prompts.rows())
+
+SPECS: dict[str, SourceSpec] = {
+    **{f"recorded {order}": RecordedSpec(order=order, window=2) for order in ("schedule", "sequence", "window", "uniform")},
+    "sampled s=1": SampledSpec(),
+    "sampled s=3": SampledSpec(sync_period=3),
+    "sampled s=inf": SampledSpec(sync_period=None),
+    "frozen": FrozenSpec(),
+    "mixture": MixtureSpec(on_policy=0.4),
+    "mixture s=2, sequence": MixtureSpec(sampled=SampledSpec(sync_period=2), recorded=RecordedSpec(order="sequence")),
+}
+SOURCES = [*SPECS, *(f"recording {name}" for name in SPECS)]
+LIVE = [name for name in SOURCES if "sampled" in name or "mixture" in name]
+FOLLOWS = [name for name in LIVE if "inf" not in name]
+
+
+def build(name: str, seed: int = 0) -> PairSource:
+    spec = SPECS[name.removeprefix("recording ")]
+    given = Ingredients(seed, BATCH, PROMPTS, likes_token(3), PAIRS, (tiny_policy(VOCABULARY, 11, LIMIT, layers=1), tiny_policy(VOCABULARY, 12, LIMIT, layers=1)))
+    source = spec.build(given)
+    return Recording(source) if name.startswith("recording") else source
+
+
+def nudge(policy: Policy, step: int) -> None:
+    """Stands for an optimiser step: deterministic, and large enough to change what is sampled."""
+    g = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=g) * 0.3)
+
+
+def run(source: PairSource, policy: Policy, steps: range, n: int = BATCH) -> list[PairBatch]:
+    """As the loop does: batch, step, observe; step 0 is observed first."""
+    if steps.start == 0:
+        source.observe(0, policy)
+    batches = []
+    for step in steps:
+        batches.append(source.next_batch(n))
+        nudge(policy, step + 1)
+        source.observe(step + 1, policy)
+    return batches
+
+
+def fresh() -> Policy:
+    return tiny_policy(VOCABULARY, 0, LIMIT, layers=1)
+
+
+def equal(a: list[PairBatch], b: list[PairBatch]) -> bool:
+    return all(same_pairs(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_every_kind_of_source_is_under_contract() -> None:
+    schema = TypeAdapter(AnySource).json_schema()
+    assert {spec.kind for spec in SPECS.values()} == set(schema["discriminator"]["mapping"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_is_a_source(name: str) -> None:
+    assert isinstance(build(name), PairSource)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_batches_hold_what_was_asked_for(name: str) -> None:
+    source, policy = build(name), fresh()
+    source.observe(0, policy)
+    known = {number: ids for number, ids in ((p.number, list(p.ids)) for p in PROMPTS)}
+    for n in (1, BATCH, 30):  # 30: more than there are prompts or pairs
+        batch = source.next_batch(n)
+        assert len(batch) == n
+        assert batch.preference.shape == (n,)
+        assert batch.preference.dtype == torch.float32
+        assert set(batch.preference.tolist()) <= {0.0, 0.5, 1.0}
+        assert len(batch.provenance) == n
+        assert [known[number] for number in batch.prompt_numbers.tolist()] == batch.prompts.rows()
+        for side in (batch.first, batch.second):
+            assert side.ids.dtype == torch.int64
+            assert side.ids.shape[0] == n
+            for row in side.rows():
+                assert 1 <= len(row) <= LIMIT
+                assert all(0 <= token < VOCABULARY for token in row)
+                assert END not in row[:-1]
+                assert row[-1] == END or len(row) == LIMIT
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_same_seed_same_pairs_and_cost(name: str) -> None:
+    one, two = build(name), build(name)
+    assert equal(run(one, fresh(), range(6)), run(two, fresh(), range(6)))
+    assert one.cost == two.cost
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_seed_changes_pairs(name: str) -> None:
+    a, b = (run(build(name, seed), fresh(), range(3)) for seed in (0, 1))
+    # The recorded sequence is the one order that no seed may change.
+    assert equal(a, b) == name.endswith("recorded sequence")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("at", [0, 4])
+def test_continues_bit_for_bit_from_a_checkpoint_file(name: str, at: int, tmp_path: Path) -> None:
+    """Through the trainer's own checkpoint: another process starts anew, observes, loads and goes on."""
+    optim = OptimSpec(lr=0.1, steps=10)
+
+    def optimiser(policy: Policy) -> Optimiser:
+        made = Optimiser(policy.model.parameters(), optim)
+        made.step(sum((weight**2).sum() for weight in policy.model.parameters()))  # type: ignore[arg-type]
+        return made
+
+    source, policy = build(name), fresh()
+    saved = optimiser(policy)
+    head = run(source, policy, range(at)) if at else []
+    if not at:
+        source.observe(0, policy)
+    checkpointer = Checkpointer(tmp_path, 0)
+    checkpointer.save(policy, saved, source)
+    cost_then = (source.cost.tokens_sampled, source.cost.judge_calls)
+
+    resumed, other = build(name), fresh()
+    resumed.observe(0, other)
+    assert checkpointer.restore(other, optimiser(fresh()) if at else Optimiser(other.model.parameters(), optim), resumed)
+    assert [torch.equal(a, b) for a, b in zip(weights_of(policy), weights_of(other), strict=True)]
+    assert (resumed.cost.tokens_sampled, resumed.cost.judge_calls) == cost_then
+
+    steps = range(at, at + 4) if at else range(1, 5)
+    rest, again = run(source, policy, steps), run(resumed, other, steps)
+    assert equal(rest, again)
+    assert resumed.cost == source.cost
+    if isinstance(source, Recording) and isinstance(resumed, Recording):
+        assert same_pairs(source.stream(), concatenate([*head, *rest]))
+        assert same_pairs(resumed.stream(), source.stream())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_state_is_a_snapshot(name: str) -> None:
+    """Going on after `state_dict` does not change what it returned."""
+    source, policy = build(name), fresh()
+    run(source, policy, range(2))
+    state = source.state_dict()
+    before = {key: value.clone() for key, value in state.items()}
+    run(source, policy, range(2, 5))
+    assert all(torch.equal(before[key], state[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_observing_leaves_the_policy_alone(name: str) -> None:
+    source, policy = build(name), fresh()
+    before = weights_of(policy)
+    source.observe(0, policy)
+    source.next_batch(BATCH)
+    source.observe(3, policy)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights_of(policy), strict=True))
+    assert all(weight.requires_grad for weight in policy.model.parameters())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_follows_the_policy_if_and_only_if_live(name: str) -> None:
+    a, b = (build(name), build(name))
+    moved, still = fresh(), fresh()
+    with_moves = run(a, moved, range(4))
+    b.observe(0, still)
+    without = []
+    for step in range(4):
+        without.append(b.next_batch(BATCH))
+        b.observe(step + 1, still)
+    assert equal(with_moves, without) == (name not in FOLLOWS)
+    assert same_pairs(with_moves[0], without[0])
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_live_source_must_observe_first(name: str) -> None:
+    with pytest.raises(RuntimeError, match="observe"):
+        build(name).next_batch(BATCH)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_cost_counts_sampled_tokens_and_judged_pairs(name: str) -> None:
+    source = build(name)
+    batches = run(source, fresh(), range(3))
+    judged = [
+        k
+        for batch in batches
+        for k, origin in zip(range(len(batch)), batch.provenance, strict=True)
+        if origin.startswith(("policy", "frozen"))
+    ]
+    tokens = sum(
+        int((batch.first.lengths + batch.second.lengths)[k])
+        for batch in batches
+        for k, origin in enumerate(batch.provenance)
+        if origin.startswith(("policy", "frozen"))
+    )
+    assert (source.cost.judge_calls, source.cost.tokens_sampled) == (len(judged), tokens)
+    assert bool(judged) == ("recorded" not in name)
+
+
+def synced(policy_steps: list[PairBatch]) -> list[int]:
+    return [int(batch.provenance[0].removeprefix("policy at step ")) for batch in policy_steps]
+
+
+@pytest.mark.parametrize(("period", "expected"), [(1, [0, 1, 2, 3, 4, 5, 6, 7, 8]), (4, [0, 0, 0, 0, 4, 4, 4, 4, 8]), (None, [0] * 9)])
+def test_sync_period(period: int | None, expected: list[int]) -> None:
+    """Which weights a batch is sampled from, told by weights that always sample response `step`."""
+    responses = [[3 + step, END] for step in range(10)]
+    policy = TablePolicy([[1]], responses, torch.zeros(1, 10))
+    given = Ingredients(0, 2, prompts_of([[1]]), likes_token(3))
+    source = SampledSpec(sync_period=period).build(given)
+
+    def be(step: int) -> None:
+        with torch.no_grad():
+            policy.model.logits.fill_(-1e4)[0, step] = 0.0  # type: ignore[union-attr,operator]
+
+    be(0)
+    source.observe(0, policy)
+    batches = []
+    for step in range(9):
+        batches.append(source.next_batch(2))
+        be(step + 1)
+        source.observe(step + 1, policy)
+    for batch, step in zip(batches, expected, strict=True):
+        assert batch.first.rows() == batch.second.rows() == [[3 + step, END]] * 2
+        assert batch.preference.tolist() == [0.5, 0.5]
+    assert synced(batches) == expected
+    assert all(0 <= step - at <= (period or 10) - 1 for step, at in enumerate(expected))
+
+
+def test_sampled_pairs_are_labelled_by_the_judge_in_order() -> None:
+    given = Ingredients(0, BATCH, PROMPTS, likes_token(3))
+    source = SampledSpec().build(given)
+    batch = run(source, fresh(), range(1), n=25)[0]
+    for first, second, preference in zip(batch.first.rows(), batch.second.rows(), batch.preference.tolist(), strict=True):
+        assert preference == (1 + (first.count(3) > second.count(3)) - (first.count(3) < second.count(3))) / 2
+    assert sum(first != second for first, second in zip(batch.first.rows(), batch.second.rows(), strict=True)) > 10
+    assert {0.0, 0.5, 1.0} == set(batch.preference.tolist())
+
+
+def test_frozen_takes_the_first_response_from_the_first_policy() -> None:
+    one, two = (TablePolicy([[1]], [[3, END], [4, END]], torch.tensor([row])) for row in ([0.0, -1e4], [-1e4, 0.0]))
+    source = FrozenSpec().build(Ingredients(0, 3, prompts_of([[1]]), likes_token(4), frozen=(one, two)))
+    batch = source.next_batch(3)
+    assert batch.first.rows() == [[3, END]] * 3
+    assert batch.second.rows() == [[4, END]] * 3
+    assert batch.preference.tolist() == [0, 0, 0]
+
+
+def test_schedule_is_shared_by_recorded_and_sampled_arms_of_a_seed() -> None:
+    recorded, sampled = (run(build(name), fresh(), range(6)) for name in ("recorded schedule", "sampled s=1"))
+    for a, b in zip(recorded, sampled, strict=True):
+        assert torch.equal(a.prompt_numbers, b.prompt_numbers)
+    first_epoch = torch.cat([batch.prompt_numbers for batch in recorded])[:25]
+    assert sorted(first_epoch.tolist()) == list(range(25))
+
+
+def test_sequence_is_the_recording_and_window_and_uniform_are_its_shuffles() -> None:
+    def numbers(name: str) -> list[int]:
+        return torch.cat([batch.prompt_numbers for batch in run(build(name), fresh(), range(5), n=5)]).tolist()  # type: ignore[no-any-return]
+
+    assert numbers("recorded sequence") == list(range(25))
+    window, uniform = numbers("recorded window"), numbers("recorded uniform")
+    assert sorted(window) == sorted(uniform) == list(range(25))
+    assert [k // 12 for k in window] == [k // 12 for k in range(25)]  # two batches of six
+    assert window != list(range(25))
+    assert [k // 12 for k in uniform] != [k // 12 for k in range(25)]
+
+
+def test_mixture_shares_and_places() -> None:
+    tables = [TablePolicy([[1]], [[3, END], [4, END]], torch.tensor([row])) for row in ([0.0, -1e4], [-1e4, 0.0])]
+
+    def part(policy: TablePolicy) -> PairSource:
+        return FrozenSpec().build(Ingredients(0, 4, prompts_of([[1]]), likes_token(3), frozen=(policy, policy)))
+
+    mixture = Mixture([part(policy) for policy in tables], [0.3, 0.7], seed=0)
+    from_first = torch.tensor([[row[0] == 3 for row in mixture.next_batch(50).first.rows()] for _ in range(40)]).double()
+    assert 0.25 < from_first.mean() < 0.35
+    assert 0.2 < from_first[:, :10].mean() < 0.4  # not all of one source first
+    assert 0.2 < from_first[:, -10:].mean() < 0.4
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.6], [1.0], [1.5, -0.5]])
+def test_mixture_shares_must_sum_to_one(shares: list[float]) -> None:
+    with pytest.raises(ValueError, match="sum to 1"):
+        Mixture([build("recorded sequence"), build("recorded uniform")], shares, 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "missing"), [(SampledSpec(), "judge"), (RecordedSpec(), "recorded pairs"), (FrozenSpec(), "judge"), (MixtureSpec(), "judge")]
+)
+def test_a_missing_ingredient_is_named(spec: SourceSpec, missing: str) -> None:
+    build_it: Callable[[Ingredients], PairSource] = spec.build
+    with pytest.raises(ValueError, match=missing):
+        build_it(Ingredients(0, BATCH, PROMPTS))
+
+
+def test_nothing_recorded_yet() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        Recording(build("recorded sequence")).stream()

@@ -1,0 +1,206 @@
+"""What the commands do with a study, seen on a study of fake stages; real processes, no models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from aligngap.cli import main
+from aligngap.pipeline.graph import Event, Outcome, Stage
+from aligngap.pipeline.rundir import RunDirectory
+from aligngap.store import Store, write_json
+from unit.pipeline.fake_stages import Fake, Steps
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts stages in the place of a study's, and what `collect` and the report do in theirs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALIGNGAP_STORE", raising=False)
+
+    def load(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> Any:
+        settings = {"name": name, "overrides": list(overrides), "seeds": seeds}
+        return SimpleNamespace(
+            name=name,
+            title="A [try]",
+            smoke=smoke,
+            device="cpu",
+            model_dump=lambda mode: {"title": "A [try]"} | settings,
+        )
+
+    def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
+        write_json(folder / "results.json", outcome.status)
+        return dict(outcome.status)
+
+    def write_report(folder: Path) -> Path:
+        (folder / "report.html").write_text("<p>")
+        return folder / "report.html"
+
+    monkeypatch.setattr("aligngap.experiments.study.load_study", load)
+    monkeypatch.setattr("aligngap.experiments.results.collect", collect)
+    monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results)} [stages]"])
+    monkeypatch.setattr("aligngap.report.write_report", write_report, raising=False)
+
+    def install(*stages: Stage) -> None:
+        monkeypatch.setattr("aligngap.experiments.study.targets", lambda spec: list(stages))
+
+    return install
+
+
+def test_run_status_verify_and_run_again(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    a = Fake(name="a")
+    study(Fake(name="b", after=(a,)))
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "A [try]" in printed
+    assert "finished  fake [b]" in printed
+    assert "VERDICT of 2 [stages]" in printed
+    assert f"Report: {Path('runs/try/report.html')}" in printed
+
+    assert main(["status", "runs/try"]) == 0
+    assert "2 finished" in capsys.readouterr().out
+    assert main(["plan", "try", "--jobs", "1"]) == 0
+    assert "2 cached, 0 to do" in capsys.readouterr().out
+    assert main(["report", "runs/try"]) == 0
+    assert main(["verify", "runs/try"]) == 0
+    assert "2 artefacts are as they were written" in capsys.readouterr().out
+
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    assert "started" not in capsys.readouterr().out.replace("(started", "")
+    (Path("runs/try/store") / a.identity / "times.json").write_text("{}")
+    assert main(["verify", "runs/try"]) == 1
+    assert f"{a.identity}/times.json: truncated" in capsys.readouterr().out
+
+
+def test_plan_writes_nothing(study: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = Fake(name="head", cost=60)
+    study(Fake(name="b", after=(head,), cost=30), Fake(name="c", after=(head,), cost=30))
+    assert main(["plan", "try", "--jobs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "fake [head]" in printed
+    assert "0 cached, 3 to do; 1 used by several others" in printed
+    assert "About 120 core seconds; 1:30 with --jobs 2" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_arm_is_named_after_results_and_report(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    study(Fake(name="needs", after=(Fake(name="bad", does="fail"),)), Fake(name="good"))
+    assert main(["run", "try", "--out", "here"]) == 1
+    said = capsys.readouterr()
+    assert "failed: fake [bad]: RuntimeError: out of luck (log: " in said.err
+    assert "blocked: fake [needs]: " in said.err
+    assert "Traceback" not in said.err + said.out
+    assert (Path("here/results.json").exists(), Path("here/report.html").exists()) == (True, True)
+    assert RunDirectory.open(Path("here")).status()["state"] == "failed"
+
+
+def test_ctrl_c_says_how_to_go_on(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Steps(steps=200)
+    study(stage)
+    note = RunDirectory.note
+
+    def interrupt(self: RunDirectory, event: Event) -> None:
+        note(self, event)
+        if event.kind == "progress" and event.done > 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "note", interrupt)
+        assert main(["run", "try", "--set", "title=a b"]) == 130
+    assert "aligngap run try --set 'title=a b'" in capsys.readouterr().err
+    assert main(["status", "runs/try"]) == 0
+    assert "1 interrupted" in capsys.readouterr().out
+    assert main(["run", "try", "--set", "title=a b"]) == 0
+    assert json.loads((Path("runs/try/store") / stage.identity / "times.json").read_text())["first"] > 5
+
+
+def test_ctrl_c_outside_the_stages(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Fake(name="a"))
+
+    def collect(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aligngap.experiments.results.collect", collect)
+    assert main(["run", "try"]) == 130
+    assert "aligngap run try" in capsys.readouterr().err
+
+
+def test_a_changed_study_and_a_chosen_store(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    study(Fake(name="a"))
+    assert main(["run", "try", "--store", "shared", "--smoke"]) == 0
+    assert main(["run", "try", "--store", "shared", "--smoke", "--seeds", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "seeds: null -> 3" in said
+    assert f"where: {Path('runs/try-smoke')}" in said
+    assert main(["run", "try", "--store", "shared", "--smoke", "--seeds", "3", "--out", "other"]) == 0
+    assert "1 of them in the store already" in capsys.readouterr().out
+    assert main(["verify", "other"]) == 0
+
+
+def test_a_defect_keeps_its_traceback(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(Fake(name="a"))
+    monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "try"])
+
+
+@pytest.fixture
+def sampled(tmp_path: Path) -> Path:
+    def row(who: str, response: str, arm: str | None = None, seed: int | None = None, step: int | None = None) -> Any:
+        given = {"who": who, "response": response, "arm": arm, "seed": seed, "step": step}
+        prompt = {"task": "cats", "split": "held_out", "prompt_number": 7, "prompt": "say [something]"}
+        return prompt | given | {"utility": 0.25, "score_golden": 0.5 if arm else None}
+
+    rows = [row("sft", "[bold]meow[/bold]"), row("golden_policy", "purr\x1b[2J")]
+    rows += [row("policy", f"{arm} at {step}", arm, 0, step) for arm in ("online", "offline") for step in (0, 100)]
+    (tmp_path / "study.json").write_text("{}")
+    pl.DataFrame(rows).write_parquet(tmp_path / "samples.parquet")
+    return tmp_path
+
+
+def test_samples_side_by_side(sampled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samples", str(sampled)]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "say [something]",
+        "[bold]meow[/bold]",
+        "purr�[2J",
+        "online at 100",
+        "utility 0.25",
+        "score golden 0.5",
+    ):
+        assert text in printed
+    assert main(["samples", str(sampled), "--arm", "offline", "--step", "0", "--seed", "0", "--n", "1"]) == 0
+    assert "offline at 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        (["--arm", "onlin"], "Did you mean 'online'?"),
+        (["--step", "5"], "Known: 0, 100."),
+        (["--seed", "9"], "Known: 0."),
+        (["--split", "test"], "Known: held_out."),
+    ],
+)
+def test_samples_that_are_not_there(
+    sampled: Path, capsys: pytest.CaptureFixture[str], options: list[str], mend: str
+) -> None:
+    assert main(["samples", str(sampled), *options]) == 2
+    said = capsys.readouterr().err
+    assert f"where: {options[0]}" in said
+    assert mend in said
