@@ -422,7 +422,7 @@ def _samples(data: ReportData, task: str, budget: int) -> dict[str, Any] | None:
         for split, n in kept
     ]
     runs: dict[tuple[Any, Any, Any], list[Any]] = {}
-    for row in frame.iter_rows(named=True):
+    for row in frame.to_dicts():
         index = position.get((row["split"], row["prompt_number"]))
         if index is None:
             continue
@@ -430,7 +430,7 @@ def _samples(data: ReportData, task: str, budget: int) -> dict[str, Any] | None:
             runs.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells(row)])
         elif row["who"] in prompts[index]:
             prompts[index][row["who"]] = cells(row)
-    marks = {(row["arm"], row["seed"]): row for row in data.runs.filter(pl.col("task") == task).iter_rows(named=True)}
+    marks = {(row["arm"], row["seed"]): row for row in data.runs.filter(pl.col("task") == task).to_dicts()}
     entries = []
     for (arm, seed, step), rows in sorted(runs.items(), key=lambda item: (item[0][1] or 0, item[0][2] or 0)):
         mark = marks.get((arm, seed), {})

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors.torch import load_file, save_file
 
-from aligngap.losses import LogProbs, Reduction, pair_loss
+from aligngap.errors import nearest
+from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss
 from aligngap.models.policy import Policy
 from aligngap.sources.base import PairSource
 from aligngap.train.step import Optimiser, OptimSpec
@@ -22,9 +23,16 @@ class LossSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("ipo", pattern="^(ipo|dpo|hinge|best_of_2)$")
+    name: str = "ipo"
     beta: float = Field(0.1, gt=0)
     reduction: Reduction = "sum"
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in LOSSES:
+            raise ValueError(f"there is no loss '{value}'. {nearest(value, LOSSES)}")
+        return value
 
 
 def batch_loss(policy: Policy, reference: Policy, batch: PairBatch, spec: LossSpec) -> torch.Tensor:

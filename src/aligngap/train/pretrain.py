@@ -91,9 +91,9 @@ def evaluate_base(
     first word.
     """
     rng = numpy_stream("pretrain", "held-out")
-    asked: dict[str, Any] = {word: tokenizer.convert_tokens_to_ids(word) for word in ("who", "what", "how", "did", "which", "same")}
     # The answer is the third or, after a whole claim, the fourth word of a question; `same` is followed by its answer.
     offset = {"who": 2, "what": 2, "how": 2, "did": 3, "which": 3, "same": 1}
+    asked: dict[str, Any] = {word: tokenizer.convert_tokens_to_ids(word) for word in offset}
     losses, hits = [], {word: np.zeros(2) for word in asked}
     for _ in range(batches):
         rows = Rows.of(worlds, tokenizer, rng, 24)
