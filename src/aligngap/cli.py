@@ -88,7 +88,7 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
     from aligngap.pipeline.executors.schedule import estimate
     from aligngap.pipeline.graph import Event, all_stages
     from aligngap.pipeline.rundir import RunDirectory, chosen_store
-    from aligngap.report import write_report
+    from aligngap.report.page import write_report
     from aligngap.store import Store
 
     start = time.monotonic()
@@ -215,7 +215,7 @@ def report(directory: Run) -> None:
     from aligngap.pipeline.rundir import RunDirectory
 
     _needs(RunDirectory.open(directory).folder / "results.json")
-    from aligngap.report import write_report
+    from aligngap.report.page import write_report
 
     _say(f"Report: {write_report(directory)}")
 
@@ -241,15 +241,19 @@ def samples(
         raise UserError("there are no samples: no arm came to its end", where=str(path), mend=_AGAIN)
     frame = frame.filter(pl.col("split") == _pick(frame, "split", split, "--split"))
     chosen = frame.filter(pl.col("who") == "policy")
+    # The golden policy has its own column; it is an arm as well, for those who ask for its steps.
+    if arm is None and not (others := chosen.filter(pl.col("arm") != "golden policy")).is_empty():
+        chosen = others
     for column, value, option in (("arm", arm, "--arm"), ("seed", seed, "--seed"), ("step", step, "--step")):
         chosen = chosen.filter(pl.col(column) == _pick(chosen, column, value, option, last=column == "step"))
     title = f"{chosen['arm'][0]}, step {chosen['step'][0]}, seed {chosen['seed'][0]}"
-    others = frame.filter(pl.col("seed").is_null() | (pl.col("seed") == chosen["seed"][0]))
+    opponents = frame.filter(pl.col("seed").is_null() | (pl.col("seed") == chosen["seed"][0]))
     console = _console()
     for row in chosen.sort("task", "prompt_number").head(n).iter_rows(named=True):
-        same = others.filter((pl.col("task") == row["task"]) & (pl.col("prompt_number") == row["prompt_number"]))
-        table = _table(f"{row['task']}, {split}, prompt {row['prompt_number']}", "SFT", title, "golden policy")
-        table.caption, table.show_lines = _plain(row["prompt"]), True
+        same = opponents.filter((pl.col("task") == row["task"]) & (pl.col("prompt_number") == row["prompt_number"]))
+        heading = f"{row['task']}, {split}, prompt {row['prompt_number']}:\n{row['prompt']}"
+        table = _table(heading, "SFT", title, "golden policy")
+        table.show_lines = True
         rows = [_first(same, "sft"), row, _first(same, "golden_policy")]
         table.add_row(*(_plain(found["response"] if found else "-") for found in rows))
         table.add_row(*(Text(_scores(found) if found else "-", style="dim") for found in rows))
@@ -355,7 +359,7 @@ def _say(text: str, console: Console | None = None) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", caption_justify="left")
+    table = Table(title=_plain(title), title_justify="left")
     for column in columns:
         justify: JustifyMethod = "right" if column.startswith(">") else "left"
         table.add_column(Text(column.removeprefix(">")), justify=justify, overflow="fold")

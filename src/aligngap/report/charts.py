@@ -65,6 +65,8 @@ _SPARE_DARK = ("#EDA3CB", "#A8A8A8", "#B9A2DB", "#D9B36C")
 JUDGE_COLOURS = {"golden": "#B88700", "true": "#009E73", "proxy": "#B4508A"}
 JUDGE_DARK = {"golden": "#F0C24B", "true": "#35C99B", "proxy": "#F29CCB"}
 
+#: 0, 500, 1k, 1.5k: a format of the axis would give all labels the largest one's unit.
+_SHORT = "format(datum.value, '~s')"
 _KL_TICKS = [v * 10.0**e for e in range(-6, 6) for v in (1, 3)]
 
 
@@ -367,7 +369,7 @@ def step_panel(
     share = measure in ("accuracy", "self_accuracy")
     axis = alt.Axis(format=".1~%" if share else ".3~r", tickCount=5)
     y = alt.Y(f"{measure}:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=True))
-    x = alt.X("step:Q", title="optimiser steps", axis=alt.Axis(format="~s", grid=False, tickCount=5))
+    x = alt.X("step:Q", title="optimiser steps", axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5))
     tooltip = [
         alt.Tooltip("arm:N", title="arm"),
         alt.Tooltip("seed:N", title="seed"),
@@ -473,7 +475,7 @@ def cost_panel(palette: Palette, seeds: Sequence[int], *, task: str, measure: st
     points = (
         rows.mark_point(filled=True)
         .encode(
-            alt.X(f"{measure}:Q", title=title, axis=alt.Axis(format="~s", grid=False, tickCount=5)),
+            alt.X(f"{measure}:Q", title=title.lower(), axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5)),
             alt.Y(
                 "end_rate:Q",
                 title="win rate at the end",
@@ -550,7 +552,7 @@ def task_figures(data: ReportData, task: Task, palette: Palette) -> list[Figure]
     runs = data.runs.filter((pl.col("task") == name) & pl.col("end_rate").is_not_null())
     costs = [
         cost_panel(palette, seeds, task=name, measure=measure, title=title)
-        for measure, title in (("seconds", "seconds of training"), ("judge_calls", "judge calls"))
+        for measure, title in (("seconds", "Seconds of training"), ("judge_calls", "Judge calls"))
         if runs[measure].count() > 0
     ]
     figures.append(

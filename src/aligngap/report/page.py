@@ -223,7 +223,7 @@ def _runtime() -> str:
     import vl_convert
 
     # A closing tag inside a string of the runtime would end the element.
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
 
 
 def _policy(*scripts: str) -> str:
@@ -400,17 +400,18 @@ def _samples(data: ReportData, task: str, budget: int) -> dict[str, Any] | None:
     longest = max(map(len, by_split))
     keys = [group[i] for i in range(longest) for group in by_split if i < len(group)]
     sizes: dict[tuple[Any, Any], int] = {}
-    for row in frame.select("split", "prompt_number", "response").iter_rows():
-        sizes[row[:2]] = sizes.get(row[:2], 0) + len(json_in_html(row[2]).encode()) + 40
+    for split, n, response in frame.select("split", "prompt_number", "response").iter_rows():
+        sizes[split, n] = sizes.get((split, n), 0) + len(json_in_html(response).encode()) + 40
     prompts_text = {
         (split, n): text for split, n, text in frame.select("split", "prompt_number", "prompt").unique().iter_rows()
     }
-    kept, used = [], 0
+    kept: list[tuple[Any, Any]] = []
+    used = 0
     for key in keys:
         used += sizes.get(key, 0) + len(json_in_html(prompts_text.get(key)).encode()) + 60
         if used > budget and kept:
             break
-        kept.append(key)
+        kept.append((key[0], key[1]))
     position = {key: index for index, key in enumerate(kept)}
 
     def cells(row: dict[str, Any]) -> list[Any]:

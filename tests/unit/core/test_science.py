@@ -27,11 +27,11 @@ from aligngap.types import PairBatch
 
 PROMPT = [1, 5]
 RESPONSES = [[3, END], [4, END], [3, 4, END], [4, 4, END]]
-SFT = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
-MU = torch.tensor([0.1, 0.2, 0.4, 0.3], dtype=torch.float64)
+SFT = torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
+MU = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=torch.float64)
 BETA = 0.4
-# p[i, j]: probability that response i is preferred to j. No utility gives it: 0 beats 1 beats 2 beats 0.
-P = torch.tensor([[0.5, 0.9, 0.2, 0.6], [0.1, 0.5, 0.8, 0.3], [0.8, 0.2, 0.5, 0.7], [0.4, 0.7, 0.3, 0.5]], dtype=torch.float64)
+# P[i, j]: probability that response i is preferred to j. No utility gives it: 0 beats 1, 1 beats 2, 2 beats 0; so the answer hangs on mu.
+P = torch.tensor([[0.5, 0.95, 0.05, 0.6], [0.05, 0.5, 0.95, 0.3], [0.95, 0.05, 0.5, 0.7], [0.4, 0.7, 0.3, 0.5]], dtype=torch.float64)
 
 
 def table(probabilities: torch.Tensor = SFT) -> TablePolicy:
@@ -92,20 +92,20 @@ def test_offline_ipo_ends_at_its_closed_form() -> None:
     optimiser.step(closure)  # type: ignore[arg-type]
     torch.testing.assert_close(now(policy), closed_form(MU), atol=1e-5, rtol=1e-4)
     # It is mu's answer, not another's.
-    assert (closed_form(MU) - closed_form(SFT)).abs().max() > 0.03
+    assert (closed_form(MU) - closed_form(SFT)).abs().max() > 0.1
     assert (closed_form(MU) - SFT).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("beta", [0.4, 1.0])
+@pytest.mark.parametrize("beta", [0.4, 0.8])
 def test_online_ipo_ends_at_its_fixed_point(beta: float) -> None:
     policy, reference = table(), table()
     optimiser = torch.optim.Adam(policy.model.parameters(), lr=0.05)
-    for _ in range(400):
+    for _ in range(250):
         optimiser.zero_grad()
         expected_loss(policy, reference, now(policy), LossSpec(beta=beta)).backward()
         optimiser.step()
     torch.testing.assert_close(now(policy), fixed_point(beta), atol=2e-3, rtol=1e-2)
-    assert (fixed_point(beta) - closed_form(SFT, beta)).abs().max() > 0.005  # one step of best response is not it
+    assert (fixed_point(beta) - closed_form(SFT, beta)).abs().max() > 0.01  # one step of best response is not it
 
 
 def test_no_step_is_taken_at_the_fixed_points() -> None:
@@ -124,14 +124,14 @@ SCORES = {tuple(response): score for response, score in zip(RESPONSES, (0.0, 1.0
 
 
 def test_the_real_loop_and_sources_end_there_too() -> None:
-    """Sampled by `Sampled`, labelled by a judge, trained by `train`: near the online fixed point; recorded from mu: near mu's closed form."""
+    """Sampled by `Sampled`, labelled by a judge, trained by `train`: near the online fixed point; recorded from mu: near its closed form."""
     decided = torch.tensor([[(1 + (a > b) - (a < b)) / 2 for b in SCORES.values()] for a in SCORES.values()], dtype=torch.float64)
-    beta = 0.8
+    beta, mu = 0.4, torch.tensor([0.1, 0.1, 0.2, 0.6], dtype=torch.float64)
 
-    def answer(mu: torch.Tensor) -> torch.Tensor:
-        return (SFT.log() + decided @ mu / beta).softmax(0)
+    def answer(against: torch.Tensor) -> torch.Tensor:
+        return (SFT.log() + decided @ against / beta).softmax(0)
 
-    optim = OptimSpec(lr=0.05, steps=250, batch=128, warmup_steps=0, schedule="cosine")
+    optim = OptimSpec(lr=0.05, steps=200, batch=128, warmup_steps=0, schedule="cosine")
     judge = ScriptedJudge(lambda prompt, response: SCORES[response])
     source = SampledSpec().build(Ingredients(0, 128, prompts_of([PROMPT] * 128), judge))
     policy = table()
@@ -141,7 +141,7 @@ def test_the_real_loop_and_sources_end_there_too() -> None:
         target = (target + answer(target)) / 2
     online = now(policy)
 
-    drawn = torch.multinomial(MU, 4000, replacement=True, generator=torch.Generator().manual_seed(0)).view(2, -1).tolist()
+    drawn = torch.multinomial(mu, 4000, replacement=True, generator=torch.Generator().manual_seed(0)).view(2, -1).tolist()
     labels = [decided[i, j].item() for i, j in zip(*drawn, strict=True)]
     recorded = pairs_of([PROMPT] * 2000, *([RESPONSES[k] for k in side] for side in drawn), labels)
     policy = table()
@@ -149,6 +149,6 @@ def test_the_real_loop_and_sources_end_there_too() -> None:
     offline = now(policy)
 
     assert (online - target).abs().max() < 0.02
-    assert (offline - answer(MU)).abs().max() < 0.02
-    assert (target - answer(MU)).abs().max() > 0.03  # the two answers differ by more than the tolerance
+    assert (offline - answer(mu)).abs().max() < 0.02
+    assert (target - answer(mu)).abs().max() > 0.03  # the two answers differ by more than the tolerance
     assert (target - SFT).abs().max() > 0.1

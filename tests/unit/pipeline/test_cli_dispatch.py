@@ -49,7 +49,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.experiments.results.collect", collect)
     monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results)} [stages]"])
-    monkeypatch.setattr("aligngap.report.write_report", write_report, raising=False)
+    monkeypatch.setattr("aligngap.report.page.write_report", write_report)
 
     def install(*stages: Stage) -> None:
         monkeypatch.setattr("aligngap.experiments.study.targets", lambda spec: list(stages))

@@ -36,8 +36,13 @@ def test_the_share_of_the_work_leaves_out_what_was_there() -> None:
     assert Ledger([], 1).fraction == 1.0
 
 
-def test_left_follows_the_estimates_at_first() -> None:
-    assert Ledger([Fake(name="a", cost=60), Fake(name="b", cost=60)], 2).left == pytest.approx(60, abs=1)
+def test_left_follows_the_estimates_at_first_and_this_machines_pace_then() -> None:
+    a, b = Fake(name="a", cost=60), Fake(name="b", cost=60)
+    assert Ledger([a, b], 2).left == 60
+    ledger = Ledger([a, b], 2)
+    ledger.update(Event("finished", a, seconds=185))
+    ledger.update(Event("progress", b, 1, 2, {}, 92.5))
+    assert ledger.left == pytest.approx(30 * (185 + 92.5 + 5) / (60 + 30 + 5))
 
 
 def test_clock() -> None:

@@ -18,7 +18,8 @@ from aligngap.pipeline.graph import Event, Stage
 ENDED = ("finished", "cached", "failed", "blocked")
 _EVERY = 15.0  # seconds between two lines about the same stage
 _RATE_AFTER = 1.0  # seconds of steps before a rate means something
-_PACE_AFTER = 0.05  # share of the work after which this machine's own pace beats the reference machine's
+_PRIOR = 5.0  # seconds for which the estimates are believed before this machine's own pace is
+_BETWEEN_ESTIMATES = 2.0  # seconds; a large study's takes some milliseconds
 
 
 @dataclass
@@ -47,6 +48,11 @@ class Entry:
         self.done, self.total, self.metrics = event.done, event.total, event.metrics
 
     @property
+    def fraction(self) -> float:
+        """Share of it that is behind us."""
+        return 1.0 if self.status in ENDED else min(1.0, self.done / self.total) if self.total else 0.0
+
+    @property
     def left(self) -> float | None:
         """Seconds to the end of its steps, when its rate is known."""
         return (self.total - self.done) / self.rate if self.rate else None
@@ -70,6 +76,7 @@ class Ledger:
         self.jobs = jobs
         self._stages = stages
         self._start = time.monotonic()
+        self._left: tuple[float, float] | None = None  # the estimate, and when it was made
 
     def update(self, event: Event) -> None:
         """Take in an event."""
@@ -95,23 +102,26 @@ class Ledger:
     @property
     def fraction(self) -> float:
         """Share of the estimated work that is behind us; what was in the store already is none of it."""
-        total = done = 0.0
-        for entry in self.entries.values():
-            if entry.status != "cached":
-                total += entry.work
-                if entry.status in ENDED:
-                    done += entry.work
-                elif entry.total:
-                    done += entry.work * min(1.0, entry.done / entry.total)
-        return done / total if total else 1.0
+        ours = [entry for entry in self.entries.values() if entry.status != "cached"]
+        total = sum(entry.work for entry in ours)
+        return sum(entry.work * entry.fraction for entry in ours) / total if total else 1.0
 
     @property
     def left(self) -> float:
-        """Seconds to the end: by this machine's pace so far, at first by the estimates."""
-        if self.fraction > _PACE_AFTER:
-            return self.elapsed * (1 - self.fraction) / self.fraction
+        """Seconds to the end: the estimates of what is left, at the pace that this machine has shown so far."""
+        now = time.monotonic()
+        if self._left is None or now - self._left[1] > _BETWEEN_ESTIMATES:
+            self._left = (self._estimate(), now)
+        return self._left[0]
+
+    def _estimate(self) -> float:
+        seen = [entry for entry in self.entries.values() if entry.status in ("running", "finished") and entry.fraction]
+        pace = (sum(entry.seconds for entry in seen) + _PRIOR) / (
+            sum(entry.work * entry.fraction for entry in seen) + _PRIOR
+        )
         ended = {name for name, entry in self.entries.items() if entry.status in ENDED}
-        return max(0.0, estimate(self._stages, ended, self.jobs) - self.elapsed)
+        begun = {name: entry.work * (1 - entry.fraction) for name, entry in self.entries.items() if entry.fraction}
+        return pace * estimate(self._stages, ended, self.jobs, begun)
 
     @property
     def overall(self) -> str:

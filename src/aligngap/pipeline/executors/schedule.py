@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from aligngap.pipeline.graph import Stage
 
@@ -52,14 +52,19 @@ class Schedule:
         return blocked
 
 
-def estimate(stages: Sequence[Stage], done: Collection[str], jobs: int) -> float:
-    """Seconds from start to end with this many processes, if every stage takes what it estimates."""
-    schedule = Schedule(stages, done)
+def estimate(
+    stages: Sequence[Stage], done: Collection[str], jobs: int, work: Mapping[str, float] | None = None
+) -> float:
+    """Seconds from start to end with this many processes, if every stage takes what it estimates.
+
+    work: seconds of stages that need less than their estimate, because they have begun.
+    """
+    schedule, work = Schedule(stages, done), work or {}
     now = 0.0
     running: list[tuple[float, str]] = []
     while True:
         while len(running) < jobs and (stage := schedule.take()):
-            heapq.heappush(running, (now + stage.work, stage.identity))
+            heapq.heappush(running, (now + work.get(stage.identity, stage.work), stage.identity))
         if not running:
             return now
         now, identity = heapq.heappop(running)

@@ -1,0 +1,125 @@
+"""The same work as users of other libraries do it.
+
+Both trainers run in fp32 without gradient checkpointing, logging or saving: their defaults on a CPU (bf16,
+checkpointing on) would slow them down and change the numbers. The rest is their default.
+"""
+
+from __future__ import annotations
+
+import time
+from tempfile import mkdtemp
+from typing import Any
+
+import datasets
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+from aligngap.models.packing import left_pad
+from aligngap.types import Tokens
+from benchmarks.setting import BATCH, Setting
+
+BETA = 0.1
+LEARNING_RATE = 1e-6
+"""So small that the weights, and with them the lengths sampled, stay what they are."""
+
+
+class Stamps(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+def dpo_trainer(setting: Setting, stamps: Stamps, reference: PreTrainedModel | None = None) -> DPOTrainer:
+    """trl's offline trainer with the IPO loss, on the setting's pairs as text that it tokenizes into the same ids."""
+    rows = {"prompt": [], "chosen": [], "rejected": []}
+    pairs = setting.pairs
+    for prompt, first, second, preference in zip(
+        pairs.prompts.rows(), pairs.first.rows(), pairs.second.rows(), pairs.preference.tolist(), strict=True
+    ):
+        chosen, rejected = (first, second) if preference > 0.5 else (second, first)
+        rows["prompt"].append(setting.text(prompt[1:]) + " ")  # it puts the begin token back
+        rows["chosen"].append(setting.text(chosen))
+        rows["rejected"].append(setting.text(rejected))
+    datasets.disable_progress_bars()
+    trainer = DPOTrainer(
+        model=setting.make_model(),
+        ref_model=reference if reference is not None else setting.make_model(),
+        args=DPOConfig(loss_type="ipo", beta=BETA, max_length=None, **_arguments(setting)),
+        train_dataset=datasets.Dataset.from_dict(rows),
+        processing_class=setting.tokenizer,
+        callbacks=[stamps],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def online_dpo_trainer(setting: Setting, stamps: Stamps, reference: PreTrainedModel | None = None) -> OnlineDPOTrainer:
+    """trl's online trainer with the IPO loss and a scalar reward model of the policy's size."""
+    prompts = [setting.text(row) + " " for row in setting.pairs.prompts.rows()]
+    trainer = OnlineDPOTrainer(
+        model=setting.make_model(),
+        ref_model=reference if reference is not None else setting.make_model(),
+        reward_funcs=reward_model(setting),
+        reward_processing_classes=setting.tokenizer,
+        args=OnlineDPOConfig(
+            loss_type="ipo", beta=[BETA], temperature=1.0, max_new_tokens=setting.limit, **_arguments(setting)
+        ),
+        train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
+        processing_class=setting.tokenizer,
+        callbacks=[stamps],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def reward_model(setting: Setting) -> PreTrainedModel:
+    """A Hugging Face sequence classifier with one output on the setting's weights."""
+    backbone: Any = setting.make_model()
+    config = backbone.config
+    config.num_labels = 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = AutoModelForSequenceClassification.from_config(config)
+    model.model.load_state_dict(backbone.model.state_dict())
+    return model.eval().requires_grad_(False)
+
+
+def generate(setting: Setting, model: PreTrainedModel, prompts: Tokens) -> torch.Tensor:
+    """Two samples a prompt with `generate()`, all of the setting's length limit; new tokens only."""
+    ids, real = left_pad(prompts)
+    model.generation_config.eos_token_id = None
+    config = GenerationConfig(
+        do_sample=True, num_return_sequences=2, max_new_tokens=setting.limit, top_k=0, pad_token_id=0, use_cache=True
+    )
+    drawn = model.generate(input_ids=ids, attention_mask=real.long(), generation_config=config)
+    return drawn[:, ids.shape[1] :]
+
+
+def _arguments(setting: Setting) -> dict[str, Any]:
+    return {
+        "output_dir": mkdtemp(prefix="aligngap-benchmark-"),
+        "per_device_train_batch_size": BATCH,
+        "max_steps": setting.steps,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "bf16": False,
+        "gradient_checkpointing": False,
+    }

@@ -1,0 +1,187 @@
+"""The whole pipeline, every stage real, on random bases so small that it takes seconds: what comes out, and that it repeats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from aligngap.experiments.results import collect, summary
+from aligngap.experiments.study import load_study, targets
+from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.pipeline.graph import Context, Outcome, all_stages
+from aligngap.store.store import Store
+from aligngap.tasks.worlds import WORLDS
+
+PROMPTS, STEPS = 12, 6
+SMALL = [
+    "data.train_pairs=64",
+    "data.held_out_pairs=32",
+    "sft.steps=3",
+    "golden.optim.steps=3",
+    "proxy.optim.steps=3",
+    "proxy.train_pairs=32",
+    f"baseline.optim.steps={STEPS}",
+    "baseline.optim.batch=4",
+    "baseline.optim.warmup_steps=1",
+    "baseline.optim.lr=0.01",
+    "sweep.lr_factors=[1.0, 3.0]",
+    "sweep.betas=[0.1]",
+    f"evaluation.prompts={PROMPTS}",
+    "evaluation.pairs=10",
+    "evaluation.checkpoints=2",
+    "analysis.replicates=100",
+]
+
+
+@dataclass(frozen=True)
+class Finished:
+    folder: Path
+    results: dict[str, Any]
+    lines: list[str]
+
+    def arms(self, family: str) -> list[dict[str, Any]]:
+        return [arm for arm in self.results["tasks"]["summarisation"]["arms"] if arm["family"] == family]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    tokenizer = word_tokenizer([word for place in WORLDS.values() for word in place().words()])
+    for name, hidden in (("small", 16), ("medium", 24)):
+        model = random_model(Architecture(hidden=hidden, layers=1, heads=2, intermediate=hidden), len(tokenizer), 0)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def run(bases: Path, folder: Path, *overrides: str) -> Finished:
+    """As the executor does, in this process: every stage after its inputs."""
+    models = [f"models.policy={bases}/small", f"models.proxy={bases}/small", f"models.golden={bases}/medium"]
+    study = load_study("quick", [*models, *SMALL, *overrides])
+    store, outcome = Store(folder / "store"), Outcome()
+    for stage in all_stages(targets(study)):
+        inputs: dict[str, Path | list[Path]] = {
+            name: [store.get(part.identity).path for part in value] if isinstance(value, tuple) else store.get(value.identity).path
+            for name, value in stage.inputs.items()
+        }
+        with store.writing(stage.identity, {"kind": stage.kind}) as out:
+            stage.run(Context(inputs, out, store.partial(stage.identity), lambda done, total, metrics: None))
+        outcome.status[stage.identity] = "finished"
+    results = collect(study, store, outcome, folder)
+    return Finished(folder, results, summary(results))
+
+
+@pytest.fixture(scope="module")
+def once(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return run(bases, tmp_path_factory.mktemp("one"))
+
+
+def without(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: without(part, names) for key, part in value.items() if key not in names}
+    return [without(part, names) for part in value] if isinstance(value, list) else value
+
+
+def test_results_have_the_documented_keys(once: Finished) -> None:
+    written = json.loads((once.folder / "results.json").read_text())
+    assert written == once.results
+    assert written["schema"] == 1
+    assert {"schema", "study", "smoke", "revision", "tasks", "timings", "versions"} <= set(written)
+    task = written["tasks"]["summarisation"]
+    assert {"arms", "stages", "experiments"} <= set(task)
+    assert set(task["experiments"]) == {"goodhart", "coverage", "tandem"}
+    for found in task["experiments"].values():
+        assert found["verdict"] in ("supported", "contradicted", "inconclusive")
+        assert found["rule"]
+        assert found["estimates"]
+        for estimate in found["estimates"].values():
+            assert {"value", "low", "high", "n_seeds", "n_prompts"} <= set(estimate)
+    assert {"sft", "golden", "proxy", "agreement"} <= set(task["stages"])
+    assert set(task["stages"]["agreement"]["0"]) == {"rater_golden", "rater_proxy", "golden_proxy", "rater_true", "golden_true", "proxy_true"}
+    assert once.lines
+    assert all("summarisation" in line for line in once.lines)
+
+
+def test_every_arm_is_finished_and_measured_at_every_checkpoint(once: Finished) -> None:
+    families = {"golden_policy": 1, "online": 1, "offline": 2, "replay": 1, "shuffled": 1}
+    assert {family: len(once.arms(family)) for family in families} == families
+    for family in families:
+        for arm in once.arms(family):
+            assert (arm["status"], arm["reason"]) == ("finished", None)
+            assert len(arm["weights_sha256"]) == 64
+            assert {"name", "source", "loss", "seed", "settings", "cost"} <= set(arm)
+            assert sorted({point["step"] for point in arm["points"]}) == [0, 1, STEPS]
+            assert {point["split"] for point in arm["points"]} == {"train", "held_out"}
+            assert len(arm["points"]) == 6
+            for point in arm["points"]:
+                assert {"kl", "kl_se", "wins", "proxy", "accuracy", "drift"} <= set(point)
+                for opponent in ("golden_policy", "sft"):
+                    for judge in ("golden", "true"):
+                        win = point["wins"][opponent][judge]
+                        assert win["n"] == PROMPTS
+                        assert 0 <= win["rate"] <= 1
+                        assert 0 <= win["ties"] <= PROMPTS
+
+
+def test_every_arm_starts_at_sft_and_moves(once: Finished) -> None:
+    for arm in once.results["tasks"]["summarisation"]["arms"]:
+        kl = {point["step"]: point["kl"] for point in arm["points"] if point["split"] == "held_out"}
+        assert kl[0] == 0
+        assert kl[STEPS] > 1e-6
+
+
+def test_tandem_is_identical_and_nothing_else_is(once: Finished) -> None:
+    online, replay, shuffled = (once.arms(family)[0] for family in ("online", "replay", "shuffled"))
+    assert online["weights_sha256"] == replay["weights_sha256"]
+    assert online["points"] == replay["points"]
+    assert once.results["tasks"]["summarisation"]["experiments"]["tandem"]["verdict"] == "supported"
+    weights = [arm["weights_sha256"] for arm in (online, shuffled, *once.arms("offline"), *once.arms("golden_policy"))]
+    assert len(set(weights)) == len(weights)
+
+
+def test_cost_is_counted(once: Finished) -> None:
+    for family, live in (("golden_policy", True), ("online", True), ("replay", False), ("shuffled", False), ("offline", False)):
+        for arm in once.arms(family):
+            assert arm["cost"]["judge_calls"] == (STEPS * 4 if live else 0)
+            assert (arm["cost"]["tokens_sampled"] > 0) == live
+            assert arm["cost"]["seconds"] > 0
+
+
+def test_tables_beside_the_results(once: Finished) -> None:
+    arms = len(once.results["tasks"]["summarisation"]["arms"])
+    assert len(pl.read_parquet(once.folder / "points.parquet")) == 6 * arms
+    prompts = pl.read_parquet(once.folder / "per_prompt.parquet")
+    assert len(prompts) == 6 * PROMPTS * arms
+    # Others can recompute every number: here the first arm's first KL and win rate.
+    arm = once.arms("online")[0]
+    for point in arm["points"]:
+        part = prompts.filter((pl.col("family") == "online") & (pl.col("step") == point["step"]) & (pl.col("split") == point["split"]))
+        assert part["kl"].mean() == pytest.approx(point["kl"])
+        assert part["win_golden_policy_golden"].mean() == pytest.approx(point["wins"]["golden_policy"]["golden"]["rate"])
+    samples = pl.read_parquet(once.folder / "samples.parquet")
+    assert set(samples["who"]) == {"policy", "sft", "golden_policy"}
+    assert samples["prompt"].str.ends_with("tl;dr").all()
+
+
+def test_twice_is_the_same_but_for_times(once: Finished, bases: Path, tmp_path: Path) -> None:
+    again = run(bases, tmp_path)
+    times = ("timings", "seconds", "core_seconds")
+    assert without(again.results, times) == without(once.results, times)
+    for name in ("points", "per_prompt", "samples"):
+        assert pl.read_parquet(tmp_path / f"{name}.parquet").equals(pl.read_parquet(once.folder / f"{name}.parquet"))
+
+
+def test_another_seed_changes_the_weights_and_nothing_shared(once: Finished, bases: Path, tmp_path: Path) -> None:
+    other = run(bases, tmp_path, "seeds=[1]", "experiments=[tandem]")
+    assert other.arms("online")[0]["weights_sha256"] != once.arms("online")[0]["weights_sha256"]
+    assert other.arms("online")[0]["weights_sha256"] == other.arms("replay")[0]["weights_sha256"]
+    # SFT, golden and the golden policy belong to all seeds of a study.
+    assert other.arms("golden_policy")[0]["weights_sha256"] == once.arms("golden_policy")[0]["weights_sha256"]
+    shared = [run.results["tasks"]["summarisation"]["stages"] for run in (once, other)]
+    assert (shared[0]["sft"], shared[0]["golden"]) == (shared[1]["sft"], shared[1]["golden"])

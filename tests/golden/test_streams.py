@@ -1,0 +1,44 @@
+"""Values that must not change unnoticed: every artefact in every store was made from them.
+
+If one of these changes on purpose, raise the `version` of the stages that it changes (pipeline/stages.py), then put the new value here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.seeds import digest, uniforms
+from aligngap.sources.order import prompt_schedule
+from aligngap.tasks.spec import TaskSpec, make_pairs
+from aligngap.tasks.worlds import world
+
+
+def test_streams() -> None:
+    assert digest("schedule", 0, 0) == DIGEST
+    assert uniforms(torch.tensor([7]), 1, 3, "sampling", 0, 0)[0].tolist() == pytest.approx(UNIFORMS, abs=1e-15)
+    assert prompt_schedule(0)(8, 0).tolist() == SCHEDULE
+
+
+def test_pairs_of_the_summarisation_world() -> None:
+    place = world("summarisation")
+    tokenizer = word_tokenizer(place.words())
+    data = make_pairs(TaskSpec(world="summarisation", train_pairs=50, held_out_pairs=10), tokenizer)
+    parts = [[p.prompts.rows(), p.first.rows(), p.second.rows(), p.preference.tolist(), p.provenance] for p in (data.train, data.held_out)]
+    assert hashlib.sha256(json.dumps([parts, list(place.words())]).encode()).hexdigest() == PAIRS
+
+
+def test_initial_weights() -> None:
+    model = random_model(Architecture(hidden=8, layers=1, heads=2, intermediate=16), 10, 0)
+    assert [round(value, 6) for value in model.lm_head.weight[3, :4].tolist()] == pytest.approx(WEIGHTS, abs=2e-6)
+
+
+DIGEST = 189489056545895233029558973161925320403
+UNIFORMS = [0.5449908989679988, 0.24055468762468313, 0.44114851446583736]
+SCHEDULE = [0, 7, 2, 5, 1, 6, 4, 3]
+PAIRS = "15f371f2d1f796bae45f8d464a6b7a80da2dd8e2e11cf91bc8ed6eb5f14c997e"
+WEIGHTS = [0.038486, -0.012591, -0.001683, -0.001928]

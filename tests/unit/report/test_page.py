@@ -1,0 +1,197 @@
+"""The page: one file, loads nothing, and shows foreign text as text."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from aligngap.report.load import load
+from aligngap.report.page import json_in_html, render, seeds_note, text_of_number, text_of_share, write_report
+from unit.report.fixture_results import HOSTILE, write_results
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(write_results(tmp_path_factory.mktemp("results"))).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = write_results(tmp_path_factory.mktemp("hostile"), text=HOSTILE, smoke=True, seeds=(0,))
+    return render(load(folder))
+
+
+def _payload(page: str) -> dict:  # type: ignore[type-arg]
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])  # type: ignore[no-any-return]
+
+
+def test_loads_nothing(page: str) -> None:
+    for tag, attributes in Elements(page).tags:
+        for name in ("src", "href", "data", "action", "poster", "srcset"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), (tag, name, value)
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"@import|url\(", page.split("<script", 1)[0])
+
+
+def test_the_policy_allows_no_connection_and_just_these_scripts(page: str) -> None:
+    policy = next(a["content"] for t, a in Elements(page).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy
+    assert "'unsafe-inline'" not in policy.split("script-src", 1)[1].split(";", 1)[0]
+    assert policy.count("sha256-") == 2
+
+
+def test_is_small(page: str) -> None:
+    assert len(page.encode()) < 2_500_000
+
+
+def test_says_what_came_out(page: str) -> None:
+    text = Elements(page).text
+    for phrase in (
+        "Online wins by 8.1 points",
+        "0.081",
+        "[0.052, 0.113]",
+        "Supported if the interval of the average gap lies above 0",
+        "fewer than five seeds",
+        "loss became NaN at step 31",
+        "78.3%",
+        "No estimates: no data.",
+    ):
+        assert phrase in text, phrase
+    assert "Smoke run" not in text
+
+
+def test_payload_holds_points_and_samples(page: str) -> None:
+    payload = _payload(page)
+    assert len(payload["tables"]["points"]["rows"]) == 27 * 8 * 2
+    samples = payload["samples"]["summarisation"]
+    assert len(samples["prompts"]) == 12
+    assert any(run["peak"] or run["end"] for run in samples["runs"])
+
+
+def test_hostile_text_is_text(hostile: str) -> None:
+    elements = Elements(hostile)
+    kinds = [tag for tag, _ in elements.tags]
+    # Two scripts, the data, and nothing that the text tried to add; the one image is the figure without scripts.
+    assert kinds.count("script") == 3
+    assert all((a.get("src") or "").startswith("data:image/svg") for t, a in elements.tags if t == "img")
+    assert "onerror=alert(1)" in elements.text
+    assert "{{ 7 * 7 }}" in elements.text
+    samples = _payload(hostile)["samples"]["summarisation"]
+    assert samples["prompts"][0]["text"].endswith(HOSTILE)
+
+
+def test_a_smoke_run_says_so_in_an_alert(hostile: str) -> None:
+    assert 'role="alert"' in hostile
+    assert "its numbers mean nothing" in hostile
+    assert "Prompts only (one seed)." in hostile
+
+
+def test_json_cannot_end_its_element() -> None:
+    value = {"text": HOSTILE, "nan": math.nan, "surrogate": "\ud800"}
+    text = json_in_html(value)
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text)["text"] == HOSTILE
+    assert json.loads(text)["nan"] is None
+    text.encode("utf-8")
+
+
+def test_nothing_measured_computes_nothing(tmp_path: Path) -> None:
+    page = render(load(write_results(tmp_path, no_numbers=True, fail_one=False)))
+    text = Elements(page).text
+    assert "there is nothing to draw" in text
+    assert "nan" not in text.lower().split()
+    assert "no data" in text
+
+
+def test_no_experiments_no_samples_no_arms(tmp_path: Path) -> None:
+    write_results(tmp_path, experiments=False)
+    (tmp_path / "samples.parquet").unlink()
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["tasks"]["empty"] = {"arms": [], "stages": {}, "experiments": {}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = Elements(render(load(tmp_path))).text
+    assert "No experiment of this study has a verdict" in text
+    assert "No samples were kept" in text
+    assert "No arms." in text
+
+
+def test_bare_results(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 1}')
+    assert "hold no task" in render(load(tmp_path))
+
+
+def test_too_many_samples_are_cut_by_order_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligngap.report.page._SAMPLE_BYTES", 20_000)
+    data = load(write_results(tmp_path, prompts=40))
+    page = render(data)
+    kept = _payload(page)["samples"]["summarisation"]["prompts"]
+    assert [prompt["number"] for prompt in kept] == list(range(len(kept)))
+    assert 0 < len(kept) < 40
+    assert f"The first {len(kept)} of 40 prompts" in page
+    assert data.samples.select(pl.col("prompt_number").n_unique()).item() == 40
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "no data"),
+        (math.nan, "no data"),
+        (True, "no data"),
+        (0, "0"),
+        (0.0, "0"),
+        (-0.0416, "−0.0416"),
+        (1234567, "1\u202f234\u202f567"),
+        (287.4, "287"),
+        (1e-5, "1e-5".replace("-", "−")),
+    ],
+)
+def test_numbers_as_text(value: object, text: str) -> None:
+    assert text_of_number(value) == text
+
+
+def test_shares_as_text() -> None:
+    assert text_of_share(0.7834) == "78.3%"
+    assert text_of_share(None) == "no data"
+
+
+def test_the_note_on_seeds() -> None:
+    assert "prompts only" in seeds_note(1)
+    assert "fewer than five" in seeds_note(4)
+    assert "fewer" not in seeds_note(5)
