@@ -19,12 +19,16 @@ END = 2
 """The end token of every fake; 0 is padding, 1 begins a prompt, as in the shipped tokenizers."""
 
 
-def sharp_model(vocabulary: int = 6, seed: int = 0, *, hidden: int = 16, layers: int = 2, scale: float = 12.0) -> LlamaForCausalLM:
+def sharp_model(
+    vocabulary: int = 6, seed: int = 0, *, hidden: int = 16, layers: int = 2, scale: float = 12.0
+) -> LlamaForCausalLM:
     """A tiny real decoder with weights so large that context, order and position all matter to what it says next.
 
     At its usual initial weights a decoder is all but uniform, and a test on it passes whatever mask or position is wrong.
     """
-    model = random_model(Architecture(hidden=hidden, layers=layers, heads=2, intermediate=2 * hidden, context=64), vocabulary, seed)
+    model = random_model(
+        Architecture(hidden=hidden, layers=layers, heads=2, intermediate=2 * hidden, context=64), vocabulary, seed
+    )
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -62,10 +66,20 @@ class TablePolicy(Policy):
     Goes wherever a `Policy` goes. Scoring a prompt or response that is not in its lists is a KeyError.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], logits: torch.Tensor, vocabulary: int = 16) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        logits: torch.Tensor,
+        vocabulary: int = 16,
+    ) -> None:
         self.model = Table(logits)  # type: ignore[assignment]
         self.end_token, self.max_new_tokens = END, max(map(len, responses))
-        self.prompts, self.responses, self.vocabulary = [tuple(p) for p in prompts], [tuple(r) for r in responses], vocabulary
+        self.prompts, self.responses, self.vocabulary = (
+            [tuple(p) for p in prompts],
+            [tuple(r) for r in responses],
+            vocabulary,
+        )
         self._row = {prompt: index for index, prompt in enumerate(self.prompts)}
         self._column = {response: index for index, response in enumerate(self.responses)}
 
@@ -118,7 +132,9 @@ class ScriptedJudge(Judge):
         self.score, self.asked = score, list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]()
 
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
-        rows = [(tuple(x), tuple(a), tuple(b)) for x, a, b in zip(prompts.rows(), first.rows(), second.rows(), strict=True)]
+        rows = [
+            (tuple(x), tuple(a), tuple(b)) for x, a, b in zip(prompts.rows(), first.rows(), second.rows(), strict=True)
+        ]
         self.asked += rows
         return torch.tensor([self.score(x, a) - self.score(x, b) for x, a, b in rows], dtype=torch.float64)
 

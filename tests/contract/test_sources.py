@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import END, TablePolicy, likes_token, prompts_of, random_pairs, same_pairs, same_weights, tiny_policy, weights_of
 from pydantic import TypeAdapter
 
 from aligngap.models.policy import Policy
@@ -20,6 +19,17 @@ from aligngap.sources.sampled import FrozenSpec, SampledSpec
 from aligngap.train.loop import Checkpointer
 from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import PairBatch, concatenate
+from fakes import (
+    END,
+    TablePolicy,
+    likes_token,
+    prompts_of,
+    random_pairs,
+    same_pairs,
+    same_weights,
+    tiny_policy,
+    weights_of,
+)
 
 VOCABULARY, LIMIT, BATCH = 8, 4, 6
 PAIRS = random_pairs(0, 25, VOCABULARY, LIMIT)
@@ -27,7 +37,10 @@ PROMPTS = prompts_of(PAIRS.prompts.rows())
 FROZEN = (tiny_policy(VOCABULARY, 11, LIMIT, layers=1), tiny_policy(VOCABULARY, 12, LIMIT, layers=1))
 
 SPECS: dict[str, SourceSpec] = {
-    **{f"recorded {order}": RecordedSpec(order=order, window=2) for order in ("schedule", "sequence", "window", "uniform")},
+    **{
+        f"recorded {order}": RecordedSpec(order=order, window=2)
+        for order in ("schedule", "sequence", "window", "uniform")
+    },
     "sampled s=1": SampledSpec(),
     "sampled s=3": SampledSpec(sync_period=3),
     "sampled s=inf": SampledSpec(sync_period=None),
@@ -217,7 +230,9 @@ def synced(policy_steps: list[PairBatch]) -> list[int]:
     return [int(batch.provenance[0].removeprefix("policy at step ")) for batch in policy_steps]
 
 
-@pytest.mark.parametrize(("period", "expected"), [(1, [0, 1, 2, 3, 4, 5, 6, 7, 8]), (4, [0, 0, 0, 0, 4, 4, 4, 4, 8]), (None, [0] * 9)])
+@pytest.mark.parametrize(
+    ("period", "expected"), [(1, [0, 1, 2, 3, 4, 5, 6, 7, 8]), (4, [0, 0, 0, 0, 4, 4, 4, 4, 8]), (None, [0] * 9)]
+)
 def test_sync_period(period: int | None, expected: list[int]) -> None:
     """Which weights a batch is sampled from, told by weights that always sample response `step`."""
     responses = [[3 + step, END] for step in range(10)]
@@ -247,7 +262,9 @@ def test_sampled_pairs_are_labelled_by_the_judge_in_order() -> None:
     given = Ingredients(0, BATCH, PROMPTS, likes_token(3))
     source = SampledSpec().build(given)
     batch = run(source, fresh(), range(1), n=25)[0]
-    for first, second, preference in zip(batch.first.rows(), batch.second.rows(), batch.preference.tolist(), strict=True):
+    for first, second, preference in zip(
+        batch.first.rows(), batch.second.rows(), batch.preference.tolist(), strict=True
+    ):
         assert preference == (1 + (first.count(3) > second.count(3)) - (first.count(3) < second.count(3))) / 2
     assert sum(first != second for first, second in zip(batch.first.rows(), batch.second.rows(), strict=True)) > 10
     assert {0.0, 0.5, 1.0} == set(batch.preference.tolist())
@@ -289,7 +306,9 @@ def test_mixture_shares_and_places() -> None:
         return FrozenSpec().build(Ingredients(0, 4, prompts_of([[1]]), likes_token(3), frozen=(policy, policy)))
 
     mixture = Mixture([part(policy) for policy in tables], [0.3, 0.7], seed=0)
-    from_first = torch.tensor([[row[0] == 3 for row in mixture.next_batch(50).first.rows()] for _ in range(40)]).double()
+    from_first = torch.tensor(
+        [[row[0] == 3 for row in mixture.next_batch(50).first.rows()] for _ in range(40)]
+    ).double()
     assert 0.25 < from_first.mean() < 0.35
     assert 0.2 < from_first[:, :10].mean() < 0.4  # not all of one source first
     assert 0.2 < from_first[:, -10:].mean() < 0.4
@@ -302,7 +321,13 @@ def test_mixture_shares_must_sum_to_one(shares: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "missing"), [(SampledSpec(), "judge"), (RecordedSpec(), "recorded pairs"), (FrozenSpec(), "two frozen policies"), (MixtureSpec(), "judge")]
+    ("spec", "missing"),
+    [
+        (SampledSpec(), "judge"),
+        (RecordedSpec(), "recorded pairs"),
+        (FrozenSpec(), "two frozen policies"),
+        (MixtureSpec(), "judge"),
+    ],
 )
 def test_a_missing_ingredient_is_named(spec: SourceSpec, missing: str) -> None:
     build_it: Callable[[Ingredients], PairSource] = spec.build

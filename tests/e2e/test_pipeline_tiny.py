@@ -67,7 +67,9 @@ def run(bases: Path, folder: Path, *overrides: str) -> Finished:
     store, outcome = Store(folder / "store"), Outcome()
     for stage in all_stages(targets(study)):
         inputs: dict[str, Path | list[Path]] = {
-            name: [store.get(part.identity).path for part in value] if isinstance(value, tuple) else store.get(value.identity).path
+            name: [store.get(part.identity).path for part in value]
+            if isinstance(value, tuple)
+            else store.get(value.identity).path
             for name, value in stage.inputs.items()
         }
         with store.writing(stage.identity, {"kind": stage.kind}) as out:
@@ -103,7 +105,17 @@ def test_results_have_the_documented_keys(once: Finished) -> None:
         for estimate in found["estimates"].values():
             assert {"value", "low", "high", "n_seeds", "n_prompts"} <= set(estimate)
     assert {"sft", "golden", "proxy", "agreement"} <= set(task["stages"])
-    assert set(task["stages"]["agreement"]["0"]) == {"rater_golden", "rater_proxy", "golden_proxy", "rater_true", "golden_true", "proxy_true"}
+    assert set(task["stages"]["agreement"]["0"]) == {
+        f"{a}_{b}"
+        for a, b in (
+            ("golden", "rater"),
+            ("proxy", "rater"),
+            ("true", "rater"),
+            ("proxy", "golden"),
+            ("true", "golden"),
+            ("true", "proxy"),
+        )
+    }
     assert once.lines
     assert all("summarisation" in line for line in once.lines)
 
@@ -146,7 +158,13 @@ def test_tandem_is_identical_and_nothing_else_is(once: Finished) -> None:
 
 
 def test_cost_is_counted(once: Finished) -> None:
-    for family, live in (("golden_policy", True), ("online", True), ("replay", False), ("shuffled", False), ("offline", False)):
+    for family, live in (
+        ("golden_policy", True),
+        ("online", True),
+        ("replay", False),
+        ("shuffled", False),
+        ("offline", False),
+    ):
         for arm in once.arms(family):
             assert arm["cost"]["judge_calls"] == (STEPS * 4 if live else 0)
             assert (arm["cost"]["tokens_sampled"] > 0) == live
@@ -161,9 +179,13 @@ def test_tables_beside_the_results(once: Finished) -> None:
     # Others can recompute every number: here the first arm's first KL and win rate.
     arm = once.arms("online")[0]
     for point in arm["points"]:
-        part = prompts.filter((pl.col("family") == "online") & (pl.col("step") == point["step"]) & (pl.col("split") == point["split"]))
+        part = prompts.filter(
+            (pl.col("family") == "online") & (pl.col("step") == point["step"]) & (pl.col("split") == point["split"])
+        )
         assert part["kl"].mean() == pytest.approx(point["kl"])
-        assert part["win_golden_policy_golden"].mean() == pytest.approx(point["wins"]["golden_policy"]["golden"]["rate"])
+        assert part["win_golden_policy_golden"].mean() == pytest.approx(
+            point["wins"]["golden_policy"]["golden"]["rate"]
+        )
     samples = pl.read_parquet(once.folder / "samples.parquet")
     assert set(samples["who"]) == {"policy", "sft", "golden_policy"}
     assert samples["prompt"].str.ends_with("tl;dr").all()

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import random_pairs, tiny_policy
 
 from aligngap.losses import Reduction
 from aligngap.models.policy import Policy
 from aligngap.train.loop import LossSpec, batch_loss
 from aligngap.types import PairBatch
+from fakes import random_pairs, tiny_policy
 
 trainer = pytest.importorskip("trl.trainer.dpo_trainer")
 
@@ -28,7 +28,9 @@ PAIRS = PairBatch(DRAWN.prompt_numbers, DRAWN.prompts, DRAWN.first, DRAWN.second
 
 def rows_in_their_format(pairs: PairBatch) -> dict[str, torch.Tensor]:
     """Chosen rows, then rejected rows: prompt and completion, right-padded, with a mask of the completion."""
-    rows = [(p, r) for side in (pairs.first, pairs.second) for p, r in zip(pairs.prompts.rows(), side.rows(), strict=True)]
+    rows = [
+        (p, r) for side in (pairs.first, pairs.second) for p, r in zip(pairs.prompts.rows(), side.rows(), strict=True)
+    ]
     width = max(len(p) + len(r) for p, r in rows)
 
     def padded(values: list[list[int]]) -> torch.Tensor:
@@ -52,14 +54,18 @@ class FusedHead:
         target = labels[:, 1:]
         chosen = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None]).squeeze(-1) * (target != -100)
         nothing = torch.zeros_like(chosen)
-        return SimpleNamespace(log_probs=chosen, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool(), log_sum_sq_probs=nothing)
+        return SimpleNamespace(
+            log_probs=chosen, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool(), log_sum_sq_probs=nothing
+        )
 
 
 def their_loss(kind: str, policy: Policy, reference: Policy, pairs: PairBatch) -> torch.Tensor:
     inputs = rows_in_their_format(pairs)
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     with torch.no_grad():
-        fixed = FusedHead(reference)(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels).log_probs.sum(1)
+        fixed = FusedHead(reference)(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels
+        ).log_probs.sum(1)
     chosen, rejected = fixed.chunk(2)
     accelerator = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
     around = SimpleNamespace(
@@ -86,7 +92,9 @@ CASES: list[tuple[str, str, Reduction, float]] = [
 
 
 @pytest.mark.parametrize(("ours", "theirs", "reduction", "scale"), CASES)
-def test_same_value_and_gradient(models: tuple[Policy, Policy], ours: str, theirs: str, reduction: Reduction, scale: float) -> None:
+def test_same_value_and_gradient(
+    models: tuple[Policy, Policy], ours: str, theirs: str, reduction: Reduction, scale: float
+) -> None:
     policy, reference = models
     gradients, values = [], []
     for loss in (
@@ -96,7 +104,9 @@ def test_same_value_and_gradient(models: tuple[Policy, Policy], ours: str, their
         policy.model.zero_grad()
         loss.backward()
         values.append(loss.item())
-        gradients.append(torch.cat([weight.grad.flatten() for weight in policy.model.parameters() if weight.grad is not None]))
+        gradients.append(
+            torch.cat([weight.grad.flatten() for weight in policy.model.parameters() if weight.grad is not None])
+        )
     assert values[0] == pytest.approx(values[1], rel=1e-4)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4 * float(gradients[1].abs().max()), rtol=1e-3)
     assert gradients[0].abs().max() > 1e-3

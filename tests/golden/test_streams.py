@@ -28,7 +28,10 @@ def test_pairs_of_the_summarisation_world() -> None:
     place = world("summarisation")
     tokenizer = word_tokenizer(place.words())
     data = make_pairs(TaskSpec(world="summarisation", train_pairs=50, held_out_pairs=10), tokenizer)
-    parts = [[p.prompts.rows(), p.first.rows(), p.second.rows(), p.preference.tolist(), p.provenance] for p in (data.train, data.held_out)]
+    parts = [
+        [p.prompts.rows(), p.first.rows(), p.second.rows(), p.preference.tolist(), p.provenance]
+        for p in (data.train, data.held_out)
+    ]
     assert hashlib.sha256(json.dumps([parts, list(place.words())]).encode()).hexdigest() == PAIRS
 
 

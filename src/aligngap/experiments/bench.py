@@ -80,7 +80,7 @@ class Bench:
     @cached_property
     def golden_pairs(self) -> Relabel:
         """`D_golden`."""
-        return Relabel(pairs=self.pairs, golden=self.golden)
+        return Relabel(pairs=self.pairs, judge=self.golden)
 
     def proxy(self, seed: int) -> Preference:
         """The proxy preference model of a seed, on golden's labels."""
@@ -130,6 +130,12 @@ class Bench:
         )
         name = f"offline lr={changed.lr:g} beta={loss.beta:g}" + (f" steps={changed.steps}" if step_factor != 1 else "")
         return ArmEntry(name, "offline", arm, baseline=(changed, loss) == (optim, self.study.baseline.loss))
+
+    def offline_proxy(self, seed: int) -> ArmEntry:
+        """Offline on the same pairs with the proxy's labels: what online knows, without on-policy sampling."""
+        labelled = Relabel(pairs=self.pairs, judge=self.proxy(seed))
+        arm = self._arm(seed=seed, source=RecordedSpec(order="schedule"), recorded=labelled)
+        return ArmEntry("offline, proxy's labels", "offline_proxy", arm, baseline=True)
 
     def on_stream(self, seed: int, family: str, source: RecordedSpec) -> ArmEntry:
         """Offline on the stream that the online arm of this seed recorded."""

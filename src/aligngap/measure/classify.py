@@ -9,18 +9,16 @@ from aligngap.types import PairBatch
 
 
 @torch.no_grad()
-def log_ratios(
-    policy: Policy, reference: Policy, pairs: PairBatch, chunk: int = 128
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """log pi/pi_sft of the first and the second response of each pair, summed over tokens; float64 [n] each, nats."""
+def pair_log_probs(policy: Policy, pairs: PairBatch, chunk: int = 128) -> torch.Tensor:
+    """log pi of the first and of the second response of each pair, summed over tokens; float64 [2, n], nats, on the CPU.
+
+    Two policies' difference is the pairs' log-ratios; the SFT policy's part is the same at every checkpoint.
+    """
     parts = []
     for index in torch.arange(len(pairs)).split(chunk):
         part = pairs.take(index).to(policy.device)
-        responses = [part.first, part.second]
-        live, fixed = (model.log_probs(part.prompts, responses) for model in (policy, reference))
-        parts.append(torch.stack([a.double() - b.double() for a, b in zip(live, fixed, strict=True)]).cpu())
-    first, second = torch.cat(parts, 1)
-    return first, second
+        parts.append(torch.stack(policy.log_probs(part.prompts, [part.first, part.second])).double().cpu())
+    return torch.cat(parts, 1)
 
 
 def correct(first: torch.Tensor, second: torch.Tensor, preference: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from aligngap.judges.base import Judge
 from aligngap.judges.model import ModelJudge
 from aligngap.judges.true_utility import TrueUtilityJudge
-from aligngap.measure.classify import correct, log_ratios, winner_drift
+from aligngap.measure.classify import correct, pair_log_probs, winner_drift
 from aligngap.measure.kl import sequence_kl
 from aligngap.measure.winrate import win_rate
 from aligngap.models.build import base_path, load_causal_model, load_tokenizer, parameter_count
@@ -216,23 +216,24 @@ def agreement(a: torch.Tensor, b: torch.Tensor) -> dict[str, float | int | None]
 
 
 class Relabel(Stage):
-    """`D_golden`: the same pairs with golden's preference in place of the rater's."""
+    """The same pairs with a preference model's labels in place of the rater's; golden's make `D_golden`."""
 
     kind: ClassVar[str] = "relabel"
 
     pairs: Pairs
-    golden: Preference
+    judge: Preference
 
     @property
     def label(self) -> str:
-        return f"{self.pairs.task.world}: golden labels"
+        seed = f" (seed {self.judge.seed})" if self.judge.role == "proxy" else ""
+        return f"{self.pairs.task.world}: {self.judge.role} labels{seed}"
 
     @property
     def work(self) -> float:
-        return 8e-4 * self.golden.base.size * (self.pairs.task.train_pairs + self.pairs.task.held_out_pairs) + 2
+        return 8e-4 * self.judge.base.size * (self.pairs.task.train_pairs + self.pairs.task.held_out_pairs) + 2
 
     def run(self, context: Context) -> None:
-        judge = load_judge(self.golden, context.one("golden"), context)
+        judge = load_judge(self.judge, context.one("judge"), context)
         for split in SPLITS:
             pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
             labelled = PairBatch(
@@ -463,7 +464,11 @@ class Evaluate(Stage):
             }
             for stage, folder in zip(self.opponents, context.many("opponents"), strict=True)
         }
-        labelled = {split: read_pairs(context.one("golden_pairs") / f"{split}.parquet") for split in SPLITS}
+        labelled, fixed = {}, {}
+        for split in SPLITS:
+            pairs = read_pairs(context.one("golden_pairs") / f"{split}.parquet")
+            labelled[split] = pairs.take(torch.arange(min(self.pairs, len(pairs))))
+            fixed[split] = pair_log_probs(reference, labelled[split])
         per_prompt, per_pair = [], []
         for done, step in enumerate(self.arm.keep, start=1):
             policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
@@ -484,8 +489,8 @@ class Evaluate(Stage):
                         if opponent == "sft" and judge is not true:
                             columns[f"margin_{name}"] = margin.numpy()
                 per_prompt.append(pl.DataFrame(columns).with_columns(step=pl.lit(step), split=pl.lit(split)))
-                pairs = labelled[split].take(torch.arange(min(self.pairs, len(labelled[split]))))
-                first, second = log_ratios(policy, reference, pairs)
+                pairs = labelled[split]
+                first, second = pair_log_probs(policy, pairs) - fixed[split]
                 frame = pl.DataFrame(
                     {
                         "prompt_number": pairs.prompt_numbers.numpy(),

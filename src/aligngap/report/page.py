@@ -67,7 +67,12 @@ def render(data: ReportData) -> str:
     from markupsafe import Markup
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
-    environment.filters |= {"number": text_of_number, "percent": text_of_share, "has_mapping": _has_mapping}
+    environment.filters |= {
+        "exact": text_of_setting,
+        "number": text_of_number,
+        "percent": text_of_share,
+        "has_mapping": _has_mapping,
+    }
     runtime, script = _runtime(), _resource("page.js")
     palette = charts.Palette.for_page(data.families)
     ids = {task.name: f"task-{index}" for index, task in enumerate(data.tasks)}
@@ -134,6 +139,11 @@ def text_of_number(value: object) -> str:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}e{int(exponent)}"
     return text.replace("-", "−")
+
+
+def text_of_setting(value: object) -> str:
+    """A setting in full: rounding it would make the page useless for a repetition."""
+    return "no data" if number(value) is None else str(value)
 
 
 def text_of_share(value: object) -> str:

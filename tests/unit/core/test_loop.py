@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import likes_token, pairs_of, prompts_of, random_pairs, same_weights, tiny_policy, weights_of
 
 from aligngap.losses import LogProbs, pair_loss
 from aligngap.models.policy import Policy
@@ -22,6 +21,7 @@ from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.train.loop import Checkpointer, LossSpec, batch_loss, train
 from aligngap.train.step import Diverged, Optimiser, OptimSpec
 from aligngap.types import PairBatch, Tokens
+from fakes import likes_token, pairs_of, prompts_of, random_pairs, same_weights, tiny_policy, weights_of
 
 VOCABULARY, LIMIT = 8, 4
 PAIRS = random_pairs(0, 21, VOCABULARY, LIMIT)
@@ -161,10 +161,14 @@ def test_both_sides_of_a_pair_are_alike() -> None:
 
 SOURCES = {
     "online": online,
-    "s=3": lambda: Recording(SampledSpec(sync_period=3).build(Ingredients(0, 4, prompts_of(PAIRS.prompts.rows()), likes_token(3)))),
+    "s=3": lambda: Recording(
+        SampledSpec(sync_period=3).build(Ingredients(0, 4, prompts_of(PAIRS.prompts.rows()), likes_token(3)))
+    ),
     "offline": lambda: Recording(RecordedSpec(order="uniform").build(Ingredients(0, 4, [], pairs=PAIRS))),
     "mixture": lambda: Recording(
-        MixtureSpec(sampled=SampledSpec(sync_period=2)).build(Ingredients(0, 4, prompts_of(PAIRS.prompts.rows()), likes_token(3), PAIRS))
+        MixtureSpec(sampled=SampledSpec(sync_period=2)).build(
+            Ingredients(0, 4, prompts_of(PAIRS.prompts.rows()), likes_token(3), PAIRS)
+        )
     ),
 }
 
@@ -202,11 +206,14 @@ def test_a_kill_while_saving_leaves_the_former_checkpoint(tmp_path: Path, monkey
         Path(path).write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("aligngap.train.loop.save_file", half)
-        go(online(), checkpointer=Checkpointer(tmp_path, 0))
+        with pytest.raises(KeyboardInterrupt):
+            go(online(), checkpointer=Checkpointer(tmp_path, 0))
     assert (tmp_path / "state.safetensors").read_bytes() == before
-    assert same_weights(weights_of(go(online(), checkpointer=Checkpointer(tmp_path, 0))[0]), weights_of(go(online())[0]))
+    assert same_weights(
+        weights_of(go(online(), checkpointer=Checkpointer(tmp_path, 0))[0]), weights_of(go(online())[0])
+    )
 
 
 class Poisoned(Recorded):
@@ -261,7 +268,9 @@ def test_schedules_by_hand() -> None:
 def test_schedule_counts_steps_whatever_the_length_of_the_data() -> None:
     """The same pair over and over, as a list of 1, 2 or 50: the source's length is nowhere in the result."""
     one = PAIRS.take(torch.tensor([0]))
-    results = [weights_of(go(Recorded(one.take(torch.zeros(n, dtype=torch.int64)), in_sequence))[0]) for n in (1, 2, 50)]
+    results = [
+        weights_of(go(Recorded(one.take(torch.zeros(n, dtype=torch.int64)), in_sequence))[0]) for n in (1, 2, 50)
+    ]
     assert same_weights(results[0], results[1])
     assert same_weights(results[0], results[2])
 
@@ -292,7 +301,9 @@ def test_learns_what_the_judge_likes() -> None:
     train(policy, reference, source, LossSpec(beta=0.05), optim, keep=(), save_policy=lambda step, p: None)
     noise = torch.rand((400, LIMIT), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     prompts = Tokens.collate([[1, 4], [1, 5]])
-    after, before = (sum(row.count(3) for row in model.sample(prompts, 200, noise).rows()) / 400 for model in (policy, reference))
+    after, before = (
+        sum(row.count(3) for row in model.sample(prompts, 200, noise).rows()) / 400 for model in (policy, reference)
+    )
     assert after > before + 0.5
 
 

@@ -102,7 +102,8 @@ def gradients(name: str, winner: float, loser: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "winner", "loser"), [("ipo", -2.0, -2.0), ("dpo", -2.0, -2.0), ("hinge", -2.0, -2.0), ("ipo", -4.0, -1.0), ("dpo", -1.0, -4.0)]
+    ("name", "winner", "loser"),
+    [("ipo", -2.0, -2.0), ("dpo", -2.0, -2.0), ("hinge", -2.0, -2.0), ("ipo", -4.0, -1.0), ("dpo", -1.0, -4.0)],
 )
 def test_gradient_lifts_the_winner_and_sinks_the_loser(name: str, winner: float, loser: float) -> None:
     up, down = gradients(name, winner, loser)
@@ -126,12 +127,18 @@ def test_unknown_loss() -> None:
 def test_never_reads_provenance(module: ModuleType) -> None:
     """A loss or a trainer that knows where its pairs come from breaks the comparison."""
     words = {
-        getattr(node, key, None) for node in ast.walk(ast.parse(inspect.getsource(module))) for key in ("attr", "id", "arg", "value", "name")
+        getattr(node, key, None)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        for key in ("attr", "id", "arg", "value", "name")
     }
     assert "provenance" not in {word for word in words if isinstance(word, str)}
 
 
 def test_losses_import_nothing_of_the_project() -> None:
-    imports = [node for node in ast.walk(ast.parse(inspect.getsource(aligngap.losses))) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(aligngap.losses)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     names = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
     assert not [name for name in names if name.startswith(("aligngap", "."))]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, all_responses, random_pairs, tiny_policy
 
 from aligngap.measure.classify import correct, log_ratios, winner_drift
 from aligngap.measure.kl import sequence_kl
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.models.policy import Policy
 from aligngap.types import Tokens
+from fakes import TablePolicy, all_responses, random_pairs, tiny_policy
 
 VOCABULARY, LIMIT = 5, 3
 
@@ -56,9 +56,13 @@ def test_kl_masks_padding_and_chunks(pair: tuple[Policy, Policy]) -> None:
     rows = [[2], [3, 2], [4, 3, 4], [4, 2]]
     prompts = [[1, 3], [1], [1, 4, 4], [1, 3, 4, 3]]
     together = sequence_kl(*pair, Tokens.collate(prompts), Tokens.collate(rows))
-    alone = torch.cat([sequence_kl(*pair, Tokens.collate([p]), Tokens.collate([r])) for p, r in zip(prompts, rows, strict=True)])
+    alone = torch.cat(
+        [sequence_kl(*pair, Tokens.collate([p]), Tokens.collate([r])) for p, r in zip(prompts, rows, strict=True)]
+    )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(sequence_kl(*pair, Tokens.collate(prompts), Tokens.collate(rows), chunk=3), together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        sequence_kl(*pair, Tokens.collate(prompts), Tokens.collate(rows), chunk=3), together, atol=1e-5, rtol=1e-5
+    )
     padded = Tokens(torch.nn.functional.pad(Tokens.collate(rows).ids, (0, 4), value=3), Tokens.collate(rows).lengths)
     torch.testing.assert_close(sequence_kl(*pair, Tokens.collate(prompts), padded), together, atol=1e-5, rtol=1e-5)
     # A longer response adds the KL of its further positions.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import ragged, sharp_model
 
 from aligngap.models.packing import left_pad, pack
 from aligngap.models.policy import Policy
 from aligngap.types import Tokens
+from fakes import ragged, sharp_model
 
 VOCABULARY = 12
 
@@ -49,7 +49,9 @@ def test_the_model_is_worth_testing_with(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_log_probs_equal_separate_rows(policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]], count: int) -> None:
+def test_log_probs_equal_separate_rows(
+    policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]], count: int
+) -> None:
     prompts, segments = batch[0], batch[1][:count]
     with torch.no_grad():
         found = policy.log_probs(Tokens.collate(prompts), collated(segments))
@@ -59,7 +61,9 @@ def test_log_probs_equal_separate_rows(policy: Policy, batch: tuple[list[list[in
         torch.testing.assert_close(packed, expected.float(), atol=1e-5, rtol=1e-5)
 
 
-def test_next_token_logits_equal_a_plain_forward(policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]]) -> None:
+def test_next_token_logits_equal_a_plain_forward(
+    policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]]
+) -> None:
     prompts, segments = batch
     with torch.no_grad():
         found = policy.next_token_logits(Tokens.collate(prompts), collated(segments))
@@ -68,13 +72,17 @@ def test_next_token_logits_equal_a_plain_forward(policy: Policy, batch: tuple[li
             torch.testing.assert_close(logits[k, : len(row)], logits_alone(policy, prompt, row), atol=2e-5, rtol=1e-5)
 
 
-def test_batch_order_and_company_do_not_matter(policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]]) -> None:
+def test_batch_order_and_company_do_not_matter(
+    policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]]
+) -> None:
     prompts, segments = Tokens.collate(batch[0]), collated(batch[1][:2])
     order = torch.tensor([4, 0, 8, 2, 6, 1, 7, 3, 5])
     with torch.no_grad():
         straight = policy.log_probs(prompts, segments)
         mixed = policy.log_probs(prompts.take(order), [part.take(order) for part in segments])
-        split = [policy.log_probs(prompts.take(i), [part.take(i) for part in segments]) for i in torch.arange(9).split(2)]
+        split = [
+            policy.log_probs(prompts.take(i), [part.take(i) for part in segments]) for i in torch.arange(9).split(2)
+        ]
     for k in range(2):
         torch.testing.assert_close(mixed[k], straight[k][order], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.cat([part[k] for part in split]), straight[k], atol=1e-5, rtol=1e-5)
@@ -85,7 +93,8 @@ def test_segments_do_not_see_each_other(policy: Policy, batch: tuple[list[list[i
     changed = Tokens((two.ids - 3 + 4) % (VOCABULARY - 3) + 3, two.lengths)
     with torch.no_grad():
         before, after, back = (
-            policy.next_token_logits(prompts, parts) for parts in ([one, two, other], [one, changed, other], [changed, two, other])
+            policy.next_token_logits(prompts, parts)
+            for parts in ([one, two, other], [one, changed, other], [changed, two, other])
         )
     mask = one.mask()
     assert torch.equal(before[0][mask], after[0][mask])
@@ -111,7 +120,9 @@ def test_padding_content_does_not_matter(policy: Policy, batch: tuple[list[list[
         torch.testing.assert_close(clean[k], padded[k], atol=1e-5, rtol=1e-5)
 
 
-def test_nothing_is_nan_and_gradients_flow(policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]]) -> None:
+def test_nothing_is_nan_and_gradients_flow(
+    policy: Policy, batch: tuple[list[list[int]], list[list[list[int]]]]
+) -> None:
     policy.model.zero_grad()
     sum(part.sum() for part in policy.log_probs(Tokens.collate(batch[0]), collated(batch[1]))).backward()  # type: ignore[union-attr]
     gradients = [weight.grad for weight in policy.model.parameters()]
@@ -121,7 +132,9 @@ def test_nothing_is_nan_and_gradients_flow(policy: Policy, batch: tuple[list[lis
 
 def test_an_empty_response_has_probability_one(policy: Policy) -> None:
     with torch.no_grad():
-        found = policy.log_probs(Tokens.collate([[1, 4], [1, 5]]), [Tokens.collate([[], [6]]), Tokens.collate([[], []])])
+        found = policy.log_probs(
+            Tokens.collate([[1, 4], [1, 5]]), [Tokens.collate([[], [6]]), Tokens.collate([[], []])]
+        )
     assert found[0][0] == 0
     assert found[0][1] < 0
     assert found[1].tolist() == [0, 0]
@@ -139,7 +152,13 @@ def test_layout_by_hand() -> None:
     assert packed.starts == (2, 3)
     assert packed.ids.tolist() == [[1, 4, 5, 7, 8], [0, 1, 6, 9, 0]]
     assert packed.positions.tolist() == [[0, 1, 2, 2, 3], [0, 0, 1, 1, 2]]
-    assert packed.mask[0, 0].int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert packed.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
     # Padding (columns 0 and 4) looks at itself and is seen by nobody else.
     assert packed.mask[1, 0, :, 0].int().tolist() == [1, 0, 0, 0, 0]
     assert packed.mask[1, 0, :, 4].int().tolist() == [0, 0, 0, 0, 1]

@@ -7,13 +7,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from fakes import pairs_of, same_pairs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from aligngap.tasks.pairs import pack_pairs, read_pairs, unpack_pairs, write_pairs
 from aligngap.types import PairBatch
+from fakes import pairs_of, same_pairs
 
 row = st.lists(st.integers(0, 60_000), max_size=6)
 origins = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=8)
@@ -41,7 +41,9 @@ def test_parquet_round_trip(tmp_path: Path, given_pairs: PairBatch) -> None:
 
 @given(pairs())
 def test_tensor_round_trip_through_safetensors(given_pairs: PairBatch) -> None:
-    found = unpack_pairs(load(save({name: value.clone().contiguous() for name, value in pack_pairs(given_pairs).items()})))
+    found = unpack_pairs(
+        load(save({name: value.clone().contiguous() for name, value in pack_pairs(given_pairs).items()}))
+    )
     assert same_pairs(found, given_pairs)
 
 
@@ -49,7 +51,14 @@ def test_columns_are_the_documented_ones(tmp_path: Path) -> None:
     write_pairs(pairs_of([[1, 5]], [[4, 2]], [[2]], [0.5], ["editor | sleeper"]), tmp_path / "pairs.parquet")
     frame = pl.read_parquet(tmp_path / "pairs.parquet")
     assert frame.rows(named=True) == [
-        {"prompt_number": 0, "prompt_ids": [1, 5], "first_ids": [4, 2], "second_ids": [2], "preference": 0.5, "provenance": "editor | sleeper"}
+        {
+            "prompt_number": 0,
+            "prompt_ids": [1, 5],
+            "first_ids": [4, 2],
+            "second_ids": [2],
+            "preference": 0.5,
+            "provenance": "editor | sleeper",
+        }
     ]
 
 

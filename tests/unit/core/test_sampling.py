@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from fakes import END, all_responses, ragged, tiny_policy
 from scipy.stats import chisquare
 
 from aligngap.models.policy import Policy
 from aligngap.models.sampling import _invert
 from aligngap.seeds import uniforms
 from aligngap.types import Tokens
+from fakes import END, all_responses, ragged, tiny_policy
 
 VOCABULARY, LIMIT = 5, 3
 PROMPTS = [[1, 3, 4, 4, 3], [1], [1, 4]]
@@ -30,7 +30,9 @@ def noise(rows: int, limit: int = LIMIT, seed: int = 0) -> torch.Tensor:
 def exact(policy: Policy, prompt: list[int]) -> torch.Tensor:
     responses = all_responses(VOCABULARY, LIMIT)
     with torch.no_grad():
-        return policy.log_probs(Tokens.collate([prompt] * len(responses)), [Tokens.collate(responses)])[0].double().exp()
+        return (
+            policy.log_probs(Tokens.collate([prompt] * len(responses)), [Tokens.collate(responses)])[0].double().exp()
+        )
 
 
 def test_probabilities_of_all_responses_sum_to_one(policy: Policy) -> None:
@@ -127,6 +129,12 @@ def test_a_limit_of_one_token(policy: Policy) -> None:
 
 def test_invert_at_the_edges() -> None:
     logits = torch.tensor([0.25, 0.25, 0.5]).log().repeat(5, 1)
-    assert _invert(logits, torch.tensor([0.0, 0.2499, 0.2501, 0.5001, 1 - 1e-12], dtype=torch.float64)).tolist() == [0, 0, 1, 2, 2]
+    assert _invert(logits, torch.tensor([0.0, 0.2499, 0.2501, 0.5001, 1 - 1e-12], dtype=torch.float64)).tolist() == [
+        0,
+        0,
+        1,
+        2,
+        2,
+    ]
     # A token of probability 0 is never drawn, not even by noise 0.
     assert _invert(torch.tensor([[-torch.inf, 0.0]]), torch.zeros(1, dtype=torch.float64)).tolist() == [1]

@@ -15,7 +15,6 @@ import itertools
 
 import pytest
 import torch
-from fakes import END, ScriptedJudge, TablePolicy, pairs_of, prompts_of
 
 from aligngap.sources.base import Ingredients
 from aligngap.sources.order import uniform
@@ -24,6 +23,7 @@ from aligngap.sources.sampled import SampledSpec
 from aligngap.train.loop import LossSpec, batch_loss, train
 from aligngap.train.step import OptimSpec
 from aligngap.types import PairBatch
+from fakes import END, ScriptedJudge, TablePolicy, pairs_of, prompts_of
 
 PROMPT = [1, 5]
 RESPONSES = [[3, END], [4, END], [3, 4, END], [4, 4, END]]
@@ -31,7 +31,9 @@ SFT = torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
 MU = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=torch.float64)
 BETA = 0.4
 # P[i, j]: probability that response i is preferred to j. No utility gives it: 0 beats 1, 1 beats 2, 2 beats 0; so the answer hangs on mu.
-P = torch.tensor([[0.5, 0.95, 0.05, 0.6], [0.05, 0.5, 0.95, 0.3], [0.95, 0.05, 0.5, 0.7], [0.4, 0.7, 0.3, 0.5]], dtype=torch.float64)
+P = torch.tensor(
+    [[0.5, 0.95, 0.05, 0.6], [0.05, 0.5, 0.95, 0.3], [0.95, 0.05, 0.5, 0.7], [0.4, 0.7, 0.3, 0.5]], dtype=torch.float64
+)
 
 
 def table(probabilities: torch.Tensor = SFT) -> TablePolicy:
@@ -81,7 +83,9 @@ def test_offline_ipo_ends_at_its_closed_form() -> None:
         [PROMPT] * 100, [RESPONSES[i] for i in first], [RESPONSES[j] for j in second], [P[i, j].item() for i, j in rows]
     )
     policy, reference = table(), table()
-    optimiser = torch.optim.LBFGS(policy.model.parameters(), lr=0.5, max_iter=100, tolerance_grad=1e-10, tolerance_change=1e-14)
+    optimiser = torch.optim.LBFGS(
+        policy.model.parameters(), lr=0.5, max_iter=100, tolerance_grad=1e-10, tolerance_change=1e-14
+    )
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
@@ -125,7 +129,9 @@ SCORES = {tuple(response): score for response, score in zip(RESPONSES, (0.0, 1.0
 
 def test_the_real_loop_and_sources_end_there_too() -> None:
     """Sampled by `Sampled`, labelled by a judge, trained by `train`: near the online fixed point; recorded from mu: near its closed form."""
-    decided = torch.tensor([[(1 + (a > b) - (a < b)) / 2 for b in SCORES.values()] for a in SCORES.values()], dtype=torch.float64)
+    decided = torch.tensor(
+        [[(1 + (a > b) - (a < b)) / 2 for b in SCORES.values()] for a in SCORES.values()], dtype=torch.float64
+    )
     beta, mu = 0.4, torch.tensor([0.1, 0.1, 0.2, 0.6], dtype=torch.float64)
 
     def answer(against: torch.Tensor) -> torch.Tensor:
@@ -141,11 +147,21 @@ def test_the_real_loop_and_sources_end_there_too() -> None:
         target = (target + answer(target)) / 2
     online = now(policy)
 
-    drawn = torch.multinomial(mu, 4000, replacement=True, generator=torch.Generator().manual_seed(0)).view(2, -1).tolist()
+    drawn = (
+        torch.multinomial(mu, 4000, replacement=True, generator=torch.Generator().manual_seed(0)).view(2, -1).tolist()
+    )
     labels = [decided[i, j].item() for i, j in zip(*drawn, strict=True)]
     recorded = pairs_of([PROMPT] * 2000, *([RESPONSES[k] for k in side] for side in drawn), labels)
     policy = table()
-    train(policy, table(), Recorded(recorded, uniform("t")), LossSpec(beta=beta), optim, keep=(), save_policy=lambda step, p: None)
+    train(
+        policy,
+        table(),
+        Recorded(recorded, uniform("t")),
+        LossSpec(beta=beta),
+        optim,
+        keep=(),
+        save_policy=lambda step, p: None,
+    )
     offline = now(policy)
 
     assert (online - target).abs().max() < 0.02

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import random_pairs, tiny_policy, weights_of
 
 from aligngap.sources.order import in_sequence
 from aligngap.sources.recorded import Recorded
 from aligngap.train.step import Diverged, OptimSpec
 from aligngap.train.supervised import fit, sft_loss
+from fakes import random_pairs, tiny_policy, weights_of
 
 PAIRS = random_pairs(4, 9, 8)
 

@@ -7,12 +7,12 @@ import sys
 
 import numpy as np
 import torch
-from fakes import random_pairs, same_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aligngap.seeds import digest, numpy_stream, torch_seed, uniforms
 from aligngap.types import Tokens, concatenate
+from fakes import random_pairs, same_pairs
 
 rows = st.lists(st.lists(st.integers(0, 99), max_size=7), min_size=1, max_size=9)
 
@@ -43,7 +43,18 @@ def test_concatenated_parts_are_the_whole(seed: int, sizes: list[int]) -> None:
 
 
 def test_streams_are_functions_of_their_names() -> None:
-    names = [("a",), ("b",), ("a", 0), ("a", "0"), ("a", 0, 1), ("a", 1, 0), ("a0",), ("a", "b"), ("a\x1fstr:b",), (0, "a")]
+    names = [
+        ("a",),
+        ("b",),
+        ("a", 0),
+        ("a", "0"),
+        ("a", 0, 1),
+        ("a", 1, 0),
+        ("a0",),
+        ("a", "b"),
+        ("a\x1fstr:b",),
+        (0, "a"),
+    ]
     draws = [tuple(numpy_stream(*name).random(3)) for name in names]
     # A name with the separator inside is the one way to collide; no name in the project holds a control character.
     assert len({draw for name, draw in zip(names, draws, strict=True) if name != ("a\x1fstr:b",)}) == len(names) - 1
@@ -64,7 +75,9 @@ def test_the_global_generators_are_neither_read_nor_moved() -> None:
 
 def test_digest_is_the_same_in_another_process() -> None:
     code = "from aligngap.seeds import digest; print(digest('sampling', 3, 'x'))"
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"}, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == str(digest("sampling", 3, "x"))
 
 

@@ -28,7 +28,12 @@ BY_HAND: list[tuple[str, bool, dict[str, float], float]] = [
     ("captain won , wife escaped and doctor cried .", True, {"important": 1, "side": 1}, 2.5),
     ("captain escaped .", True, {"invented": 1}, -1.3),  # subject and verb of two facts
     ("captain won , captain won and captain won .", True, {"important": 0.5, "repeated": 2}, -0.1),
-    ("so: well captain really won .", True, {"filler": 2, "broken": 3}, -2.4),  # a filler tears the fact apart, and nothing is told before the stop
+    (
+        "so: well captain really won .",
+        True,
+        {"filler": 2, "broken": 3},
+        -2.4,
+    ),  # a filler tears the fact apart, and nothing is told before the stop
     ("basically captain won .", True, {"important": 0.5, "filler": 1}, 1.2),
     ("captain won doctor cried .", True, {"important": 1, "broken": 1}, 2.4),  # no joiner
     ("captain won", True, {"important": 0.5, "no_stop": 1}, 1.1),
@@ -69,7 +74,9 @@ def test_utility_by_hand(text: str, ended: bool, features: dict[str, float], uti
 
 def test_an_order_of_facts_is_no_matter() -> None:
     place = Summarisation()
-    assert place.utility(POST, Written("doctor cried and captain won .")) == place.utility(POST, Written("captain won and doctor cried ."))
+    assert place.utility(POST, Written("doctor cried and captain won .")) == place.utility(
+        POST, Written("captain won and doctor cried .")
+    )
 
 
 def test_documents_know_nothing_of_rater_or_writers(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +98,9 @@ def test_markers_and_facts_are_alike_in_documents() -> None:
     """Important and side markers take the same part in the pretraining language: nothing there says which matter."""
     place, rng = Summarisation(), np.random.default_rng(0)
     words = " ".join(place.document(rng) for _ in range(1500)).split()
-    counts = np.array([words.count(marker) for marker in ("sadly", "suddenly", "finally", "anyway", "meanwhile", "also")])
+    counts = np.array(
+        [words.count(marker) for marker in ("sadly", "suddenly", "finally", "anyway", "meanwhile", "also")]
+    )
     assert counts.min() > 500
     assert np.abs(counts / counts.mean() - 1).max() < 0.12
 
@@ -128,7 +137,9 @@ def test_text_to_ids_and_back(place: World, tokenizer: PreTrainedTokenizerBase) 
 def test_writers_differ_in_what_they_are_worth(place: World) -> None:
     rng = np.random.default_rng(0)
     prompts = [place.prompt(rng) for _ in range(300)]
-    mean = [float(np.mean([place.utility(p, place.write(rng, p, writer)) for p in prompts])) for writer in place.writers()]
+    mean = [
+        float(np.mean([place.utility(p, place.write(rng, p, writer)) for p in prompts])) for writer in place.writers()
+    ]
     assert max(mean) - min(mean) > 0.5
 
 
@@ -141,9 +152,13 @@ def test_prompts_of_the_splits_are_disjoint_and_unlike(data: TaskData) -> None:
     assert data.held_out.prompt_numbers.tolist() == list(range(600, 800))
 
 
-def test_pairs_repeat_with_their_seed_and_change_with_it(place: World, tokenizer: PreTrainedTokenizerBase, data: TaskData) -> None:
+def test_pairs_repeat_with_their_seed_and_change_with_it(
+    place: World, tokenizer: PreTrainedTokenizerBase, data: TaskData
+) -> None:
     def rows(seed: int, train: int = 600) -> list[list[int]]:
-        made = make_pairs(TaskSpec(world=place.name, train_pairs=train, held_out_pairs=800 - train, seed=seed), tokenizer)
+        made = make_pairs(
+            TaskSpec(world=place.name, train_pairs=train, held_out_pairs=800 - train, seed=seed), tokenizer
+        )
         return [*made.train.first.rows(), *made.held_out.first.rows()]
 
     whole = [*data.train.first.rows(), *data.held_out.first.rows()]
@@ -152,7 +167,9 @@ def test_pairs_repeat_with_their_seed_and_change_with_it(place: World, tokenizer
     assert rows(1) != whole
 
 
-def test_raters_mostly_agree_with_the_true_utility(place: World, tokenizer: PreTrainedTokenizerBase, data: TaskData) -> None:
+def test_raters_mostly_agree_with_the_true_utility(
+    place: World, tokenizer: PreTrainedTokenizerBase, data: TaskData
+) -> None:
     judge = TrueUtilityJudge(place, tokenizer)
     margin = judge.margin(data.train.prompts, data.train.first, data.train.second).numpy()
     decided = margin != 0
@@ -173,7 +190,11 @@ def test_true_utility_judge() -> None:
     place = Summarisation()
     words = word_tokenizer(place.words())
     judge = TrueUtilityJudge(place, words)
-    texts = [("captain won and doctor cried .", "captain won ."), ("captain escaped .", "captain won ."), ("doctor cried .", "captain won .")]
+    texts = [
+        ("captain won and doctor cried .", "captain won ."),
+        ("captain escaped .", "captain won ."),
+        ("doctor cried .", "captain won ."),
+    ]
     prompts = Tokens.collate([words(POST)["input_ids"]] * 3)
     first, second = (Tokens.collate([response_ids(Written(pair[k]), words) for pair in texts]) for k in (0, 1))
     assert judge.margin(prompts, first, second).tolist() == pytest.approx([1.5, -2.8, 0.0])
@@ -182,7 +203,9 @@ def test_true_utility_judge() -> None:
     # An end token in mid-text is a broken word, and a missing one is a response that ran into the limit.
     ids = words("captain won .", add_special_tokens=False)["input_ids"]
     inside = [*ids[:-1], words.eos_token_id, ids[-1], words.eos_token_id]
-    assert judge.utilities(prompts, Tokens.collate([ids, inside, [*ids, words.eos_token_id]])).tolist() == pytest.approx([0.5, 0.9, 1.5])
+    assert judge.utilities(
+        prompts, Tokens.collate([ids, inside, [*ids, words.eos_token_id]])
+    ).tolist() == pytest.approx([0.5, 0.9, 1.5])
 
 
 def test_unknown_world_names_the_nearest() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from aligngap.experiments.base import Analysis, Labelled, TaskData
 from aligngap.experiments.words import across, interval_words
 from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.verdict import sign_verdict
+from aligngap.stats.verdict import Verdict, sign_verdict
 
 RULE = (
-    "Estimand: same configuration. Gap = win rate of online minus win rate of offline (both at the baseline "
-    "configuration, paired by seed), averaged over ln KL on the range both reach; win rate on the study's primary "
-    "split, opponent and judge. Supported if the 95% interval of the gap lies wholly above 0; contradicted if it lies"
-    " wholly below 0 or wholly within the margin of no difference; else inconclusive."
+    "Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, opponent "
+    "and judge. Gap = online minus offline, averaged over ln KL on the range both reach; peak difference = online's peak "
+    "minus offline's. Supported if the 95% intervals of both lie wholly above 0; contradicted if either lies wholly below "
+    "0, or both lie wholly within the margin of no difference; else inconclusive."
 )
 
 LABELS = {
@@ -34,9 +34,15 @@ def analyse(data: TaskData) -> Analysis:
     """
     settings = data.settings
 
-    def gaps(purpose: str, baseline: bool | None = True, split: str | None = None, judge: str | None = None) -> Gaps:
+    def gaps(
+        purpose: str,
+        family: str = "offline",
+        baseline: bool | None = True,
+        split: str | None = None,
+        judge: str | None = None,
+    ) -> Gaps:
         online = data.runs("online", split=split, judge=judge)
-        return data.gap(online, data.runs("offline", baseline=baseline, split=split, judge=judge), "goodhart", purpose)
+        return data.gap(online, data.runs(family, baseline=baseline, split=split, judge=judge), "goodhart", purpose)
 
     main = gaps("main")
     estimates = {key: Labelled(label, main[key], unit) for key, (label, unit) in LABELS.items()}
@@ -50,13 +56,17 @@ def analyse(data: TaskData) -> Analysis:
         ),
     }
     estimates |= {key: Labelled(label, found["average_gap"]) for key, (label, found) in further.items()}
-    verdict = sign_verdict(main["average_gap"], 1, settings.margin)
+    verdicts = {sign_verdict(main[key], 1, settings.margin) for key in ("average_gap", "peak_difference")}
+    below = min(main["average_gap"].high, main["peak_difference"].high) < 0
+    contradicted = verdicts == {"contradicted"} or below
+    verdict: Verdict = "contradicted" if contradicted else verdicts.pop() if len(verdicts) == 1 else "inconclusive"
     falls = [
         f"{name} {'falls' if main[f'{name}_fall'].low > 0 else 'shows no clear fall'} after its peak"
         for name in ("online", "offline")
     ]
     sentence = (
         f"At equal KL online wins {interval_words(main['average_gap'], signed=True)} of the prompts more than offline "
-        f"does ({across(main['average_gap'])}); {falls[0]}, {falls[1]}."
+        f"does, and its peak is {interval_words(main['peak_difference'], signed=True)} higher "
+        f"({across(main['average_gap'])}); {falls[0]}, {falls[1]}."
     )
     return Analysis(verdict, sentence, estimates)
