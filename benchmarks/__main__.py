@@ -54,7 +54,9 @@ def run(shapes: Sequence[str], only: str | None, rounds: int, threads: int) -> l
     """Measure and print."""
     torch.set_num_threads(threads)
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    print(f"{threads} of {os.cpu_count()} cores, load before the run {load}, {rounds} rounds, torch {torch.__version__}")
+    print(
+        f"{threads} of {os.cpu_count()} cores, load before the run {load}, {rounds} rounds, torch {torch.__version__}"
+    )
     rows = []
     for shape in shapes:
         setting = SHAPES[shape]()

@@ -65,7 +65,7 @@ def online_step(setting: Setting) -> Contest:
     judge, prompts = ModelJudge(setting.preference_model()), setting.prompts()
     ours = _our_loop(setting, lambda: Sampled(prompts, judge, 0), LossSpec())
     model = setting.make_model()
-    prompt, length = _mean(setting.pairs.prompts), setting.limit
+    prompt, length = _mean(setting.pairs.prompts), _sampled_length(setting)
     flops = (
         forward_flops(model, prompt + 2 * (length - 1), 2 * length)  # sampling
         + forward_flops(model, prompt + 4 * (length + 1), 0)  # judging, both orders
@@ -162,7 +162,7 @@ def evaluation(setting: Setting) -> Contest:
         sequence_kl(policy, reference, batch.prompts, responses)
         judge.prefer(batch.prompts, responses, batch.first)
 
-    model, prompt, length = policy.model, _mean(batch.prompts), setting.limit
+    model, prompt, length = policy.model, _mean(batch.prompts), _sampled_length(setting)
     flops = (
         forward_flops(model, prompt + length - 1, length)
         + 2 * forward_flops(model, prompt + length, length)
@@ -206,6 +206,12 @@ def _trainer_round(trainer: object, stamps: peers.Stamps) -> float:
     stamps.times.clear()
     trainer.train()
     return median_interval(stamps.times)
+
+
+def _sampled_length(setting: Setting) -> float:
+    batch = setting.batch(4 * BATCH)
+    noise = uniforms(batch.prompt_numbers, 1, setting.limit, "benchmark", "length")
+    return _mean(setting.policy().sample(batch.prompts, 1, noise))
 
 
 def _mean(tokens: Tokens) -> float:

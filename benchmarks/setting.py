@@ -80,9 +80,10 @@ class Setting:
 
 
 def small(pairs: int = PAIRS) -> Setting:
-    """The shipped small base on the summarisation world: prompts of 17 tokens, responses of up to 14."""
+    """The shipped small base on the summarisation world: prompts of 11, 14 or 17 tokens, responses of up to 14."""
     path = base_path("small")
     tokenizer = load_tokenizer(path)
+    # Twice as many, because some are left out below.
     data = make_pairs(TaskSpec(world="summarisation", train_pairs=2 * pairs, held_out_pairs=1), tokenizer)
     # The peer ends every response with the end token; pairs whose writers did not are left out for both.
     index = torch.tensor([row for row in range(2 * pairs) if _ended(data.train, row, int(tokenizer.eos_token_id))])

@@ -88,7 +88,6 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
     from aligngap.pipeline.executors.schedule import estimate
     from aligngap.pipeline.graph import Event, all_stages
     from aligngap.pipeline.rundir import RunDirectory, chosen_store
-    from aligngap.report.page import write_report
     from aligngap.store import Store
 
     start = time.monotonic()
@@ -118,12 +117,22 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
                 wanted, kept, jobs=jobs, device=spec.device, on_event=on_event, log_folder=directory.logs
             )
         results = collect(spec, kept, outcome, folder)
-        report = write_report(folder)
-    for line in summary(results):
-        _say(line, console)
+        for line in summary(results):
+            _say(line, console)
+        report = _publish(folder)
     complete = _name_failures(stages, outcome, directory.logs)
     _say(f"Report: {report} ({clock(time.monotonic() - start)})", console)
     return complete
+
+
+def _publish(folder: Path) -> Path:
+    """Page and charts from what is stored in a run's folder; the page's path."""
+    from aligngap.report.charts import save_charts
+    from aligngap.report.load import load
+    from aligngap.report.page import write_report
+
+    save_charts(load(folder), folder / "charts")
+    return write_report(folder)
 
 
 def _name_failures(stages: Sequence[Stage], outcome: Outcome, logs: Path) -> bool:
@@ -180,7 +189,7 @@ def plan(
 @app.command()
 def studies() -> None:
     """List the shipped studies."""
-    from aligngap.experiments.study import shipped
+    from aligngap.experiments.shipped import shipped
 
     known = shipped()
     for name, line in known.items():
@@ -215,9 +224,7 @@ def report(directory: Run) -> None:
     from aligngap.pipeline.rundir import RunDirectory
 
     _needs(RunDirectory.open(directory).folder / "results.json")
-    from aligngap.report.page import write_report
-
-    _say(f"Report: {write_report(directory)}")
+    _say(f"Report: {_publish(directory)}")
 
 
 @app.command()
@@ -314,7 +321,7 @@ def pretrain(
         if steps is not None:
             cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
             spec = spec.model_copy(update={"cycles": cycles})
-        write_json(out / size / "recipe.json", train(spec, out / size, progress))
+        write_json(out / f"{size}.json", train(spec, out / size, progress))
         _say(f"{size}: {out / size}", console)
 
 

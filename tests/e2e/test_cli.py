@@ -155,4 +155,4 @@ def test_pretrain_makes_a_base_that_loads(tmp_path: Path, capsys: pytest.Capture
     assert "small  1/1  " in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "small"))
-    assert json.loads((tmp_path / "small" / "recipe.json").read_text())["spec"]["size"] == "small"
+    assert json.loads((tmp_path / "small.json").read_text())["spec"]["size"] == "small"

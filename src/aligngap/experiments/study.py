@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,9 @@ from pydantic import ValidationError
 from aligngap.errors import UserError, nearest
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.registry import EXPERIMENTS
+from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
 from aligngap.pipeline.graph import Stage
-
-
-def shipped() -> dict[str, str]:
-    """Shipped studies: name and one-line description."""
-    folder = resources.files("aligngap.studies")
-    found = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    return {name: str(yaml.safe_load(entry.read_text("utf-8"))["description"]) for name, entry in sorted(found.items())}
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
@@ -32,7 +25,7 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     """
     known = shipped()
     if name in known:
-        where, text = f"study '{name}'", (resources.files("aligngap.studies") / f"{name}.yaml").read_text("utf-8")
+        where, text = f"study '{name}'", shipped_text(name)
         default = name
     else:
         path = Path(name)

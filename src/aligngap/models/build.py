@@ -96,7 +96,7 @@ def base_path(name: str) -> str:
         if not (folder / "model.safetensors").is_file():
             raise UserError(
                 f"the shipped base '{name}' is missing from this installation",
-                mend=f"Reinstall the package, or make it with `aligngap pretrain {name}`.",
+                mend="Reinstall the package; it ships with its bases.",
             )
         return str(folder)
     if Path(name).is_dir():

@@ -52,7 +52,7 @@ def analyse(data: TaskData) -> Analysis:
         "average_gap_true": ("average gap, by true utility", gaps("true", judge="true")),
         "average_gap_pooled": (
             "average gap, online minus the pooled offline sweep (as in the paper)",
-            gaps("pooled", None),
+            gaps("pooled", baseline=None),
         ),
     }
     estimates |= {key: Labelled(label, found["average_gap"]) for key, (label, found) in further.items()}

@@ -1,0 +1,135 @@
+"""The peers of the benchmarks do the same work: a ratio of times says nothing otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+from benchmarks import entries, peers
+from benchmarks.__main__ import line, measure
+from benchmarks.clock import forward_flops, matrix_peak, median_interval
+from benchmarks.setting import BATCH, Setting, medium, small
+
+from aligngap.judges.model import ModelJudge
+from aligngap.models.policy import Policy
+from aligngap.seeds import uniforms
+from aligngap.train.loop import LossSpec, batch_loss
+from aligngap.types import PairBatch, Tokens
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    return small(pairs=2 * BATCH)
+
+
+def moved(setting: Setting) -> Policy:
+    """A policy that has left its reference, so that a margin is not zero."""
+    policy = setting.policy()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=generator)
+    return policy
+
+
+def test_offline_peer_reads_the_same_tokens_and_computes_the_same_loss(setting: Setting) -> None:
+    trainer = peers.dpo_trainer(setting, peers.Stamps())
+    rows, pairs = trainer.train_dataset, setting.pairs
+    winners = [
+        first if preference > 0.5 else second
+        for first, second, preference in zip(
+            pairs.first.rows(), pairs.second.rows(), pairs.preference.tolist(), strict=True
+        )
+    ]
+    assert list(rows["prompt_ids"]) == pairs.prompts.rows()
+    assert list(rows["chosen_ids"]) == winners
+
+    policy = moved(setting)
+    trainer.model.load_state_dict(policy.model.state_dict())
+    inputs = trainer.data_collator([rows[index] for index in range(BATCH)])
+    theirs = trainer.compute_loss(trainer.model, inputs)
+    ours = batch_loss(policy, setting.reference(), setting.batch(), LossSpec(reduction="mean"))
+    # Ours is (beta D - 1/2)^2, theirs (D - 1/(2 beta))^2, both with D averaged over a response's tokens.
+    assert float(ours) / peers.BETA**2 == pytest.approx(float(theirs), rel=1e-4)
+    assert float(ours) != pytest.approx(0.25, rel=1e-3)
+
+
+def test_online_peer_samples_as_much_and_computes_the_same_loss(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = peers.online_dpo_trainer(setting, peers.Stamps())
+    policy = moved(setting)
+    trainer.model.load_state_dict(policy.model.state_dict())
+    generated, judged = [], []
+    generate, judge = trainer._generate, trainer.reward_funcs[0].forward
+
+    def watch_generate(*args: object, **kwargs: object) -> object:
+        generated.append(generate(*args, **kwargs))
+        return generated[-1]
+
+    def watch_judge(*args: object, **kwargs: object) -> object:
+        judged.append((kwargs["attention_mask"], judge(*args, **kwargs)))
+        return judged[-1][1]
+
+    monkeypatch.setattr(trainer, "_generate", watch_generate)
+    monkeypatch.setattr(trainer.reward_funcs[0], "forward", watch_judge)
+    prompts = setting.batch().prompts
+    texts = [setting.text(row) + " " for row in prompts.rows()]
+    trainer.create_optimizer()
+    theirs = trainer.training_step(trainer.model, {"prompt": texts})
+
+    (prompt_ids, prompt_mask, ids, mask, _), (read, scores) = generated[0], judged[0]
+    lengths = mask.sum(1)
+    assert int(lengths.max()) == setting.limit
+    assert [row[real.bool()].tolist() for row, real in zip(prompt_ids, prompt_mask, strict=True)] == 2 * prompts.rows()
+    # The reward model reads prompt and response, but for the end token.
+    assert torch.equal(read.sum(1), prompt_mask.sum(1) + lengths - (ids * mask == setting.end_token).sum(1))
+
+    first, second = (Tokens(i, n) for i, n in zip(ids.chunk(2), lengths.chunk(2), strict=True))
+    better = (scores.logits[:BATCH, 0] >= scores.logits[BATCH:, 0]).float()
+    batch = PairBatch(torch.arange(BATCH), prompts, first, second, better, ("peer",) * BATCH)
+    ours = batch_loss(policy, setting.reference(), batch, LossSpec())
+    assert float(ours) / peers.BETA**2 == pytest.approx(float(theirs), rel=1e-4)
+
+    drawn = policy.sample(prompts, 2, uniforms(setting.batch().prompt_numbers, 2, setting.limit, "test"))
+    assert float(drawn.lengths.double().mean()) == pytest.approx(float(lengths.double().mean()), rel=0.25)
+
+
+@pytest.mark.parametrize("make", [small, medium])
+def test_generate_draws_as_many_tokens_as_we_do(make: type[Setting]) -> None:
+    setting = make(pairs=2 * BATCH)
+    batch = setting.batch()
+    ours = setting.policy(ends=False).sample(batch.prompts, 2, uniforms(batch.prompt_numbers, 2, setting.limit, "test"))
+    theirs = peers.generate(setting, setting.make_model(), batch.prompts)
+    assert ours.ids.shape == theirs.shape == (2 * BATCH, setting.limit)
+    assert int(ours.lengths.min()) == setting.limit
+
+
+def test_one_pass_judges_as_two_and_one_row_scores_as_two(setting: Setting) -> None:
+    model, batch = setting.preference_model(), setting.batch()
+    packed = ModelJudge(model).compare(batch.prompts, batch.first, batch.second)
+    torch.testing.assert_close(packed, entries.two_passes(model, batch), atol=1e-4, rtol=0)
+    assert float(packed.abs().max()) > 0.01
+    policy = setting.policy()
+    together = torch.cat(policy.log_probs(batch.prompts, [batch.first, batch.second]))
+    prompts, both = entries.unpacked(batch)
+    torch.testing.assert_close(together, policy.log_probs(prompts, [both])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_round_of_every_kind_of_entry_gives_a_row(setting: Setting) -> None:
+    peak = matrix_peak(seconds=0.05, size=256)
+    for name in ("judging", "offline_step"):
+        row = measure(entries.ENTRIES[name](setting), 1, peak)
+        assert row["low"] == row["ratio"] == row["high"] > 0
+        assert 0 < row["peak_share"] < 1
+        line({"name": name, "shape": "small", "peak_gflops": peak / 1e9, **row})
+
+
+def test_useful_operations_and_step_times_by_hand(setting: Setting) -> None:
+    model = setting.make_model()
+    hidden, inner, layers, words = 64, 128, 2, model.config.vocab_size
+    body = layers * (4 * hidden**2 + 3 * hidden * inner + 2 * hidden) + hidden
+    assert forward_flops(model, 10, 3) == 2 * (10 * body + 3 * hidden * words)
+    assert median_interval([0.0, 5.0, 6.0, 7.0, 9.0]) == 1.0
