@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from aligngap.train.loop import LossSpec, train
 from aligngap.train.step import OptimSpec
 from aligngap.types import PairBatch, Tokens
 from benchmarks import peers
-from benchmarks.clock import forward_flops, median_interval, timed
+from benchmarks.clock import forward_flops, median_interval, now, timed
 from benchmarks.setting import BATCH, Setting
 
 EVALUATION_PROMPTS = 256
@@ -195,7 +194,7 @@ def _our_loop(setting: Setting, make_source: Callable[[], PairSource], loss: Los
             optim,
             keep=(),
             save_policy=lambda step, policy: None,
-            progress=lambda done, total, metrics: stamps.append(time.perf_counter()),
+            progress=lambda done, total, metrics: stamps.append(now()),
         )
         return median_interval(stamps)
 

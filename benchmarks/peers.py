@@ -6,7 +6,6 @@ checkpointing on) would slow them down and change the numbers. The rest is their
 
 from __future__ import annotations
 
-import time
 from tempfile import mkdtemp
 from typing import Any
 
@@ -24,6 +23,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from aligngap.models.packing import left_pad
 from aligngap.types import Tokens
+from benchmarks.clock import now
 from benchmarks.setting import BATCH, Setting
 
 BETA = 0.1
@@ -38,7 +38,7 @@ class Stamps(TrainerCallback):
         self.times: list[float] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(now())
 
 
 def dpo_trainer(setting: Setting, stamps: Stamps, reference: PreTrainedModel | None = None) -> DPOTrainer:

@@ -62,7 +62,7 @@ class Setting:
         model = PairwiseModel(backbone.model, int(self.tokenizer.sep_token_id))
         generator = torch.Generator().manual_seed(torch_seed("benchmark", "readout"))
         for weight in model.readout.parameters():
-            weight.data.normal_(generator=generator)
+            weight.data.normal_(std=0.02, generator=generator)
         return model.eval().requires_grad_(False)
 
     def prompts(self) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""Stand-ins small enough to be enumerated: tiny real models, a policy that is a table, and judges that follow a script."""
+"""Stand-ins small enough to be enumerated: tiny real models, a policy that is a table, scripted judges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sharp_model(
 ) -> LlamaForCausalLM:
     """A tiny real decoder with weights so large that context, order and position all matter to what it says next.
 
-    At its usual initial weights a decoder is all but uniform, and a test on it passes whatever mask or position is wrong.
+    At its usual initial weights a decoder is all but uniform: a test on it passes whatever mask or position is wrong.
     """
     model = random_model(
         Architecture(hidden=hidden, layers=layers, heads=2, intermediate=2 * hidden, context=64), vocabulary, seed

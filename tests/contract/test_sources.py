@@ -270,6 +270,20 @@ def test_sampled_pairs_are_labelled_by_the_judge_in_order() -> None:
     assert {0.0, 0.5, 1.0} == set(batch.preference.tolist())
 
 
+@pytest.mark.parametrize("name", ["sampled s=1", "frozen"])
+def test_a_prompt_is_answered_anew_each_time_it_comes_round(name: str) -> None:
+    """Also when the policy has not moved: noise belongs to the place in the walk, not to the prompt alone."""
+    source = build(name)
+    source.observe(0, fresh())
+    epochs = [source.next_batch(25) for _ in range(2)]
+    answers = [
+        dict(zip(batch.prompt_numbers.tolist(), zip(batch.first.rows(), batch.second.rows(), strict=True), strict=True))
+        for batch in epochs
+    ]
+    assert set(answers[0]) == set(answers[1]) == set(range(25))
+    assert sum(answers[0][number] != answers[1][number] for number in range(25)) > 15
+
+
 def test_frozen_takes_the_first_response_from_the_first_policy() -> None:
     one, two = (TablePolicy([[1]], [[3, END], [4, END]], torch.tensor([row])) for row in ([0.0, -1e4], [-1e4, 0.0]))
     source = FrozenSpec().build(Ingredients(0, 3, prompts_of([[1]]), likes_token(4), frozen=(one, two)))

@@ -1,4 +1,4 @@
-"""The whole pipeline, every stage real, on random bases so small that it takes seconds: what comes out, and that it repeats."""
+"""The whole pipeline, every stage real, on random bases so small that it takes seconds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """TRL's own DPO trainer, run on the same pairs and model, gives the same losses.
 
-Its loss code is called, not rewritten; only the accelerator around it is a stand-in. For IPO it averages the log-ratio over each response's
-tokens, where this package sums by default: its value is that of `reduction="mean"`, and of (D - 1/(2 beta))^2 = f(beta D) / beta^2.
+Its loss code is called, not rewritten; only the accelerator around it is a stand-in. For IPO it averages the log-ratio
+over each response's tokens, where this package sums by default: its value is that of `reduction="mean"`, and of
+(D - 1/(2 beta))^2 = f(beta D) / beta^2.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def rows_in_their_format(pairs: PairBatch) -> dict[str, torch.Tensor]:
 
 
 class FusedHead:
-    """What their trainer expects of a model that was patched with their fused head: log-probabilities of the labels, 0 where ignored."""
+    """A model as their fused head leaves it: gives log-probabilities of the labels, 0 where ignored."""
 
     def __init__(self, policy: Policy) -> None:
         self.model = policy.model
@@ -69,8 +70,9 @@ def their_loss(kind: str, policy: Policy, reference: Policy, pairs: PairBatch) -
     chosen, rejected = fixed.chunk(2)
     accelerator = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
     around = SimpleNamespace(
-        model=SimpleNamespace(training=False), accelerator=accelerator, aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True,
-        f_divergence_type="reverse_kl", loss_types=[kind], loss_weights=[1.0], beta=BETA, label_smoothing=0.0, use_weighting=False,
+        model=SimpleNamespace(training=False), accelerator=accelerator, beta=BETA, loss_types=[kind],
+        loss_weights=[1.0], f_divergence_type="reverse_kl", precompute_ref_logps=True, label_smoothing=0.0,
+        use_weighting=False, aux_loss_enabled=False, ld_alpha=None,
         _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1,
     )  # fmt: skip
     inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

@@ -1,6 +1,7 @@
 """Values that must not change unnoticed: every artefact in every store was made from them.
 
-If one of these changes on purpose, raise the `version` of the stages that it changes (pipeline/stages.py), then put the new value here.
+If one of these changes on purpose, raise the `version` of the stages that it changes (pipeline/stages.py), then put the
+new value here.
 """
 
 from __future__ import annotations

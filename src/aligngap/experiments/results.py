@@ -28,8 +28,8 @@ from aligngap.store.store import Store, read_json, write_json
 from aligngap.tasks.pairs import read_pairs
 
 SCHEMA = 1
-OPPONENTS = ("golden_policy", "sft")
-JUDGES = ("golden", "true", "proxy")
+COMPARISONS = {"golden_policy": ("golden", "true"), "sft": ("golden", "true", "proxy")}
+"""By whom a policy's responses are compared with whose."""
 
 
 def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
@@ -151,8 +151,8 @@ def _point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) ->
     prompt, pair = prompts.filter(here), pairs.filter(here)
     kl, kl_se = mean_se(prompt["kl"].to_numpy())
     wins = {
-        opponent: {judge: win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict() for judge in JUDGES}
-        for opponent in OPPONENTS
+        opponent: {judge: win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict() for judge in judges}
+        for opponent, judges in COMPARISONS.items()
     }
     return {
         "step": step,
@@ -189,8 +189,8 @@ def _runs(entry: ArmEntry, frame: pl.DataFrame) -> dict[tuple[str, str, str], Ru
         def matrix(column: str, part: pl.DataFrame = part) -> np.ndarray[Any, np.dtype[np.float64]]:
             return part[column].cast(pl.Float64).to_numpy().reshape(len(steps), -1)
 
-        for opponent in OPPONENTS:
-            for judge in JUDGES:
+        for opponent, judges in COMPARISONS.items():
+            for judge in judges:
                 found[(split, opponent, judge)] = Run(
                     entry.name, entry.stage.seed, steps, matrix("kl"), matrix(f"win_{opponent}_{judge}")
                 )

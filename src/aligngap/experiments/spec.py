@@ -82,7 +82,7 @@ class AnalysisSpec(Section):
     margin: float = Field(0.02, gt=0, lt=0.5)
     split: str = Field("held_out", pattern="^(train|held_out)$")
     opponent: str = Field("golden_policy", pattern="^(golden_policy|sft)$")
-    judge: str = Field("golden", pattern="^(golden|true|proxy)$")
+    judge: str = Field("golden", pattern="^(golden|true)$")
 
 
 class StudySpec(Section):

@@ -12,9 +12,11 @@ from aligngap.types import Tokens
 class ModelJudge(Judge):
     """Decides by the sign of r(x, y1, y2) - r(x, y2, y1) (Tang et al. 2024, appendix A)."""
 
-    def __init__(self, model: PreferenceModel, chunk: int = 128) -> None:
+    def __init__(self, model: PreferenceModel, chunk: int | None = None) -> None:
         super().__init__()
-        self.model, self.chunk = model, chunk
+        self.model = model
+        # On a CPU small chunks stay in the cache: 16 pairs at a time judge 1.7 times as fast as 128 (docs/benchmarks.md).
+        self.chunk = chunk or (16 if model.device.type == "cpu" else 256)
 
     @torch.no_grad()
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
@@ -22,7 +24,9 @@ class ModelJudge(Judge):
         asked, device = prompts.ids.device, self.model.device
         prompts, first, second = (tokens.to(device) for tokens in (prompts, first, second))
         margins = []
-        for index in torch.arange(len(prompts.ids)).split(self.chunk):
+        # Alike lengths together, so that little of a chunk is padding.
+        order = torch.argsort(prompts.lengths + first.lengths + second.lengths, stable=True)
+        for index in order.split(self.chunk):
             forward, backward = self.model.both_orders(prompts.take(index), first.take(index), second.take(index))
             margins.append(forward.sigmoid() - backward.sigmoid())
-        return torch.cat(margins).to(asked)
+        return torch.cat(margins)[torch.argsort(order)].to(asked)

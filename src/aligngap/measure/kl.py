@@ -10,7 +10,7 @@ from aligngap.types import Tokens
 
 @torch.no_grad()
 def sequence_kl(
-    policy: Policy, reference: Policy, prompts: Tokens, responses: Tokens, chunk: int = 128
+    policy: Policy, reference: Policy, prompts: Tokens, responses: Tokens, chunk: int = 32
 ) -> torch.Tensor:
     """Per prompt, the estimate of KL(policy || reference) from one sampled response; float64 [n], nats.
 

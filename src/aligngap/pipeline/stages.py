@@ -132,7 +132,7 @@ class Sft(Stage):
 
 
 @torch.no_grad()
-def held_out_nll(policy: Policy, pairs: PairBatch, chunk: int = 128) -> float:
+def held_out_nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
     """Negative log-likelihood per token of both responses, nats."""
     total = tokens = 0.0
     for index in torch.arange(len(pairs)).split(chunk):
@@ -415,7 +415,7 @@ def evaluation_prompts(task: Path, count: int) -> dict[str, tuple[torch.Tensor, 
     return found
 
 
-def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor, chunk: int = 128) -> Tokens:
+def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor, chunk: int = 32) -> Tokens:
     """One response a prompt, on the CPU."""
     rows: list[list[int]] = []
     for index in torch.arange(len(prompts.ids)).split(chunk):
@@ -469,6 +469,7 @@ class Evaluate(Stage):
             pairs = read_pairs(context.one("golden_pairs") / f"{split}.parquet")
             labelled[split] = pairs.take(torch.arange(min(self.pairs, len(pairs))))
             fixed[split] = pair_log_probs(reference, labelled[split])
+        judges: dict[str, Judge] = {"golden": golden, "proxy": proxy, "true": true}
         per_prompt, per_pair = [], []
         for done, step in enumerate(self.arm.keep, start=1):
             policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
@@ -483,7 +484,9 @@ class Evaluate(Stage):
                     "response_ids": pl.Series(responses.rows(), dtype=pl.List(pl.Int32)),
                 }
                 for opponent, drawn in against.items():
-                    for name, judge in (("golden", golden), ("proxy", proxy), ("true", true)):
+                    for name, judge in judges.items():
+                        if opponent != "sft" and judge is proxy:
+                            continue  # no measure asks a proxy about the golden policy
                         margin = judge.margin(prompts, responses, drawn[split]).double()
                         columns[f"win_{opponent}_{name}"] = ((margin.sign() + 1) / 2).numpy()
                         if opponent == "sft" and judge is not true:

@@ -58,7 +58,8 @@ def go(
 
     train(
         policy, reference, source, loss, optim,
-        keep=keep, save_policy=lambda step, p: kept.update({step: weights_of(p)}), checkpointer=checkpointer, progress=progress,
+        keep=keep, save_policy=lambda step, p: kept.update({step: weights_of(p)}),
+        checkpointer=checkpointer, progress=progress,
     )  # fmt: skip
     return policy, kept, seen
 
@@ -72,6 +73,30 @@ def test_steps_and_kept_policies() -> None:
     assert [(m["done"], m["total"]) for m in seen] == [(step, 7) for step in range(1, 8)]
     assert seen[0]["loss"] == pytest.approx(0.25, abs=1e-4)  # policy = reference: IPO is (0 - 1/2)^2, for a tie too
     assert all(m["grad_norm"] > 0 for m in seen)
+
+
+class Spied(Recorded):
+    """Notes what the loop asks of it, and the weights it is shown."""
+
+    def __init__(self, pairs: PairBatch) -> None:
+        super().__init__(pairs, in_sequence)
+        self.calls: list[str | int] = []
+        self.shown: list[list[torch.Tensor]] = []
+
+    def next_batch(self, n: int) -> PairBatch:
+        self.calls.append("batch")
+        return super().next_batch(n)
+
+    def observe(self, step: int, policy: Policy) -> None:
+        self.calls.append(step)
+        self.shown.append(weights_of(policy))
+
+
+def test_a_source_observes_step_0_and_the_weights_after_every_step() -> None:
+    spied = Spied(PAIRS)
+    _, kept, _ = go(spied, keep=tuple(range(8)))
+    assert spied.calls == [0, *(call for step in range(1, 8) for call in ("batch", step))]
+    assert all(same_weights(kept[step], spied.shown[step]) for step in range(8))
 
 
 def test_first_step_is_one_adamw_step_on_the_batch_loss() -> None:

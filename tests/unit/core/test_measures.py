@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aligngap.measure.classify import correct, log_ratios, winner_drift
+from aligngap.measure.classify import correct, pair_log_probs, winner_drift
 from aligngap.measure.kl import sequence_kl
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.models.policy import Policy
@@ -23,7 +23,7 @@ def pair() -> tuple[Policy, Policy]:
 
 @pytest.mark.parametrize("prompt", [[1], [1, 3, 4, 4]])
 def test_expected_kl_is_the_brute_force_sum(pair: tuple[Policy, Policy], prompt: list[int]) -> None:
-    """sum over every response of pi log(pi/sft) = sum over every response of pi times its estimate: unbiased, exactly."""
+    """Over every response, the sum of pi log(pi/sft) is the sum of pi times its estimate: unbiased, exactly."""
     policy, reference = pair
     responses = Tokens.collate(all_responses(VOCABULARY, LIMIT))
     prompts = Tokens.collate([prompt] * len(responses.ids))
@@ -70,13 +70,16 @@ def test_kl_masks_padding_and_chunks(pair: tuple[Policy, Policy]) -> None:
     assert prefix.item() < together[2].item()
 
 
-def test_log_ratios(pair: tuple[Policy, Policy]) -> None:
+def test_pair_log_probs(pair: tuple[Policy, Policy]) -> None:
     batch = random_pairs(0, 11, VOCABULARY)
-    first, second = log_ratios(*pair, batch, chunk=4)
+    found = pair_log_probs(pair[0], batch, chunk=4)
+    assert found.shape == (2, 11)
+    assert found.dtype == torch.float64
+    assert not found.requires_grad
     with torch.no_grad():
-        live, fixed = (model.log_probs(batch.prompts, [batch.first, batch.second]) for model in pair)
-    torch.testing.assert_close(first.float(), live[0] - fixed[0], atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(second.float(), live[1] - fixed[1], atol=1e-4, rtol=1e-5)
+        for side, alone in zip((batch.first, batch.second), found, strict=True):
+            expected = pair[0].log_probs(batch.prompts, [side])[0]
+            torch.testing.assert_close(alone.float(), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_correct_and_drift_by_hand() -> None:

@@ -187,7 +187,7 @@ def test_training_order_is_drawn_anew_for_each_pair_step_and_seed() -> None:
 
 
 def test_preference_loss_by_hand() -> None:
-    """Labels and soft labels follow the flip: binary cross-entropy of the log-odds for whichever response is read first."""
+    """Labels, soft ones too, follow the flip: cross-entropy of the log-odds of whichever response is read first."""
     pairs = pairs_of([[1, 3 + k] for k in range(40)], [[4]] * 40, [[6]] * 40, [1.0, 0.0, 0.5, 0.25] * 10)
     expected = []
     for flipped, preference in zip(flips(pairs, 3, 7), pairs.preference.tolist(), strict=True):

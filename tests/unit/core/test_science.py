@@ -4,9 +4,10 @@ IPO's population loss with labels from p is, for pairs drawn independently from 
 
     E[p (beta D - 1/2)^2 + (1 - p) (-beta D - 1/2)^2] = E[(beta D)^2] - E[(2p - 1) beta D] + 1/4,   D = g(y) - g(y').
 
-By symmetry E[D^2] = 2 Var_mu(g) and E[(2p(y > y') - 1) D] = 2 E_mu[(2 p(y > mu) - 1) g(y)], so at the minimum, for every y in mu's support,
-g(y) - E_mu[g] = (2 p(y > mu) - 1) / (2 beta): pi* is proportional to pi_sft exp(p(y > mu) / beta) (Azar et al. 2023, theorem 1;
-Tang et al. 2024, appendix H). Online, mu is pi itself: the fixed point is pi proportional to pi_sft exp(p(y > pi) / beta).
+By symmetry E[D^2] = 2 Var_mu(g) and E[(2p(y > y') - 1) D] = 2 E_mu[(2 p(y > mu) - 1) g(y)], so at the minimum, for
+every y in mu's support, g(y) - E_mu[g] = (2 p(y > mu) - 1) / (2 beta): pi* is proportional to
+pi_sft exp(p(y > mu) / beta) (Azar et al. 2023; Tang et al. 2024, appendix H). Online, mu is pi itself: the fixed point
+is pi proportional to pi_sft exp(p(y > pi) / beta).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ RESPONSES = [[3, END], [4, END], [3, 4, END], [4, 4, END]]
 SFT = torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
 MU = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=torch.float64)
 BETA = 0.4
-# P[i, j]: probability that response i is preferred to j. No utility gives it: 0 beats 1, 1 beats 2, 2 beats 0; so the answer hangs on mu.
+# P[i, j]: probability that response i is preferred to j. No utility gives it (0 beats 1 beats 2 beats 0), so the answer
+# hangs on mu.
 P = torch.tensor(
     [[0.5, 0.95, 0.05, 0.6], [0.05, 0.5, 0.95, 0.3], [0.95, 0.05, 0.5, 0.7], [0.4, 0.7, 0.3, 0.5]], dtype=torch.float64
 )
@@ -64,7 +66,7 @@ PAIRS = [(i, j, pair(i, j, P[i, j].item())) for i, j in itertools.combinations(r
 
 
 def expected_loss(policy: TablePolicy, reference: TablePolicy, mu: torch.Tensor, spec: LossSpec) -> torch.Tensor:
-    """Exact expectation over both responses from mu, by the trainer's own `batch_loss`. Equal responses add a constant only."""
+    """Exact expectation over both responses from mu, by the trainer's `batch_loss`; equal ones add a constant only."""
     losses = [2 * mu[i] * mu[j] * batch_loss(policy, reference, batch, spec) for i, j, batch in PAIRS]
     return torch.stack(losses).sum()
 
@@ -128,7 +130,7 @@ SCORES = {tuple(response): score for response, score in zip(RESPONSES, (0.0, 1.0
 
 
 def test_the_real_loop_and_sources_end_there_too() -> None:
-    """Sampled by `Sampled`, labelled by a judge, trained by `train`: near the online fixed point; recorded from mu: near its closed form."""
+    """Sampled and judged, trained by `train`: near the online fixed point. Recorded from mu: near its closed form."""
     decided = torch.tensor(
         [[(1 + (a > b) - (a < b)) / 2 for b in SCORES.values()] for a in SCORES.values()], dtype=torch.float64
     )

@@ -54,6 +54,10 @@ def analyse(data: TaskData) -> Analysis:
             "average gap, online minus the pooled offline sweep (as in the paper)",
             gaps("pooled", baseline=None),
         ),
+        "average_gap_proxy_labels": (
+            "average gap, online minus offline on the same pairs with the proxy's labels (equal label information)",
+            gaps("proxy labels", family="offline_proxy"),
+        ),
     }
     estimates |= {key: Labelled(label, found["average_gap"]) for key, (label, found) in further.items()}
     verdicts = {sign_verdict(main[key], 1, settings.margin) for key in ("average_gap", "peak_difference")}
