@@ -20,7 +20,7 @@ from transformers import AutoModel
 from aligngap.judges.base import Judge
 from aligngap.judges.model import ModelJudge
 from aligngap.judges.true_utility import TrueUtilityJudge
-from aligngap.measure.classify import log_ratios
+from aligngap.measure.classify import pair_log_probs
 from aligngap.measure.kl import sequence_kl
 from aligngap.models.build import base_path, load_causal_model, load_tokenizer
 from aligngap.models.policy import Policy
@@ -124,18 +124,19 @@ def units() -> dict[str, tuple[Callable[[], object], int, str]]:
         SAMPLE,
         "response",
     )
-    found["Evaluate: log-ratios of a pair"] = (lambda: log_ratios(learner, reference, held_out), SAMPLE, "pair")
+    found["Evaluate: log-probs of a pair"] = (lambda: pair_log_probs(learner, held_out), SAMPLE, "pair")
 
     def checkpoint() -> None:
-        """Two splits, two opponents, golden (medium), proxy (small) and true utility, as the stage does it."""
+        """Two splits, two opponents by golden (medium) and true utility, one by the proxy (small), as the stage does."""
         for _ in range(2):
             drawn = sample_in_chunks(learner, asked, noise)
             sequence_kl(learner, reference, asked, drawn)
             judges["true utility"].utilities(asked, drawn)
             for opponent in (held_out.first, held_out.second):
-                for judge in judges.values():
-                    judge.margin(asked, drawn, opponent)
-            log_ratios(learner, reference, held_out)
+                for name, judge in judges.items():
+                    if name != "small" or opponent is held_out.first:
+                        judge.margin(asked, drawn, opponent)
+            pair_log_probs(learner, held_out)
 
     found[f"Evaluate: a checkpoint, {SAMPLE} prompts and pairs a split"] = (checkpoint, 1, "checkpoint")
     return found

@@ -32,11 +32,13 @@ def torch_seed(*key: Key) -> int:
     return digest(*key) & (2**63 - 1)
 
 
-def uniforms(prompts: torch.Tensor, samples: int, length: int, *key: Key) -> torch.Tensor:
+def uniforms(names: torch.Tensor, samples: int, length: int, *key: Key) -> torch.Tensor:
     """Uniform numbers in [0, 1) for sampling, one independent stream per prompt.
 
-    prompts: integer prompt numbers, shape [n]. Returns float64, shape [n * samples, length], rows grouped by prompt.
-    Keyed by prompt so that a batch split over devices, or drawn in another order, samples the same responses.
+    names: integers that name each prompt's stream, [n] or [n, parts] (prompt number, or epoch and number). Returns
+    float64, [n * samples, length], rows grouped by prompt. Keyed by prompt so that a batch split over devices, or drawn
+    in another order, samples the same responses.
     """
-    rows = [numpy_stream(*key, int(prompt)).random((samples, length)) for prompt in prompts.tolist()]
+    parts = names[:, None] if names.ndim == 1 else names
+    rows = [numpy_stream(*key, *name).random((samples, length)) for name in parts.tolist()]
     return torch.from_numpy(np.concatenate(rows)) if rows else torch.empty((0, length), dtype=torch.float64)

@@ -284,6 +284,18 @@ def test_a_prompt_is_answered_anew_each_time_it_comes_round(name: str) -> None:
     assert sum(answers[0][number] != answers[1][number] for number in range(25)) > 15
 
 
+def test_responses_do_not_depend_on_how_the_walk_is_cut_into_batches() -> None:
+    """A batch that crosses an epoch may hold a prompt twice; each time it is answered as in batches of any other size."""
+    drawn = []
+    for sizes in ([40, 10], [10] * 5):
+        source = build("sampled s=1")
+        source.observe(0, fresh())
+        batches = [source.next_batch(size) for size in sizes]
+        drawn.append([row for batch in batches for row in zip(batch.first.rows(), batch.second.rows(), strict=True)])
+    assert drawn[0] == drawn[1]
+    assert len({str(pair) for pair in drawn[0]}) > 25
+
+
 def test_frozen_takes_the_first_response_from_the_first_policy() -> None:
     one, two = (TablePolicy([[1]], [[3, END], [4, END]], torch.tensor([row])) for row in ([0.0, -1e4], [-1e4, 0.0]))
     source = FrozenSpec().build(Ingredients(0, 3, prompts_of([[1]]), likes_token(4), frozen=(one, two)))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from aligngap.judges.base import Judge
 from aligngap.judges.model import ModelJudge
@@ -49,7 +49,7 @@ class Base(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(exclude=True)  # may be a path, which no identity may depend on
     digest: str
 
     @classmethod

@@ -48,7 +48,10 @@ class Sampled:
         numbers, prompts = self._numbers[index], self._prompts.take(index)
         behaviours = self._frozen or (self._live(),)
         each = 2 // len(behaviours)
-        noise = uniforms(numbers, 2, behaviours[0].max_new_tokens, "sampling", self._seed, at)
+        # Named by epoch and prompt, not by batch: however the batch is cut, a prompt's responses stay the same.
+        epochs = torch.arange(at, at + n) // len(self._numbers)
+        names = torch.stack([epochs, numbers], 1)
+        noise = uniforms(names, 2, behaviours[0].max_new_tokens, "sampling", self._seed)
         device = behaviours[0].device
         drawn = [
             policy.sample(

@@ -46,7 +46,7 @@ class Optimiser:
         weights.
         """
         if not bool(torch.isfinite(loss)):
-            raise Diverged(f"the loss is {float(loss)} at step {self.step_count + 1}")
+            raise Diverged(f"the loss is {float(loss.detach())} at step {self.step_count + 1}")
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
         if not bool(torch.isfinite(norm)):
