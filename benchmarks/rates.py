@@ -127,7 +127,7 @@ def units() -> dict[str, tuple[Callable[[], object], int, str]]:
     found["Evaluate: log-probs of a pair"] = (lambda: pair_log_probs(learner, held_out), SAMPLE, "pair")
 
     def checkpoint() -> None:
-        """Two splits, two opponents by golden (medium) and true utility, one by the proxy (small), as the stage does."""
+        """As the stage: two splits, two opponents by golden (medium) and true utility, one by the proxy (small)."""
         for _ in range(2):
             drawn = sample_in_chunks(learner, asked, noise)
             sequence_kl(learner, reference, asked, drawn)

@@ -285,7 +285,7 @@ def test_a_prompt_is_answered_anew_each_time_it_comes_round(name: str) -> None:
 
 
 def test_responses_do_not_depend_on_how_the_walk_is_cut_into_batches() -> None:
-    """A batch that crosses an epoch may hold a prompt twice; each time it is answered as in batches of any other size."""
+    """A batch that crosses an epoch may hold a prompt twice; each time it is answered as in other batches."""
     drawn = []
     for sizes in ([40, 10], [10] * 5):
         source = build("sampled s=1")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from aligngap.experiments.spec import StudySpec, log_steps
+from aligngap.experiments.spec import PreferenceSpec, StudySpec, log_steps
+from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.stages import Agreement, Arm, Base, Evaluate, Pairs, Preference, Relabel, Responses, Sft
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
@@ -62,20 +63,21 @@ class Bench:
         pooled = tuple(self._pairs(task) for task in self.study.tasks)
         return Sft(pairs=pooled, base=self.policy_base, optim=self.study.sft, seed=SHARED_SEED)
 
-    @cached_property
-    def golden(self) -> Preference:
-        """The golden preference model, on the raters' labels."""
-        spec = self.study.golden
-        base = Base.named(self.study.models.golden)
+    def _preference(self, role: str, spec: PreferenceSpec, base: str, pairs: Stage, seed: int) -> Preference:
         return Preference(
-            pairs=self.pairs,
-            base=base,
-            role="golden",
+            pairs=pairs,
+            base=Base.named(base),
+            role=role,
             model=spec.model,
             train_pairs=spec.train_pairs,
             optim=spec.optim,
-            seed=SHARED_SEED,
+            seed=seed,
         )
+
+    @cached_property
+    def golden(self) -> Preference:
+        """The golden preference model, on the raters' labels."""
+        return self._preference("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED)
 
     @cached_property
     def golden_pairs(self) -> Relabel:
@@ -84,17 +86,7 @@ class Bench:
 
     def proxy(self, seed: int) -> Preference:
         """The proxy preference model of a seed, on golden's labels."""
-        spec = self.study.proxy
-        base = Base.named(self.study.models.proxy)
-        return Preference(
-            pairs=self.golden_pairs,
-            base=base,
-            role="proxy",
-            model=spec.model,
-            train_pairs=spec.train_pairs,
-            optim=spec.optim,
-            seed=seed,
-        )
+        return self._preference("proxy", self.study.proxy, self.study.models.proxy, self.golden_pairs, seed)
 
     def _arm(self, *, seed: int, source: SampledSpec | RecordedSpec, **changes: object) -> Arm:
         baseline = self.study.baseline

@@ -41,11 +41,12 @@ def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> d
     samples: list[pl.DataFrame] = []
     tasks = {task: _task(study, task, store, outcome, per_prompt, samples) for task in study.tasks}
     made = environment()
+    commit, dirty = made.pop("git_revision", None), made.pop("git_dirty", None)
     results = {
         "schema": SCHEMA,
         "study": study.model_dump(mode="json"),
         "smoke": study.smoke,
-        "revision": made.pop("revision", None),
+        "revision": {"commit": commit, "dirty": dirty} if commit else None,
         "tasks": tasks,
         "timings": _timings(study, store, outcome),
         "versions": made,
@@ -264,14 +265,39 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         return read_json(store.get(stage.identity).path / file) if store.has(stage.identity) else None
 
     seeds = bench.study.seeds
-    proxies = {str(seed): metrics(bench.proxy(seed)) for seed in seeds}
+    found = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
+    sizes = {("policy" if role == "sft" else role): value["parameters"] for role, value in found.items() if value}
+    judges = {seed: metrics(bench.agreement(seed), "agreement.json") for seed in seeds}
     return {
-        "sft": metrics(bench.sft),
-        "golden": metrics(bench.golden),
-        "proxy": proxies,
-        "agreement": {str(seed): metrics(bench.agreement(seed), "agreement.json") for seed in seeds},
+        "agreement": _agreements({seed: table for seed, table in judges.items() if table}),
+        "sizes": sizes,
+        **found,
+        "proxy": {str(seed): metrics(bench.proxy(seed)) for seed in seeds},
         "golden_policy": bench.golden_policy.specification,
     }
+
+
+AGREEMENTS = {
+    "golden_rater": "golden_rater",
+    "golden_true": "true_golden",
+    "rater_true": "true_rater",
+    "proxy_golden": "proxy_golden",
+    "proxy_true": "true_proxy",
+    "proxy_rater": "proxy_rater",
+}
+"""Pairs of judges in results.json, and the name that the agreement stage gave each."""
+
+
+def _agreements(tables: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Agreement of each pair of judges on held-out pairs; those with a proxy averaged over seeds, with each seed's."""
+    found = {}
+    for name, stored in AGREEMENTS.items():
+        rows = {str(seed): table[stored] for seed, table in tables.items()}
+        values = [row["value"] for row in rows.values() if row["value"] is not None]
+        if values:
+            found[name] = {"value": sum(values) / len(values), "n": next(iter(rows.values()))["n"]}
+            found[name] |= {"by_seed": rows} if "proxy" in name else {}
+    return found
 
 
 def _concluded(name: str, data: TaskData) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class ModelJudge(Judge):
     def __init__(self, model: PreferenceModel, chunk: int | None = None) -> None:
         super().__init__()
         self.model = model
-        # On a CPU small chunks stay in the cache: 16 pairs at a time judge 1.7 times as fast as 128 (docs/benchmarks.md).
+        # Small chunks stay in a CPU's cache: 16 pairs at a time judge 1.7 times as fast as 128 (docs/lab-log.md).
         self.chunk = chunk or (16 if model.device.type == "cpu" else 256)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from aligngap.types import PairBatch
 
 @torch.no_grad()
 def pair_log_probs(policy: Policy, pairs: PairBatch, chunk: int = 32) -> torch.Tensor:
-    """log pi of the first and of the second response of each pair, summed over tokens; float64 [2, n], nats, on the CPU.
+    """log pi of the first and the second response of each pair, summed over tokens; float64 [2, n], nats, on the CPU.
 
     Two policies' difference is the pairs' log-ratios; the SFT policy's part is the same at every checkpoint.
     """

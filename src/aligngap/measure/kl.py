@@ -9,9 +9,7 @@ from aligngap.types import Tokens
 
 
 @torch.no_grad()
-def sequence_kl(
-    policy: Policy, reference: Policy, prompts: Tokens, responses: Tokens, chunk: int = 32
-) -> torch.Tensor:
+def sequence_kl(policy: Policy, reference: Policy, prompts: Tokens, responses: Tokens, chunk: int = 32) -> torch.Tensor:
     """Per prompt, the estimate of KL(policy || reference) from one sampled response; float64 [n], nats.
 
     At every position of the response the exact KL between the two next-token distributions over the full vocabulary,

@@ -298,9 +298,15 @@ class Arm(Stage):
     @property
     def label(self) -> str:
         source = self.source.model_dump()
-        what = source.get("order", f"s={source.get('sync_period')}")
-        judge = f" by {self.judge.role}" if self.judge else ""
-        return f"arm: {source['kind']} {what}{judge}, lr {self.optim.lr:g}, beta {self.loss.beta:g}, seed {self.seed}"
+        what = [source["kind"]]
+        if isinstance(self.recorded, Relabel):
+            what.append(f"{self.recorded.judge.role} labels")
+        elif self.recorded is not None:
+            what.append("online stream")
+        what += [f"{key}={source[key]}" for key in ("order", "sync_period", "on_policy") if key in source]
+        if self.judge:
+            what.append(f"labelled by {self.judge.role}")
+        return f"arm: {' '.join(what)}, lr {self.optim.lr:g}, beta {self.loss.beta:g}, seed {self.seed}"
 
     @property
     def work(self) -> float:

@@ -31,6 +31,7 @@ SPLIT_NAMES = {"held_out": "held-out prompts", "train": "train prompts"}
 FAMILY_NAMES = {
     "online": "Online",
     "offline": "Offline",
+    "offline_proxy": "Offline, proxy's labels",
     "replay": "Replay, exact order",
     "shuffled": "Replay, shuffled",
     "golden_policy": "Golden policy",
@@ -40,28 +41,31 @@ FAMILY_NAMES = {
 _FAMILY_COLOURS = {
     "online": "#0072B2",
     "offline": "#D55E00",
+    "offline_proxy": "#CC79A7",
     "replay": "#56B4E9",
     "shuffled": "#009E73",
     "golden_policy": "#B88700",
 }
-_SPARE_COLOURS = ("#CC79A7", "#7A7A7A", "#8C6BB1", "#A6761D")
+_SPARE_COLOURS = ("#7A7A7A", "#8C6BB1", "#A6761D")
 _FAMILY_SHAPES = {
     "online": "circle",
     "offline": "square",
+    "offline_proxy": "triangle-down",
     "replay": "triangle-up",
     "shuffled": "diamond",
     "golden_policy": "cross",
 }
-_SPARE_SHAPES = ("triangle-down", "triangle-right", "triangle-left", "stroke")
+_SPARE_SHAPES = ("triangle-right", "triangle-left", "stroke")
 #: The same hues, lighter, for a dark ground.
 _FAMILY_DARK = {
     "online": "#4BA3E3",
     "offline": "#FF8A4C",
+    "offline_proxy": "#EDA3CB",
     "replay": "#A5D8FF",
     "shuffled": "#35C99B",
     "golden_policy": "#F0C24B",
 }
-_SPARE_DARK = ("#EDA3CB", "#A8A8A8", "#B9A2DB", "#D9B36C")
+_SPARE_DARK = ("#A8A8A8", "#B9A2DB", "#D9B36C")
 JUDGE_COLOURS = {"golden": "#B88700", "true": "#009E73", "proxy": "#B4508A"}
 JUDGE_DARK = {"golden": "#F0C24B", "true": "#35C99B", "proxy": "#F29CCB"}
 

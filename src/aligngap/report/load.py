@@ -25,7 +25,7 @@ JUDGES = ("golden", "true", "proxy")
 SPLITS = ("held_out", "train")
 #: Measures of a checkpoint beside its win rates.
 MEASURES = ("proxy", "utility", "tokens", "accuracy", "drift", "self_accuracy")
-FAMILIES = ("online", "offline", "replay", "shuffled", "golden_policy")
+FAMILIES = ("online", "offline", "offline_proxy", "replay", "shuffled", "golden_policy")
 VERDICTS = ("supported", "contradicted", "inconclusive")
 
 _WIN_FIELDS = ("rate", "se", "n", "ties")

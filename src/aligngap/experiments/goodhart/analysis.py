@@ -8,10 +8,10 @@ from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.verdict import Verdict, sign_verdict
 
 RULE = (
-    "Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, opponent "
-    "and judge. Gap = online minus offline, averaged over ln KL on the range both reach; peak difference = online's peak "
-    "minus offline's. Supported if the 95% intervals of both lie wholly above 0; contradicted if either lies wholly below "
-    "0, or both lie wholly within the margin of no difference; else inconclusive."
+    "Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
+    "opponent and judge. Gap = online minus offline, averaged over ln KL on the range both reach; peak difference = "
+    "online's peak minus offline's. Supported if the 95% intervals of both lie wholly above 0; contradicted if either "
+    "lies wholly below 0, or both lie wholly within the margin of no difference; else inconclusive."
 )
 
 LABELS = {
