@@ -88,6 +88,7 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
     from aligngap.pipeline.executors.schedule import estimate
     from aligngap.pipeline.graph import Event, all_stages
     from aligngap.pipeline.rundir import RunDirectory, chosen_store
+    from aligngap.report.page import publish
     from aligngap.store import Store
 
     start = time.monotonic()
@@ -119,20 +120,10 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
         results = collect(spec, kept, outcome, folder)
         for line in summary(results):
             _say(line, console)
-        report = _publish(folder)
+        report = publish(folder)
     complete = _name_failures(stages, outcome, directory.logs)
     _say(f"Report: {report} ({clock(time.monotonic() - start)})", console)
     return complete
-
-
-def _publish(folder: Path) -> Path:
-    """Page and charts from what is stored in a run's folder; the page's path."""
-    from aligngap.report.charts import save_charts
-    from aligngap.report.load import load
-    from aligngap.report.page import write_report
-
-    save_charts(load(folder), folder / "charts")
-    return write_report(folder)
 
 
 def _name_failures(stages: Sequence[Stage], outcome: Outcome, logs: Path) -> bool:
@@ -224,7 +215,9 @@ def report(directory: Run) -> None:
     from aligngap.pipeline.rundir import RunDirectory
 
     _needs(RunDirectory.open(directory).folder / "results.json")
-    _say(f"Report: {_publish(directory)}")
+    from aligngap.report.page import publish
+
+    _say(f"Report: {publish(directory)}")
 
 
 @app.command()

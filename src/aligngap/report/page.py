@@ -50,6 +50,14 @@ _GLYPHS = {
 }
 
 
+def publish(folder: Path) -> Path:
+    """Charts as PNG and SVG, and the page, from the results in a run's folder; the page's path."""
+    from aligngap.report.charts import save_charts
+
+    save_charts(load(folder), folder / "charts")
+    return write_report(folder)
+
+
 def write_report(folder: Path) -> Path:
     """Write `report.html` beside the `results.json` of a folder."""
     path = folder / "report.html"

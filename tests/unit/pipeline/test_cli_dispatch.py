@@ -42,14 +42,14 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         write_json(folder / "results.json", outcome.status)
         return dict(outcome.status)
 
-    def write_report(folder: Path) -> Path:
+    def publish(folder: Path) -> Path:
         (folder / "report.html").write_text("<p>")
         return folder / "report.html"
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.experiments.results.collect", collect)
     monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results)} [stages]"])
-    monkeypatch.setattr("aligngap.report.page.write_report", write_report)
+    monkeypatch.setattr("aligngap.report.page.publish", publish)
 
     def install(*stages: Stage) -> None:
         monkeypatch.setattr("aligngap.experiments.study.targets", lambda spec: list(stages))

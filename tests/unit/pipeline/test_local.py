@@ -227,17 +227,21 @@ def test_no_process_outlives_the_run(store: Store, tmp_path: Path, how: str) -> 
         text=True,
         start_new_session=True,
     )
-    checkpoints = [store.partial(stage.identity) / "checkpoint.json" for stage in stages]
-    until(lambda: all(path.exists() for path in checkpoints))
-    processes = [json.loads(path.read_text())["pid"] for path in checkpoints]
-    if how == "killed":
-        run.kill()
-    else:
-        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all of them
-    _, printed = run.communicate(timeout=60)
-    assert run.returncode == (-signal.SIGKILL if how == "killed" else 130)
-    assert printed == ""
-    until(lambda: all(gone(process) for process in processes))
+    try:
+        checkpoints = [store.partial(stage.identity) / "checkpoint.json" for stage in stages]
+        until(lambda: all(path.exists() for path in checkpoints))
+        processes = [json.loads(path.read_text())["pid"] for path in checkpoints]
+        if how == "killed":
+            run.kill()
+        else:
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all of them
+        _, printed = run.communicate(timeout=60)
+        assert run.returncode == (-signal.SIGKILL if how == "killed" else 130)
+        assert printed == ""
+        until(lambda: all(gone(process) for process in processes))
+    finally:  # a test that fails must not leave ten thousand steps running
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 def gone(process: int) -> bool:
@@ -248,7 +252,7 @@ def gone(process: int) -> bool:
     return state == "Z"  # dead; some machines have nobody who collects it
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited for too long"
