@@ -66,15 +66,11 @@ class TaskData:
 
     def gap(self, a: Sequence[Run], b: Sequence[Run], *purpose: str) -> dict[str, Estimate]:
         """All estimates that compare `a` (as online) with `b` (as offline); see `stats.bootstrap.gap_estimates`."""
-        options = self.settings
-        return gap_estimates(a, b, self.rng(*purpose), replicates=options.replicates, level=options.level)
+        return gap_estimates(a, b, self.rng(*purpose), replicates=self.settings.replicates)
 
     def share_closed(self, x: Sequence[Run], offline: Sequence[Run], online: Sequence[Run], *purpose: str) -> Estimate:
         """Share of the online-offline gap that `x` closes; see `stats.bootstrap.fraction_closed`."""
-        options = self.settings
-        return fraction_closed(
-            x, offline, online, self.rng(*purpose), replicates=options.replicates, level=options.level
-        )
+        return fraction_closed(x, offline, online, self.rng(*purpose), replicates=self.settings.replicates)
 
     def rng(self, *purpose: str) -> np.random.Generator:
         """The bootstrap's named stream."""

@@ -78,7 +78,6 @@ class AnalysisSpec(Section):
     """replicates: bootstrap draws; margin: the largest difference in win rate that counts as none."""
 
     replicates: int = Field(1000, ge=100)
-    level: float = Field(0.95, gt=0.5, lt=1)
     margin: float = Field(0.02, gt=0, lt=0.5)
     split: str = Field("held_out", pattern="^(train|held_out)$")
     opponent: str = Field("golden_policy", pattern="^(golden_policy|sft)$")

@@ -66,7 +66,7 @@ class Base(BaseModel):
     @property
     def size(self) -> float:
         """Cost of a training step relative to the small base, measured."""
-        return {"small": 1.0, "medium": 2.6}.get(self.name, 1.0)
+        return {"small": 1.0, "medium": 2.3}.get(self.name, 1.0)
 
 
 class Pairs(Stage):
@@ -83,7 +83,7 @@ class Pairs(Stage):
 
     @property
     def work(self) -> float:
-        return 3e-4 * (self.task.train_pairs + self.task.held_out_pairs) + 1
+        return 3.6e-4 * (self.task.train_pairs + self.task.held_out_pairs) + 1
 
     def run(self, context: Context) -> None:
         data = make_pairs(self.task, load_tokenizer(self.base.path))
@@ -108,7 +108,7 @@ class Sft(Stage):
 
     @property
     def work(self) -> float:
-        return 0.02 * self.base.size * self.optim.steps + 2
+        return 0.03 * self.base.size * self.optim.steps + 2
 
     def run(self, context: Context) -> None:
         folders = context.many("pairs")
@@ -162,7 +162,7 @@ class Preference(Stage):
 
     @property
     def work(self) -> float:
-        return 0.035 * self.base.size * self.optim.steps + 3
+        return 0.03 * self.base.size * self.optim.steps + 3
 
     def run(self, context: Context) -> None:
         folder = context.one("pairs")
@@ -230,7 +230,7 @@ class Relabel(Stage):
 
     @property
     def work(self) -> float:
-        return 8e-4 * self.judge.base.size * (self.pairs.task.train_pairs + self.pairs.task.held_out_pairs) + 2
+        return 5e-4 * self.judge.base.size * (self.pairs.task.train_pairs + self.pairs.task.held_out_pairs) + 2
 
     def run(self, context: Context) -> None:
         judge = load_judge(self.judge, context.one("judge"), context)
@@ -262,7 +262,7 @@ class Agreement(Stage):
 
     @property
     def work(self) -> float:
-        return 8e-4 * self.pairs.task.held_out_pairs + 2
+        return 5e-4 * self.pairs.task.held_out_pairs + 2
 
     def run(self, context: Context) -> None:
         raters, golden = (read_pairs(context.one(name) / "held_out.parquet") for name in ("pairs", "golden_pairs"))
@@ -310,8 +310,8 @@ class Arm(Stage):
 
     @property
     def work(self) -> float:
-        live = 0.045 * (self.judge.base.size if self.judge else 0)
-        return (0.028 + live) * self.optim.steps * self.optim.batch / 32 + 3
+        live = 0.025 + 0.02 * self.judge.base.size if self.judge else 0.0
+        return (0.035 + live) * self.optim.steps * self.optim.batch / 32 + 3
 
     def run(self, context: Context) -> None:
         start = time.perf_counter()
@@ -393,7 +393,7 @@ class Responses(Stage):
 
     @property
     def work(self) -> float:
-        return 4e-4 * 2 * self.prompts + 2
+        return 7e-4 * len(SPLITS) * self.prompts + 1
 
     def run(self, context: Context) -> None:
         policy = load_policy(
@@ -453,8 +453,9 @@ class Evaluate(Stage):
 
     @property
     def work(self) -> float:
-        judged = 2 * self.prompts * len(self.opponents) * (self.golden.base.size + self.proxy.base.size) * 8e-4
-        return (judged + 2 * (self.prompts * 1.5e-3 + self.pairs * 8e-4)) * len(self.arm.keep) + 3
+        judged = self.prompts * 5e-4 * (len(self.opponents) * self.golden.base.size + self.proxy.base.size)
+        other = self.prompts * 1.2e-3 + self.pairs * 3e-4
+        return len(SPLITS) * (judged + other) * len(self.arm.keep) + 3
 
     def run(self, context: Context) -> None:
         reference = load_policy(context, context.one("sft"))
