@@ -122,7 +122,7 @@ def _explained(error: ValidationError, where: str) -> UserError:
         what, mend = f"there is no key '{path[-1]}'", nearest(path[-1], _known_keys(path[:-1]))
     elif first["type"] == "missing":
         what, mend = f"the key '{path[-1]}' is missing", "Add it; a shipped study shows how."
-    elif not isinstance(first.get("input", {}), dict | list):
+    elif first["type"] != "value_error" and not isinstance(first.get("input", {}), dict | list):
         what = f"{what}, not {first['input']!r}"
     return UserError(what, where=f"{where}, {'.'.join(path)}" if path else where, mend=mend)
 
