@@ -239,7 +239,8 @@ class Texts:
         self._tokenizer = load_tokenizer(bench.policy_base.path)
         self.prompts: dict[int, str] = {}
         for split in SPLITS:
-            pairs = read_pairs(store.get(bench.pairs.identity).path / f"{split}.parquet").take(torch.arange(shown))
+            pairs = read_pairs(store.get(bench.pairs.identity).path / f"{split}.parquet")
+            pairs = pairs.take(torch.arange(min(shown, len(pairs))))
             for number, ids in zip(pairs.prompt_numbers.tolist(), pairs.prompts.rows(), strict=True):
                 self.prompts[number] = str(self._tokenizer.decode(ids, skip_special_tokens=True))
 

@@ -83,6 +83,11 @@ class AnalysisSpec(Section):
     opponent: str = Field("golden_policy", pattern="^(golden_policy|sft)$")
     judge: str = Field("golden", pattern="^(golden|true)$")
 
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _word(cls, value: object) -> object:
+        return "true" if value is True else value  # YAML reads the judge's name as a truth value
+
 
 class StudySpec(Section):
     """Experiments x tasks x seeds, and every setting that decides their numbers."""
@@ -94,7 +99,7 @@ class StudySpec(Section):
     tasks: tuple[str, ...] = ("summarisation",)
     experiments: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
-    device: str = "cpu"
+    device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     data: DataSpec = DataSpec()
     models: ModelSpec = ModelSpec()
     sft: OptimSpec

@@ -317,13 +317,14 @@ class Arm(Stage):
         start = time.perf_counter()
         policy, reference = (load_policy(context, context.one("sft")) for _ in range(2))
         reference.model.requires_grad_(False)
-        source = Recording(self.source.build(self._ingredients(context)))
+        source = self.source.build(self._ingredients(context))
+        recording = Recording(source) if self.source.needs_judge else None
         kept = context.partial / "steps"
         kept.mkdir(parents=True, exist_ok=True)
         train(
             policy,
             reference,
-            source,
+            recording or source,
             self.loss,
             self.optim,
             keep=self.keep,
@@ -333,8 +334,8 @@ class Arm(Stage):
         )
         final = context.out / "final.safetensors"
         policy.save_weights(final)
-        if self.source.needs_judge:
-            write_pairs(source.stream(), context.out / "stream.parquet")
+        if recording:
+            write_pairs(recording.stream(), context.out / "stream.parquet")
         (context.out / "steps").mkdir()
         for path in sorted(kept.iterdir()):
             (context.out / "steps" / path.name).write_bytes(path.read_bytes())

@@ -1,0 +1,124 @@
+"""The verdict rules on made-up runs whose truth is known. The numbers here are test data, not results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aligngap.experiments.base import Analysis, Finished, TaskData
+from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.registry import EXPERIMENTS
+from aligngap.experiments.spec import AnalysisSpec
+from aligngap.experiments.study import load_study
+from aligngap.stats.curves import Run
+
+PROMPTS = 400
+KL = np.geomspace(0.05, 5.0, 6)
+BENCH = Bench(load_study("quick"), "summarisation")
+
+
+def finished(entry: ArmEntry, wins: list[float], weights: str = "w", kl_factor: float = 1.0) -> Finished:
+    """An arm whose win rate at the six KLs is as given, up to the prompts' own luck."""
+    seed = entry.stage.seed
+    luck = np.random.default_rng(seed).random(PROMPTS)
+    win = (luck < np.array(wins)[:, None]).astype(float)
+    kl = np.repeat((KL * kl_factor)[:, None], PROMPTS, 1)
+    steps = np.arange(1, len(KL) + 1)
+    keys = [(split, "golden_policy", judge) for split in ("train", "held_out") for judge in ("golden", "true")]
+    return Finished(entry, {key: Run(entry.name, seed, steps, kl, win) for key in keys}, weights)
+
+
+def analysed(name: str, arms: list[Finished]) -> Analysis:
+    settings = AnalysisSpec(replicates=200)
+    return EXPERIMENTS[name].analyse(TaskData("summarisation", settings, arms))
+
+
+RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+LOW = [0.1, 0.1, 0.15, 0.2, 0.2, 0.2]
+RISE_AND_FALL = [0.1, 0.3, 0.6, 0.5, 0.3, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("online", "offline", "verdict"),
+    [
+        (RISING, LOW, "supported"),
+        (LOW, RISING, "contradicted"),
+        (RISING, RISING, "contradicted"),  # wholly within the margin: a claim of a difference is then refuted
+        # A higher peak, but no better on average: half a finding is not the finding.
+        ([0.2, 0.4, 0.2, 0.4, 0.2, 0.45], [0.3] * 6, "inconclusive"),
+    ],
+)
+def test_goodhart_needs_both_halves(online: list[float], offline: list[float], verdict: str) -> None:
+    arms = [
+        arm
+        for seed in range(5)
+        for arm in (finished(BENCH.online(seed), online), finished(BENCH.offline(seed), offline))
+    ]
+    found = analysed("goodhart", arms)
+    assert found.verdict == verdict
+    assert next(iter(found.estimates)) == "average_gap"
+
+
+def test_goodhart_says_which_arm_falls() -> None:
+    arms = [
+        arm
+        for seed in range(5)
+        for arm in (finished(BENCH.online(seed), RISING), finished(BENCH.offline(seed), RISE_AND_FALL))
+    ]
+    sentence = analysed("goodhart", arms).sentence
+    assert "online shows no clear fall" in sentence
+    assert "offline falls after its peak" in sentence
+
+
+def test_goodhart_pools_the_sweep_apart_from_the_baseline() -> None:
+    arms = []
+    for seed in range(3):
+        arms += [finished(BENCH.online(seed), RISING), finished(BENCH.offline(seed), LOW)]
+        arms.append(finished(BENCH.offline(seed, lr_factor=3.0), RISING))
+    found = analysed("goodhart", arms).estimates
+    assert found["average_gap_pooled"].estimate.value == pytest.approx(
+        found["average_gap"].estimate.value / 2, abs=0.02
+    )
+
+
+@pytest.mark.parametrize(("shuffled", "verdict"), [(LOW, "supported"), (RISING, "contradicted")])
+def test_coverage_by_the_share_closed(shuffled: list[float], verdict: str) -> None:
+    stream = next(entry for entry in EXPERIMENTS["coverage"].arms(BENCH) if entry.family == "shuffled")
+    arms = [finished(BENCH.online(0), RISING), finished(BENCH.offline(0), LOW), finished(stream, shuffled)]
+    assert analysed("coverage", arms).verdict == verdict
+
+
+def test_coverage_is_undefined_without_a_gap() -> None:
+    stream = next(entry for entry in EXPERIMENTS["coverage"].arms(BENCH) if entry.family == "shuffled")
+    arms = [finished(BENCH.online(0), LOW), finished(BENCH.offline(0), LOW), finished(stream, RISING)]
+    found = analysed("coverage", arms)
+    assert found.verdict == "inconclusive"
+    assert np.isnan(found.estimates["share_closed"].estimate.value)
+    assert "cannot be told" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("weights", "wins", "verdict"),
+    [("w", RISING, "supported"), ("other", RISING, "supported"), ("other", LOW, "contradicted")],
+)
+def test_tandem_by_weights_or_by_equivalence(weights: str, wins: list[float], verdict: str) -> None:
+    replay = next(entry for entry in EXPERIMENTS["tandem"].arms(BENCH) if entry.family == "replay")
+    found = analysed("tandem", [finished(BENCH.online(0), RISING), finished(replay, wins, weights)])
+    assert found.verdict == verdict
+    assert f"for {int(weights == 'w')} of 1 seeds" in found.sentence
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+@pytest.mark.parametrize("families", [[], ["online"]])
+def test_nothing_is_concluded_from_nothing(name: str, families: list[str]) -> None:
+    found = analysed(name, [finished(BENCH.online(0), RISING)] if families else [])
+    assert found.verdict == "inconclusive"
+    assert np.isnan(next(iter(found.estimates.values())).estimate.value)
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_one_seed_is_said_aloud(name: str) -> None:
+    entries = {entry.family: entry for entry in EXPERIMENTS[name].arms(BENCH)}
+    arms = [finished(entry, RISING if family == "online" else LOW) for family, entry in entries.items()]
+    estimates = analysed(name, arms).estimates.values()
+    assert all("1 seed" in one.estimate.note for one in estimates if one.estimate.n_seeds)
