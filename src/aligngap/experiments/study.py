@@ -136,12 +136,11 @@ def _known_keys(path: Sequence[str]) -> list[str]:
 
 
 def arms(study: StudySpec, task: str) -> list[ArmEntry]:
-    """Every arm that the study's experiments ask for on a task, each once, the golden policy first."""
+    """Every arm that the study's experiments ask for on a task, each once, the golden policy last."""
     bench = Bench(study, task)
-    entries = [ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True)]
-    for name in study.experiments:
-        entries += EXPERIMENTS[name].arms(bench)
-    return list({(entry.family, entry.stage.identity): entry for entry in reversed(entries)}.values())[::-1]
+    entries = [entry for name in study.experiments for entry in EXPERIMENTS[name].arms(bench)]
+    entries.append(ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True))
+    return list({(entry.family, entry.stage.identity): entry for entry in entries}.values())
 
 
 def targets(study: StudySpec) -> list[Stage]:

@@ -166,7 +166,7 @@
       marked(text, item.text ?? "", word);
       if (!item.text) text.append(make("span", "none", "an empty response"));
       const scores = [`utility ${plain(item.utility)}`];
-      if (kind !== "sft") scores.push(`golden margin ${signed(item.golden)}`, `proxy margin ${signed(item.proxy)}`);
+      if (kind === "policy") scores.push(`golden margin ${signed(item.golden)}`, `proxy margin ${signed(item.proxy)}`);
       if (item.ended === false) scores.push("cut off at the length limit");
       box.append(text, make("p", "scores", scores.join(" · ")));
       return box;

@@ -182,7 +182,7 @@ def _covers(estimate: Estimate) -> str:
     if estimate.n_seeds is None:
         return "Not stated."
     if estimate.n_seeds <= 1:
-        return "Prompts only (one seed)."
+        return "" if estimate.note.startswith("1 seed") else "Prompts only (one seed)."  # the note says the same
     return "Seeds and prompts." if estimate.n_seeds >= 5 else "Seeds and prompts; fewer than five seeds."
 
 
