@@ -12,6 +12,7 @@ from aligngap.experiments.spec import AnalysisSpec
 from aligngap.seeds import numpy_stream
 from aligngap.stats.bootstrap import Estimate, fraction_closed, gap_estimates
 from aligngap.stats.curves import Run
+from aligngap.stats.overoptimisation import Overoptimisation, overoptimisation
 from aligngap.stats.verdict import Verdict
 
 
@@ -58,10 +59,17 @@ class TaskData:
         return sorted(chosen, key=lambda arm: (arm.entry.stage.seed, arm.entry.name))
 
     def runs(
-        self, family: str, *, baseline: bool | None = None, split: str | None = None, judge: str | None = None
+        self,
+        family: str,
+        *,
+        baseline: bool | None = None,
+        split: str | None = None,
+        opponent: str | None = None,
+        judge: str | None = None,
     ) -> list[Run]:
         """Curves of a family, by the study's primary split, opponent and judge unless others are asked for."""
-        key = (split or self.settings.split, self.settings.opponent, judge or self.settings.judge)
+        given = self.settings
+        key = (split or given.split, opponent or given.opponent, judge or given.judge)
         return [arm.runs[key] for arm in self.finished(family, baseline=baseline)]
 
     def gap(self, a: Sequence[Run], b: Sequence[Run], *purpose: str) -> dict[str, Estimate]:
@@ -71,6 +79,10 @@ class TaskData:
     def share_closed(self, x: Sequence[Run], offline: Sequence[Run], online: Sequence[Run], *purpose: str) -> Estimate:
         """Share of the online-offline gap that `x` closes; see `stats.bootstrap.fraction_closed`."""
         return fraction_closed(x, offline, online, self.rng(*purpose), replicates=self.settings.replicates)
+
+    def over_optimisation(self, runs: Sequence[Run], *purpose: str) -> Overoptimisation:
+        """Gao et al.'s form fitted to the gain over SFT; `runs` must be against the SFT policy's responses."""
+        return overoptimisation(runs, self.rng(*purpose), replicates=self.settings.replicates)
 
     def rng(self, *purpose: str) -> np.random.Generator:
         """The bootstrap's named stream."""

@@ -90,7 +90,9 @@ def overoptimisation(
         kl = np.concatenate([np.exp(c.kappa) for c in seed["arm"]])
         gain = np.concatenate([c.win for c in seed["arm"]]) - reference
         f = fit(kl, gain, min_distance)
-        return {"a": f.a, "b": f.b, "ln_d": float(np.log(f.peak_d)), "r2": f.r2}
+        # A peak that underflows to 0 lies before anything measured: a fall from the start, not a peak.
+        ln_d = float(np.log(f.peak_d)) if f.peak_d > 0 else np.nan
+        return {"a": f.a, "b": f.b, "ln_d": ln_d, "r2": f.r2}
 
     result = estimates(
         {"arm": runs}, of_seed, ("a", "b", "ln_d", "r2"), rng=rng, replicates=replicates, level=level, interval=interval

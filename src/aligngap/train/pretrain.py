@@ -53,6 +53,7 @@ def pretrain(
     """Train a base and save it to `out` as a Hugging Face folder with its tokenizer. Returns its record (loss,
     accuracies, seconds).
     """
+    torch.set_num_threads(1)  # more would add the same sums in another order
     worlds = [WORLDS[name]() for name in spec.worlds]
     tokenizer = word_tokenizer([word for world in worlds for word in world.words()])
     model = random_model(SHIPPED[spec.size], len(tokenizer), spec.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def finished(entry: ArmEntry, wins: list[float], weights: str = "w", kl_factor: 
     win = (luck < np.array(wins)[:, None]).astype(float)
     kl = np.repeat((KL * kl_factor)[:, None], PROMPTS, 1)
     steps = np.arange(1, len(KL) + 1)
-    keys = [(split, "golden_policy", judge) for split in ("train", "held_out") for judge in ("golden", "true")]
+    keys = product(("train", "held_out"), ("golden_policy", "sft"), ("golden", "true"))
     return Finished(entry, {key: Run(entry.name, seed, steps, kl, win) for key in keys}, weights)
 
 
@@ -122,3 +124,13 @@ def test_one_seed_is_said_aloud(name: str) -> None:
     arms = [finished(entry, RISING if family == "online" else LOW) for family, entry in entries.items()]
     estimates = analysed(name, arms).estimates.values()
     assert all("1 seed" in one.estimate.note for one in estimates if one.estimate.n_seeds)
+
+
+def test_gao_form_is_fitted_to_the_gain_over_sft() -> None:
+    d = np.sqrt(KL)
+    gain = d * (0.3 - 0.1 * np.log(d))
+    arms = [finished(BENCH.online(seed), list(0.5 + gain)) for seed in range(5)]
+    found = analysed("goodhart", arms).estimates
+    assert found["online_gao_a_golden"].estimate.value == pytest.approx(0.3, abs=0.05)
+    assert found["online_gao_b_golden"].estimate.value == pytest.approx(0.1, abs=0.05)
+    assert np.isnan(found["offline_gao_a_golden"].estimate.value)

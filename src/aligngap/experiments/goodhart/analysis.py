@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from aligngap.experiments.base import Analysis, Labelled, TaskData
 from aligngap.experiments.words import across, interval_words
 from aligngap.stats.bootstrap import Estimate
@@ -60,6 +62,14 @@ def analyse(data: TaskData) -> Analysis:
         ),
     }
     estimates |= {key: Labelled(label, found["average_gap"]) for key, (label, found) in further.items()}
+    for family, judge in product(("online", "offline"), ("golden", "true")):
+        runs = data.runs(family, baseline=True, opponent="sft", judge=judge)
+        fit = data.over_optimisation(runs, "goodhart", "gao", judge)
+        name = (
+            f"{family}, by {'true utility' if judge == 'true' else judge}: gain over SFT = d (a - b ln d), d = sqrt(KL)"
+        )
+        estimates[f"{family}_gao_a_{judge}"] = Labelled(f"{name}; a", fit.a, "win rate / sqrt(nats)")
+        estimates[f"{family}_gao_b_{judge}"] = Labelled(f"{name}; b", fit.b, "win rate / sqrt(nats)")
     verdicts = {sign_verdict(main[key], 1, settings.margin) for key in ("average_gap", "peak_difference")}
     below = min(main["average_gap"].high, main["peak_difference"].high) < 0
     contradicted = verdicts == {"contradicted"} or below
