@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 
@@ -58,6 +59,8 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
                 where=f"{where}, experiments",
                 mend=nearest(experiment, EXPERIMENTS),
             )
+    if study.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("this machine has no CUDA device", where=f"{where}, device", mend="Use --set device=cpu.")
     return study.shrunk() if smoke else study
 
 
