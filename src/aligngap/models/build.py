@@ -44,6 +44,7 @@ class Architecture(BaseModel):
 SHIPPED: dict[str, Architecture] = {
     "small": Architecture(hidden=64, layers=2, heads=4, intermediate=128),
     "medium": Architecture(hidden=96, layers=3, heads=6, intermediate=192),
+    "large": Architecture(hidden=192, layers=4, heads=6, intermediate=384),
 }
 """Bases shipped with the package, smallest first."""
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from aligngap.errors import UserError, nearest
+from aligngap.tasks.worlds.arena import Arena
 from aligngap.tasks.worlds.base import World, Writer
+from aligngap.tasks.worlds.harmlessness import Harmlessness
+from aligngap.tasks.worlds.helpfulness import Helpfulness
 from aligngap.tasks.worlds.summarisation import Summarisation
 
 WORLDS: dict[str, type[World]] = {
     "summarisation": Summarisation,
+    "helpfulness": Helpfulness,
+    "harmlessness": Harmlessness,
+    "arena": Arena,
 }
 
 

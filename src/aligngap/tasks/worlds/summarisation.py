@@ -13,24 +13,27 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written, weighted_choice
+from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written
+from aligngap.tasks.worlds.language import (
+    ANSWERS,
+    FILLERS,
+    JOINERS,
+    POLITE,
+    QUESTION_WORDS,
+    SUBJECTS,
+    SUMMARY_OPENERS,
+    VERBS,
+    Claim,
+    comparison,
+    question,
+    random_claim,
+    read_claims,
+    retelling,
+    tell,
+)
 
-SUBJECTS = (
-    "captain wife doctor lawyer teacher farmer sister brother neighbour landlord "
-    "boss cousin pilot singer baker nurse soldier judge tailor grocer"
-).split()
-VERBS = (
-    "won escaped cried left returned called lied apologised married resigned "
-    "moved slept fainted argued promised waited travelled laughed failed agreed"
-).split()
 IMPORTANT = ("sadly", "suddenly", "finally")
 SIDE = ("anyway", "meanwhile", "also")
-OPENERS = ("tldr:", "summary:", "so:")
-POLITE = ("thanks", "cheers", "please")
-FILLERS = ("well", "really", "basically", "honestly")
-JOINERS = (",", "and")
-QUESTION_WORDS = ("who", "what", "how", "did", "which", "same")
-ANSWERS = ("yes", "no", "first", "second", "both", "neither")
 END_OF_POST = "tl;dr"
 
 WEIGHTS = {
@@ -51,21 +54,6 @@ class Fact(NamedTuple):
     marker: str
     subject: str
     verb: str
-
-
-class Claim(NamedTuple):
-    subject: str
-    verb: str
-
-
-class Reading(NamedTuple):
-    """A response taken apart; what the utility is computed from, and what the report highlights."""
-
-    claims: list[Claim]
-    fillers: int
-    broken: int
-    stopped: bool
-    polite: int
 
 
 _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] = {
@@ -148,37 +136,6 @@ def read_post(prompt: str) -> list[Fact]:
     return [Fact(*words[i : i + 3]) for i in range(0, len(words) - 2, 3)]
 
 
-def read_response(response: Written) -> Reading:
-    """Take a response apart by the rules of the language. Never fails: what fits no rule is counted as broken."""
-    words = response.text.split()
-    claims: list[Claim] = []
-    fillers = broken = polite = 0
-    stopped = False
-    position = 1 if words and words[0] in OPENERS else 0
-    joined = True  # a joiner is expected between two facts, and only there
-    while position < len(words):
-        word = words[position]
-        following = words[position + 1] if position + 1 < len(words) else ""
-        if stopped:
-            polite, broken = (polite + 1, broken) if word in POLITE else (polite, broken + 1)
-        elif word in SUBJECTS and following in VERBS:
-            broken += not joined
-            claims.append(Claim(word, following))
-            joined = False
-            position += 1
-        elif word in JOINERS and not joined and following not in ("", "."):
-            joined = True
-        elif word in FILLERS:
-            fillers += 1
-        elif word == ".":
-            stopped = True
-            broken += not claims
-        else:
-            broken += 1
-        position += 1
-    return Reading(claims, fillers, broken, stopped, polite)
-
-
 class Summarisation(World):
     """See the module's text. Prompts have 10, 13 or 16 words, responses at most 13 and an end."""
 
@@ -192,7 +149,7 @@ class Summarisation(World):
             *VERBS,
             *IMPORTANT,
             *SIDE,
-            *OPENERS,
+            *SUMMARY_OPENERS,
             *POLITE,
             *FILLERS,
             *JOINERS,
@@ -228,28 +185,16 @@ class Summarisation(World):
                 verb = facts[int(rng.integers(len(facts)))].verb if rng.random() < slip["mix"] else fact.verb
                 told.append(Claim(fact.subject, verb))
         if rng.random() < slip["invent"] or not told:
-            told.insert(int(rng.integers(len(told) + 1)), _random_claim(rng))
+            told.insert(int(rng.integers(len(told) + 1)), random_claim(rng))
         if rng.random() < slip["repeat"]:
             told.append(told[int(rng.integers(len(told)))])
         if rng.random() < slip["shuffle"]:
             told = [told[i] for i in rng.permutation(len(told))]
-        words = [weighted_choice(rng, writer.openers)]
-        for index, claim in enumerate(told):
-            if index:
-                words.append("and" if index == len(told) - 1 else ",")
-            if rng.random() < slip["filler"]:
-                words.append(str(rng.choice(FILLERS)))
-            words += [claim.subject, claim.verb]
-        ended = bool(rng.random() >= slip["no_end"])
-        if ended:
-            words += [".", weighted_choice(rng, writer.closers)]
-        words = " ".join(words).split()
-        limit = self.max_response_tokens - 1
-        return Written(" ".join(words[:limit]), ended and len(words) <= limit, writer.name)
+        return tell(rng, [" ".join(claim) for claim in told], writer, FILLERS, self.max_response_tokens)
 
     def appraise(self, prompt: str, response: Written) -> Appraisal:
         facts = {Claim(fact.subject, fact.verb): fact.marker in IMPORTANT for fact in read_post(prompt)}
-        reading = read_response(response)
+        reading = read_claims(response)
         told = set(reading.claims)
         features = {
             "important": sum(facts.get(claim, False) for claim in told) / max(1, sum(facts.values())),
@@ -275,75 +220,22 @@ class Summarisation(World):
         count = int(rng.integers(3, 6))
         post = self._post(rng, [str(m) for m in rng.choice(IMPORTANT + SIDE, count)])
         facts = read_post(post)
+        claims = [Claim(fact.subject, fact.verb) for fact in facts]
         kind = rng.random()
         if kind < 0.35:
-            return f"{post} {_retelling(rng, facts)} <eos>"
+            return f"{post} {retelling(rng, claims, SUMMARY_OPENERS)} <eos>"
         if kind < 0.65:
             return " ".join([post, *(_question(rng, facts) for _ in range(8))])
-        texts = [_retelling(rng, facts), _retelling(rng, facts)]
-        told = [set(read_response(Written(text)).claims) for text in texts]
-        asked = [_comparison(rng, facts, told) for _ in range(6)]
+        texts = [retelling(rng, claims, SUMMARY_OPENERS), retelling(rng, claims, SUMMARY_OPENERS)]
+        told = [set(read_claims(Written(text)).claims) for text in texts]
+        asked = [comparison(rng, claims, told) for _ in range(6)]
         return " ".join([post, texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *asked])
-
-
-def _random_claim(rng: np.random.Generator) -> Claim:
-    return Claim(str(rng.choice(SUBJECTS)), str(rng.choice(VERBS)))
-
-
-def _near_claim(rng: np.random.Generator, facts: Sequence[Fact]) -> Claim:
-    """A claim that is as often true as not: half of the false ones join the subject and verb of two facts."""
-    fact = facts[int(rng.integers(len(facts)))]
-    if rng.random() < 0.5:
-        return Claim(fact.subject, fact.verb)
-    if rng.random() < 0.5:
-        return Claim(fact.subject, facts[int(rng.integers(len(facts)))].verb)
-    return _random_claim(rng)
-
-
-def _retelling(rng: np.random.Generator, facts: Sequence[Fact]) -> str:
-    """Some claims, mostly of the post, in a style drawn at random."""
-    told = [
-        _near_claim(rng, facts) if rng.random() < 0.25 else Claim(f.subject, f.verb)
-        for f in facts
-        if rng.random() < 0.5
-    ]
-    if not told:
-        told = [_near_claim(rng, facts)]
-    if rng.random() < 0.3:
-        told = [told[i] for i in rng.permutation(len(told))]
-    words = [str(rng.choice(OPENERS))] if rng.random() < 0.5 else []
-    for index, claim in enumerate(told):
-        if index:
-            words.append(str(rng.choice(JOINERS)))
-        if rng.random() < 0.1:
-            words.append(str(rng.choice(FILLERS)))
-        words += [claim.subject, claim.verb]
-    words.append(".")
-    if rng.random() < 0.3:
-        words += [str(word) for word in rng.choice(POLITE, int(rng.integers(1, 3)))]
-    return " ".join(words)
 
 
 def _question(rng: np.random.Generator, facts: Sequence[Fact]) -> str:
     """A question about the post, and its answer."""
     kind = int(rng.integers(4))
-    fact = facts[int(rng.integers(len(facts)))]
-    if kind == 0:
-        return f"who {fact.verb} {fact.subject}"
-    if kind == 1:
-        return f"what {fact.subject} {fact.verb}"
     if kind == 2:
+        fact = facts[int(rng.integers(len(facts)))]
         return f"how {fact.subject} {fact.marker}"
-    claim = _near_claim(rng, facts)
-    true = any((f.subject, f.verb) == claim for f in facts)
-    return f"did {claim.subject} {claim.verb} {'yes' if true else 'no'}"
-
-
-def _comparison(rng: np.random.Generator, facts: Sequence[Fact], told: Sequence[set[Claim]]) -> str:
-    """A question about which of two texts says something, and its answer."""
-    if rng.random() < 0.15:
-        return f"same {'yes' if told[0] == told[1] else 'no'}"
-    pool = sorted(told[0] | told[1])
-    claim = pool[int(rng.integers(len(pool)))] if pool and rng.random() < 0.75 else _near_claim(rng, facts)
-    answer = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}
-    return f"which {claim.subject} {claim.verb} {answer[(claim in told[0], claim in told[1])]}"
+    return question(rng, [Claim(fact.subject, fact.verb) for fact in facts], kind)
