@@ -344,7 +344,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _default_folder(spec: StudySpec) -> Path:
-    return Path("runs") / (f"{spec.name}-smoke" if spec.smoke else spec.name)
+    from aligngap.pipeline.rundir import RUNS
+
+    return RUNS / (f"{spec.name}-smoke" if spec.smoke else spec.name)
 
 
 def _console() -> Console:

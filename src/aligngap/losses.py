@@ -69,21 +69,55 @@ def best_of_2(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
     return -winner.policy
 
 
+def dpo_positive(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
+    """DPO whose margin is charged for every nat that the winner's log-probability has fallen below the reference's
+    (DPO-positive: Pal et al. 2024, equation 3, with lambda `POSITIVE`).
+    """
+    return functional.softplus(-beta * (margin(winner, loser) - POSITIVE * functional.relu(-winner.ratio)))
+
+
+def rloo(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
+    """REINFORCE, leaving one out of two samples (Ahmadian et al. 2024), as a loss whose gradient is the estimator.
+
+    The reward of a response is its win against the other one, less beta times its log-ratio, the sampled KL penalty;
+    each response's baseline is the other's reward. Unbiased only on on-policy pairs. With hard labels the gradient is
+    IPO's at beta / 2, up to a factor: on-policy, IPO *is* a policy gradient.
+    """
+    advantage = 1 - beta * margin(winner, loser).detach()
+    return -0.5 * advantage * (winner.policy - loser.policy)
+
+
+POSITIVE = 5.0
+"""Weight of the winner's fall in `dpo_positive`; of 5, 50 and 500 in the source, the least."""
+
 LOSSES: dict[str, PairLoss] = {
     "ipo": ipo,
     "dpo": dpo,
     "hinge": hinge,
     "best_of_2": best_of_2,
+    "dpo_positive": dpo_positive,
+    "rloo": rloo,
 }
 
 
 def pair_loss(
-    name: str, first: LogProbs, second: LogProbs, preference: torch.Tensor, beta: float, reduction: Reduction = "sum"
+    name: str,
+    first: LogProbs,
+    second: LogProbs,
+    preference: torch.Tensor,
+    beta: float,
+    reduction: Reduction = "sum",
+    sft: float = 0.0,
 ) -> torch.Tensor:
     """Mean loss of a batch; a scalar.
 
     preference: [n], probability that `first` is preferred. A hard label picks one orientation; a tie (0.5) averages
-    both. Raises KeyError for an unknown loss name (specs are checked before they come here).
+    both. sft: weight of an added -log pi(y_w), averaged over the winner's tokens (as in RPO: Liu et al. 2024).
+    Raises KeyError for an unknown loss name (specs are checked before they come here).
     """
     loss, a, b = LOSSES[name], first.reduced(reduction), second.reduced(reduction)
-    return (preference * loss(a, b, beta) + (1 - preference) * loss(b, a, beta)).mean()
+    forward, backward = loss(a, b, beta), loss(b, a, beta)
+    if sft:
+        forward = forward - sft * first.policy / first.lengths
+        backward = backward - sft * second.policy / second.lengths
+    return (preference * forward + (1 - preference) * backward).mean()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+import polars as pl
 
-from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.seeds import numpy_stream
 from aligngap.stats.bootstrap import Estimate, fraction_closed, gap_estimates
@@ -26,32 +28,80 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One point of a figure. `low` and `high` are its 95% interval where there is one; `seed` is None for what is
+    pooled over seeds.
+    """
+
+    series: str
+    x: float | str
+    y: float
+    low: float | None = None
+    high: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What the report draws of an experiment, beside its win-rate curves: lines or points over numbers, or bars over
+    names. `x` and `y` are the axes' titles with their units; `families`, instead of points, asks for the win-rate
+    curves of these families of arms.
+    """
+
+    name: str
+    title: str
+    x: str = ""
+    y: str = ""
+    mark: Literal["line", "point", "bar"] = "line"
+    points: Sequence[Point] = ()
+    x_log: bool = False
+    families: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Analysis:
-    """What an experiment concludes on one task."""
+    """What an experiment concludes on one task. The verdict rests on the first estimate."""
 
     verdict: Verdict
     sentence: str
     estimates: dict[str, Labelled] = field(default_factory=dict)
+    figures: Sequence[Figure] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
     """An arm that was trained and evaluated: its per-prompt outcomes by (split, opponent, judge), and its final
     weights' hash.
+
+    per_pair: what it makes of `D_golden` pairs, with columns step, split, prompt_number, correct (1, 0 or 0.5) and
+    drift (log pi/pi_sft of the preferred response, nats). per_prompt: step, split, prompt_number, kl, tokens, utility,
+    response_ids, win_*, margin_*.
     """
 
     entry: ArmEntry
     runs: dict[tuple[str, str, str], Run]
     weights_sha256: str
+    per_pair: pl.DataFrame = field(default_factory=pl.DataFrame)
+    per_prompt: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Everything measured on one task. Failed arms are missing here, and are named in the results."""
+    """Everything measured on one task. Failed arms are missing here, and are named in the results. tables: what the
+    experiments' own measures wrote, by (name, seed).
+    """
 
     task: str
     settings: AnalysisSpec
     arms: Sequence[Finished]
+    tables: Mapping[tuple[str, int], pl.DataFrame] = field(default_factory=dict)
+
+    def table(self, name: str) -> pl.DataFrame:
+        """A measure's tables of all seeds, one below the other, with a column `seed`; empty when there is none."""
+        found = [
+            table.with_columns(seed=pl.lit(seed)) for (key, seed), table in sorted(self.tables.items()) if key == name
+        ]
+        return pl.concat(found) if found else pl.DataFrame()
 
     def finished(self, family: str, *, baseline: bool | None = None) -> list[Finished]:
         """Arms of a family, by seed; `baseline` restricts to (or excludes) the baseline configuration."""
@@ -100,3 +150,4 @@ class Experiment:
     rule: str
     arms: Callable[[Bench], list[ArmEntry]]
     analyse: Callable[[TaskData], Analysis]
+    measures: Callable[[Bench], list[Measure]] = lambda bench: []

@@ -5,17 +5,28 @@ Whatever two experiments both need has one identity here, so it is made once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from aligngap.experiments.spec import PreferenceSpec, StudySpec, log_steps
+from aligngap.experiments.spec import PreferenceSpec, StudySpec, fifth, log_steps
 from aligngap.pipeline.graph import Stage
-from aligngap.pipeline.stages import Agreement, Arm, Base, Evaluate, Pairs, Preference, Relabel, Responses, Sft
+from aligngap.pipeline.stages import (
+    Agreement,
+    Arm,
+    Base,
+    Evaluate,
+    Generate,
+    Pairs,
+    Preference,
+    Relabel,
+    Responses,
+    Sft,
+)
+from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 from aligngap.tasks.spec import TaskSpec
 from aligngap.train.loop import LossSpec
-from aligngap.train.step import OptimSpec
 
 SHARED_SEED = 0
 """Seed of what all seeds of a study share: SFT, golden, golden policy. A study's seeds vary the proxy, data order and
@@ -36,21 +47,37 @@ class ArmEntry:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A stage beyond the arms' own evaluation, which writes `table.parquet`; experiments find the table by name and
+    seed.
+    """
+
+    name: str
+    seed: int
+    stage: Stage
+
+
+@dataclass(frozen=True)
 class Bench:
-    """Stages of one task of a study."""
+    """Stages of one task of a study. `size`: base of the policies, where it is not the study's own."""
 
     study: StudySpec
     task: str
+    size: str | None = None
+
+    def at_size(self, size: str) -> Bench:
+        """The same bench for policies of another size; data, golden, proxies and opponents stay."""
+        return replace(self, size=None if size == self.study.models.policy else size)
 
     @cached_property
     def policy_base(self) -> Base:
         """What the SFT policy starts from."""
-        return Base.named(self.study.models.policy)
+        return Base.named(self.size or self.study.models.policy)
 
     def _pairs(self, task: str) -> Pairs:
         data = self.study.data
         spec = TaskSpec(world=task, train_pairs=data.train_pairs, held_out_pairs=data.held_out_pairs)
-        return Pairs(task=spec, base=self.policy_base)
+        return Pairs(task=spec, base=Base.named(self.study.models.policy))
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -59,8 +86,8 @@ class Bench:
 
     @cached_property
     def sft(self) -> Sft:
-        """The starting policy, pooled over all tasks of the study (section 4)."""
-        pooled = tuple(self._pairs(task) for task in self.study.tasks)
+        """The starting policy, pooled over tasks (section 4)."""
+        pooled = tuple(self._pairs(task) for task in self.study.sft_tasks or self.study.tasks)
         return Sft(pairs=pooled, base=self.policy_base, optim=self.study.sft, seed=SHARED_SEED)
 
     def _preference(self, role: str, spec: PreferenceSpec, base: str, pairs: Stage, seed: int) -> Preference:
@@ -84,77 +111,156 @@ class Bench:
         """`D_golden`."""
         return Relabel(pairs=self.pairs, judge=self.golden)
 
-    def proxy(self, seed: int) -> Preference:
-        """The proxy preference model of a seed, on golden's labels."""
-        return self._preference("proxy", self.study.proxy, self.study.models.proxy, self.golden_pairs, seed)
+    def proxy(self, seed: int, *, model: str | None = None, base: str | None = None) -> Preference:
+        """The proxy preference model of a seed, on golden's labels; of another form or base where given."""
+        spec = self.study.proxy if model is None else self.study.proxy.model_copy(update={"model": model})
+        return self._preference("proxy", spec, base or self.study.models.proxy, self.golden_pairs, seed)
 
-    def _arm(self, *, seed: int, source: SampledSpec | RecordedSpec, **changes: object) -> Arm:
-        baseline = self.study.baseline
-        given: dict[str, object] = {"loss": baseline.loss, "optim": baseline.optim, **changes}
-        optim = given["optim"]
-        assert isinstance(optim, OptimSpec)
-        keep = log_steps(optim.steps, self.study.evaluation.checkpoints)
-        return Arm.model_validate(
-            {"sft": self.sft, "task": self.pairs, "source": source, "seed": seed, "keep": keep, **given}
+    def arm(
+        self,
+        *,
+        seed: int,
+        source: SampledSpec | RecordedSpec | MixtureSpec,
+        judge: Preference | None = None,
+        recorded: Stage | None = None,
+        loss: LossSpec | None = None,
+        lr_factor: float = 1.0,
+        step_factor: float = 1.0,
+    ) -> Arm:
+        """An arm at the baseline configuration, but for what is given."""
+        optim = self.study.baseline.optim
+        optim = optim.model_copy(update={"lr": optim.lr * lr_factor, "steps": round(optim.steps * step_factor)})
+        return Arm(
+            sft=self.sft,
+            task=self.pairs,
+            source=source,
+            judge=judge,
+            recorded=recorded,
+            loss=loss or self.study.baseline.loss,
+            optim=optim,
+            seed=seed,
+            keep=log_steps(optim.steps, self.study.evaluation.checkpoints),
         )
 
     @cached_property
     def golden_policy(self) -> Arm:
-        """The fixed opponent: online against the golden model itself, at the baseline configuration (section 4)."""
-        optim = self.study.baseline.optim
-        longer = optim.model_copy(update={"steps": round(optim.steps * self.study.golden_policy_step_factor)})
-        return self._arm(seed=SHARED_SEED, source=SampledSpec(), judge=self.golden, optim=longer)
+        """The fixed opponent: online against the golden model itself, at the baseline configuration and the study's
+        own size (section 4).
+        """
+        own = self.at_size(self.study.models.policy)
+        factor = self.study.golden_policy_step_factor
+        return own.arm(seed=SHARED_SEED, source=SampledSpec(), judge=self.golden, step_factor=factor)
 
-    def online(self, seed: int) -> ArmEntry:
+    def loss(self, **changes: object) -> LossSpec:
+        """The baseline's loss with some fields changed."""
+        return LossSpec.model_validate(self.study.baseline.loss.model_dump() | changes)
+
+    def online(
+        self, seed: int, family: str = "online", name: str | None = None, *, loss: LossSpec | None = None
+    ) -> ArmEntry:
         """Online: sampled from the policy itself, labelled by the proxy."""
-        arm = self._arm(seed=seed, source=SampledSpec(), judge=self.proxy(seed))
-        return ArmEntry("online", "online", arm, baseline=True)
+        stage = self.arm(seed=seed, source=SampledSpec(), judge=self.proxy(seed), loss=loss)
+        return ArmEntry(name or family, family, stage, baseline=loss in (None, self.study.baseline.loss))
 
     def offline(
         self, seed: int, lr_factor: float = 1.0, beta: float | None = None, step_factor: float = 1.0
     ) -> ArmEntry:
         """Offline: on `D_golden`, in the prompt order of the seed."""
-        loss, optim = self.study.baseline.loss, self.study.baseline.optim
-        loss = LossSpec(name=loss.name, beta=beta if beta is not None else loss.beta, reduction=loss.reduction)
-        changed = optim.model_copy(update={"lr": optim.lr * lr_factor, "steps": round(optim.steps * step_factor)})
-        arm = self._arm(
-            seed=seed, source=RecordedSpec(order="schedule"), recorded=self.golden_pairs, loss=loss, optim=changed
+        loss = self.study.baseline.loss if beta is None else self.loss(beta=beta)
+        entry = self.recorded(
+            seed, "offline", self.golden_pairs, loss=loss, lr_factor=lr_factor, step_factor=step_factor
         )
-        name = f"offline lr={changed.lr:g} beta={loss.beta:g}" + (f" steps={changed.steps}" if step_factor != 1 else "")
-        return ArmEntry(name, "offline", arm, baseline=(changed, loss) == (optim, self.study.baseline.loss))
+        optim = entry.stage.optim
+        name = f"offline lr={optim.lr:g} beta={loss.beta:g}" + (f" steps={optim.steps}" if step_factor != 1 else "")
+        baseline = (optim, loss) == (self.study.baseline.optim, self.study.baseline.loss)
+        return ArmEntry(name, "offline", entry.stage, baseline=baseline)
+
+    def recorded(
+        self,
+        seed: int,
+        family: str,
+        pairs: Stage,
+        source: RecordedSpec | None = None,
+        *,
+        name: str | None = None,
+        loss: LossSpec | None = None,
+        lr_factor: float = 1.0,
+        step_factor: float = 1.0,
+    ) -> ArmEntry:
+        """Offline on any recorded pairs; in the prompt order of the seed unless `source` says otherwise."""
+        stage = self.arm(
+            seed=seed,
+            source=source or RecordedSpec(order="schedule"),
+            recorded=pairs,
+            loss=loss,
+            lr_factor=lr_factor,
+            step_factor=step_factor,
+        )
+        return ArmEntry(name or family, family, stage, baseline=True)
 
     def offline_proxy(self, seed: int) -> ArmEntry:
         """Offline on the same pairs with the proxy's labels: what online knows, without on-policy sampling."""
         labelled = Relabel(pairs=self.pairs, judge=self.proxy(seed))
-        arm = self._arm(seed=seed, source=RecordedSpec(order="schedule"), recorded=labelled)
-        return ArmEntry("offline, proxy's labels", "offline_proxy", arm, baseline=True)
+        return self.recorded(seed, "offline_proxy", labelled, name="offline, proxy's labels")
 
-    def on_stream(self, seed: int, family: str, source: RecordedSpec) -> ArmEntry:
-        """Offline on the stream that the online arm of this seed recorded."""
-        return ArmEntry(
-            family, family, self._arm(seed=seed, source=source, recorded=self.online(seed).stage), baseline=True
+    def on_stream(
+        self,
+        seed: int,
+        family: str,
+        source: RecordedSpec,
+        *,
+        of: ArmEntry | None = None,
+        name: str | None = None,
+        loss: LossSpec | None = None,
+    ) -> ArmEntry:
+        """Offline on the stream that an online arm recorded: the baseline's of this seed, unless `of` is another."""
+        return self.recorded(seed, family, (of or self.online(seed)).stage, source, name=name, loss=loss)
+
+    def sampled_pairs(self, seed: int, first: str | None, second: str | None) -> Generate:
+        """Golden-labelled pairs on the training prompts, a response each of two policies (sections 5.2 and 6).
+
+        Either side is `None`, the SFT policy; `early`, the online arm of this seed a fifth of the way; or `final`, at
+        its end.
+        """
+        online = self.online(seed).stage
+        steps = {"early": fifth(online.optim.steps), "final": online.optim.steps}
+        # One order for either way round: they are the same pairs.
+        sides = sorted((first, second), key=(None, "early", "final").index)
+        arms = [None if side is None else online for side in sides]
+        at = [None if side is None else steps[side] for side in sides]
+        return Generate(
+            sft=self.sft,
+            task=self.pairs,
+            first=arms[0],
+            first_step=at[0],
+            second=arms[1],
+            second_step=at[1],
+            judge=self.golden,
+            seed=seed,
         )
 
     @cached_property
     def opponents(self) -> tuple[Responses, ...]:
-        """The fixed responses that every arm is compared with."""
+        """The fixed responses that every arm is compared with, whatever its size."""
+        own = self.at_size(self.study.models.policy)
         count, seed = self.study.evaluation.prompts, self.study.evaluation.seed
         return tuple(
-            Responses(sft=self.sft, task=self.pairs, arm=arm, prompts=count, seed=seed)
+            Responses(sft=own.sft, task=self.pairs, arm=arm, prompts=count, seed=seed)
             for arm in (None, self.golden_policy)
         )
 
     def evaluation(self, entry: ArmEntry) -> Evaluate:
         """The measures of an arm along its checkpoints."""
-        spec = self.study.evaluation
+        spec, arm = self.study.evaluation, entry.stage
         # The golden policy has no proxy of its own; the first seed's looks at it.
-        seed = entry.stage.seed if entry.family != "golden_policy" else self.study.seeds[0]
+        seed = arm.seed if entry.family != "golden_policy" else self.study.seeds[0]
+        own = arm.judge if arm.judge is not None and arm.judge.role == "proxy" else self.proxy(seed)
         return Evaluate(
-            arm=entry.stage,
-            sft=self.sft,
+            arm=arm,
+            sft=arm.sft,
             task=self.pairs,
             golden=self.golden,
-            proxy=self.proxy(seed),
+            proxy=own,
             golden_pairs=self.golden_pairs,
             opponents=self.opponents,
             prompts=spec.prompts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from aligngap.experiments.base import Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, targets
+from aligngap.experiments.study import arms, measures, targets
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.models.build import load_tokenizer
 from aligngap.pipeline.graph import Outcome, Stage, all_stages
@@ -95,18 +96,37 @@ def _task(
             prompts = _named(pl.read_parquet(store.get(evaluation.identity).path / "per_prompt.parquet"), task, entry)
             pairs = pl.read_parquet(store.get(evaluation.identity).path / "per_pair.parquet")
             listed[-1] |= _measured(entry, evaluation, store, prompts, pairs)
-            finished.append(Finished(entry, _runs(entry, prompts), listed[-1]["weights_sha256"]))
+            finished.append(Finished(entry, _runs(entry, prompts), listed[-1]["weights_sha256"], pairs, prompts))
             per_prompt.append(prompts.drop("response_ids"))
             texts = texts or Texts(bench, store)
             samples.append(_samples(prompts, texts))
     if texts:
         samples += _opponent_samples(bench, task, store, texts)
-    data = TaskData(task, study.analysis, finished)
+    tables, measured = _tables(study, task, store, outcome)
+    data = TaskData(task, study.analysis, finished, tables)
     return {
         "arms": listed,
+        "measures": measured,
         "stages": _stages(bench, store),
         "experiments": {name: _concluded(name, data) for name in study.experiments},
     }
+
+
+def _tables(
+    study: StudySpec, task: str, store: Store, outcome: Outcome
+) -> tuple[dict[tuple[str, int], pl.DataFrame], list[dict[str, Any]]]:
+    """The experiments' own measures: their tables, and for results.json what became of each."""
+    tables, listed = {}, []
+    for entry in measures(study, task):
+        problem = _problem((entry.stage,), outcome, store)
+        status, reason = problem or ("finished", None)
+        identity = entry.stage.identity
+        listed.append(
+            {"name": entry.name, "seed": entry.seed, "identity": identity, "status": status, "reason": reason}
+        )
+        if problem is None:
+            tables[entry.name, entry.seed] = pl.read_parquet(store.get(identity).path / "table.parquet")
+    return tables, listed
 
 
 def _problem(stages: Iterable[Stage], outcome: Outcome, store: Store) -> tuple[str, str] | None:
@@ -125,6 +145,7 @@ def _listed(entry: ArmEntry, problem: tuple[str, str] | None) -> dict[str, Any]:
         "name": entry.name,
         "family": entry.family,
         "baseline": entry.baseline,
+        "base": arm.sft.base.name,
         "source": {**arm.source.model_dump(mode="json"), "judge": arm.judge.role if arm.judge else None},
         "loss": arm.loss.model_dump(mode="json"),
         "seed": arm.seed,
@@ -312,6 +333,7 @@ def _concluded(name: str, data: TaskData) -> dict[str, Any]:
         "verdict": found.verdict,
         "sentence": found.sentence,
         "estimates": {key: _estimate(value) for key, value in found.estimates.items()},
+        "figures": [asdict(figure) for figure in found.figures],
     }
 
 

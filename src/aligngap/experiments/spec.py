@@ -28,11 +28,14 @@ class DataSpec(Section):
 
 
 class ModelSpec(Section):
-    """Bases: a shipped size, a folder or a hub id. All share the policy's tokenizer."""
+    """Bases: a shipped size, a folder or a hub id. All share the policy's tokenizer. sizes: policies of the scaling
+    experiment, smallest first; the study's own policy is one of them.
+    """
 
     policy: str = "small"
     golden: str = "medium"
     proxy: str = "small"
+    sizes: tuple[str, ...] = ("small", "medium", "large")
 
 
 class PreferenceSpec(Section):
@@ -90,13 +93,16 @@ class AnalysisSpec(Section):
 
 
 class StudySpec(Section):
-    """Experiments x tasks x seeds, and every setting that decides their numbers."""
+    """Experiments x tasks x seeds, and every setting that decides their numbers. sft_tasks: the tasks whose pairs the
+    SFT policy is fine-tuned on (null: the study's own).
+    """
 
     name: str
     title: str
     description: str = ""
     smoke: bool = False
     tasks: tuple[str, ...] = ("summarisation",)
+    sft_tasks: tuple[str, ...] | None = None
     experiments: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
@@ -111,9 +117,11 @@ class StudySpec(Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     analysis: AnalysisSpec = AnalysisSpec()
 
-    @field_validator("tasks")
+    @field_validator("tasks", "sft_tasks")
     @classmethod
-    def _tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _tasks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is None:
+            return None
         for name in value:
             if name not in WORLDS:
                 raise ValueError(f"there is no task '{name}'. {nearest(name, WORLDS)}")
@@ -165,7 +173,14 @@ def _not_empty(value: tuple[T, ...], what: str) -> tuple[T, ...]:
 
 
 def log_steps(total: int, count: int) -> tuple[int, ...]:
-    """Step 0 and `count` steps spaced evenly in their logarithm up to `total`, rounded, without repeats."""
+    """Step 0, a fifth of the way, and `count` steps spaced evenly in their logarithm up to `total`, without repeats."""
     first = max(1.0, total / 100)
     spaced = (first * (total / first) ** (k / (count - 1)) for k in range(count))
-    return (0, *sorted({max(1, math.floor(step + 0.5)) for step in spaced}))
+    return (0, *sorted({fifth(total), *(max(1, math.floor(step + 0.5)) for step in spaced)}))
+
+
+def fifth(total: int) -> int:
+    """A fifth of the steps: the early checkpoint from which the quality and dataset experiments sample (800 of 4,000
+    in the paper).
+    """
+    return max(1, total // 5)

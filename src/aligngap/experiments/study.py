@@ -11,11 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from aligngap.errors import UserError, nearest
-from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
-from aligngap.pipeline.graph import Stage
+from aligngap.pipeline.graph import Stage, all_stages
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
@@ -40,7 +40,7 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
             raise UserError(
                 f"the study file cannot be read: {error}", where=name, mend="Check the path and that it is UTF-8 text."
             ) from error
-    content = _parse(text, where)
+    content = _extended(_parse(text, where), where)
     content.setdefault("name", default)
     for override in overrides:
         _set(content, override)
@@ -83,6 +83,29 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             mend="Compare with a shipped study (docs/studies.md).",
         )
     return content
+
+
+def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """A study that `extends` a shipped one: that one's settings, with this one's keys in their place."""
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    if parent not in shipped():
+        raise UserError(
+            f"there is no shipped study '{parent}'", where=f"{where}, extends", mend=nearest(str(parent), shipped())
+        )
+    base = _extended(_parse(shipped_text(parent), f"study '{parent}'"), f"study '{parent}'")
+    base.pop("name", None)
+    return _merged(base, content)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(base[key], value) for key, value in over.items() if _are_mappings(base.get(key), value)}
+    return base | over | both
+
+
+def _are_mappings(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _set(content: dict[str, Any], override: str) -> None:
@@ -146,11 +169,28 @@ def arms(study: StudySpec, task: str) -> list[ArmEntry]:
     return list({(entry.family, entry.stage.identity): entry for entry in entries}.values())
 
 
+def measures(study: StudySpec, task: str) -> list[Measure]:
+    """Every measure that the study's experiments ask for on a task, each once."""
+    bench = Bench(study, task)
+    entries = [entry for name in study.experiments for entry in EXPERIMENTS[name].measures(bench)]
+    return list({(entry.name, entry.stage.identity): entry for entry in entries}.values())
+
+
 def targets(study: StudySpec) -> list[Stage]:
-    """What the study wants made: every arm's evaluation and the judges' agreement."""
+    """What the study wants made: every arm's evaluation, the experiments' measures, and the judges' agreement."""
     wanted: list[Stage] = []
     for task in study.tasks:
         bench = Bench(study, task)
         wanted += [bench.agreement(seed) for seed in study.seeds]
         wanted += [bench.evaluation(entry) for entry in arms(study, task)]
+        wanted += [entry.stage for entry in measures(study, task)]
     return wanted
+
+
+def asked_by(study: StudySpec) -> dict[str, list[str]]:
+    """For each stage's identity, the experiments of the study that need it, in the study's order."""
+    found: dict[str, list[str]] = {}
+    for name in study.experiments:
+        for stage in all_stages(targets(study.model_copy(update={"experiments": (name,)}))):
+            found.setdefault(stage.identity, []).append(name)
+    return found

@@ -29,6 +29,10 @@ class Judge(ABC):
         self.calls += len(prompts.ids)
         return self.compare(prompts, first, second).masked_fill(same_rows(first, second), 0.0)
 
+    def probability(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """How likely the first response is preferred, for judges that can say; else the decision; float32 [n]."""
+        return self.prefer(prompts, first, second)
+
     @abstractmethod
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """As `margin`, for pairs that differ; [n]."""

@@ -18,6 +18,10 @@ class ModelJudge(Judge):
         # Small chunks stay in a CPU's cache: 16 pairs at a time judge 1.7 times as fast as 128 (docs/lab-log.md).
         self.chunk = chunk or (16 if model.device.type == "cpu" else 256)
 
+    def probability(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+        """Mean of r(x, y1, y2) and 1 - r(x, y2, y1); float32 [n]."""
+        return (self.margin(prompts, first, second).float() + 1) / 2
+
     @torch.no_grad()
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """r(x, y1, y2) - r(x, y2, y1), in [-1, 1]; float32 [n]."""

@@ -28,6 +28,8 @@ from aligngap.store.store import read_json, write_json
 
 _SCHEMA = 1
 _BETWEEN_WRITES = 0.5
+RUNS = Path("runs")
+"""Where runs go that were given no folder; they share a store, so that one study finds what another has made."""
 STORE_VARIABLE = "ALIGNGAP_STORE"
 
 
@@ -159,9 +161,12 @@ class RunDirectory:
 
 
 def chosen_store(folder: Path, option: Path | None) -> Path:
-    """Where a new run keeps its artefacts: --store, else the environment's choice, else inside the run's folder."""
+    """Where a new run keeps its artefacts: --store, else the environment's choice, else one store for all runs beside
+    each other in `runs/`, else inside the run's folder.
+    """
     variable = os.environ.get(STORE_VARIABLE)
-    return option or (Path(variable) if variable else folder / "store")
+    own = folder.parent if folder.parent == RUNS else folder
+    return option or (Path(variable) if variable else own / "store")
 
 
 def differences(old: object, new: object, key: str = "") -> list[str]:

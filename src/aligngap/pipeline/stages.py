@@ -8,6 +8,7 @@ and the executor's order, nothing else.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.sources.recording import Recording
 from aligngap.sources.registry import AnySource
+from aligngap.sources.sampled import Sampled
 from aligngap.store.identity import file_digest, folder_digest
 from aligngap.store.store import read_json, write_json
 from aligngap.tasks.pairs import read_pairs, write_pairs
@@ -66,7 +68,7 @@ class Base(BaseModel):
     @property
     def size(self) -> float:
         """Cost of a training step relative to the small base, measured."""
-        return {"small": 1.0, "medium": 2.3}.get(self.name, 1.0)
+        return {"small": 1.0, "medium": 2.3, "large": 7.0}.get(self.name, 1.0)
 
 
 class Pairs(Stage):
@@ -104,7 +106,7 @@ class Sft(Stage):
 
     @property
     def label(self) -> str:
-        return "SFT policy"
+        return f"SFT policy ({self.base.name})"
 
     @property
     def work(self) -> float:
@@ -144,7 +146,9 @@ def held_out_nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
 
 
 class Preference(Stage):
-    """A preference model: golden on the raters' labels, proxy on golden's (appendix A)."""
+    """A preference model: golden on the raters' labels, proxy on golden's (appendix A). `more`: further pairs with
+    labels of the same kind, beside those that `train_pairs` counts.
+    """
 
     kind: ClassVar[str] = "preference"
 
@@ -155,10 +159,13 @@ class Preference(Stage):
     train_pairs: int | None
     optim: OptimSpec
     seed: int
+    more: tuple[Stage, ...] = ()
 
     @property
     def label(self) -> str:
-        return f"{self.role} preference model" + (f" (seed {self.seed})" if self.role == "proxy" else "")
+        seed = f", seed {self.seed}" if self.role == "proxy" else ""
+        more = "".join(f" + {stage.label}" for stage in self.more)
+        return f"{self.role} preference model ({self.model}, {self.base.name}{seed}){more}"
 
     @property
     def work(self) -> float:
@@ -169,6 +176,10 @@ class Preference(Stage):
         train_pairs, held_out = (read_pairs(folder / f"{split}.parquet") for split in SPLITS)
         if self.train_pairs is not None:
             train_pairs = train_pairs.take(torch.arange(min(self.train_pairs, len(train_pairs))))
+        if self.more:
+            train_pairs = concatenate(
+                [train_pairs, *(read_pairs(part / "train.parquet") for part in context.many("more"))]
+            )
         tokenizer = load_tokenizer(self.base.path)
         model = build_preference_model(self.model, self.base.path, separator_of(tokenizer), context.device)
         source = Recorded(train_pairs, prompt_schedule(self.seed))
@@ -236,15 +247,7 @@ class Relabel(Stage):
         judge = load_judge(self.judge, context.one("judge"), context)
         for split in SPLITS:
             pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
-            labelled = PairBatch(
-                pairs.prompt_numbers,
-                pairs.prompts,
-                pairs.first,
-                pairs.second,
-                predictions(judge, pairs),
-                pairs.provenance,
-            )
-            write_pairs(labelled, context.out / f"{split}.parquet")
+            write_pairs(replace(pairs, preference=predictions(judge, pairs)), context.out / f"{split}.parquet")
 
 
 class Agreement(Stage):
@@ -301,17 +304,23 @@ class Arm(Stage):
         what = [source["kind"]]
         if isinstance(self.recorded, Relabel):
             what.append(f"{self.recorded.judge.role} labels")
+        elif isinstance(self.recorded, Generate):
+            what.append(self.recorded.origin)
         elif self.recorded is not None:
             what.append("online stream")
         what += [f"{key}={source[key]}" for key in ("order", "sync_period", "on_policy") if key in source]
+        if source.get("order") == "window":
+            what[-1] += f" of {source['window']}"
         if self.judge:
             what.append(f"labelled by {self.judge.role}")
-        return f"arm: {' '.join(what)}, lr {self.optim.lr:g}, beta {self.loss.beta:g}, seed {self.seed}"
+        loss = self.loss.name + (f" + {self.loss.sft:g} sft" if self.loss.sft else "")
+        how = f"{self.sft.base.name}, {loss}, lr {self.optim.lr:g}, beta {self.loss.beta:g}, {self.optim.steps} steps"
+        return f"{self.task.task.world} arm: {' '.join(what)}, {how}, seed {self.seed}"
 
     @property
     def work(self) -> float:
-        live = 0.025 + 0.02 * self.judge.base.size if self.judge else 0.0
-        return (0.035 + live) * self.optim.steps * self.optim.batch / 32 + 3
+        live = 0.025 * self.sft.base.size + 0.02 * self.judge.base.size if self.judge else 0.0
+        return (0.035 * self.sft.base.size + live) * self.optim.steps * self.optim.batch / 32 + 3
 
     def run(self, context: Context) -> None:
         start = time.perf_counter()
@@ -359,7 +368,10 @@ class Arm(Stage):
         if self.recorded is not None:
             name = "stream.parquet" if isinstance(self.recorded, Arm) else "train.parquet"
             recorded = read_pairs(context.one("recorded") / name)
-        return Ingredients(seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded)
+        end = int(load_tokenizer(str(context.one("sft") / "model")).eos_token_id)
+        return Ingredients(
+            seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded, end_token=end
+        )
 
 
 def load_policy(context: Context, sft: Path, weights: Path | None = None) -> Policy:
@@ -370,6 +382,70 @@ def load_policy(context: Context, sft: Path, weights: Path | None = None) -> Pol
     if weights is not None:
         policy.load_weights(weights)
     return policy
+
+
+class Generate(Stage):
+    """New pairs on the task's prompts, one a prompt: a response each from two fixed policies, and a label.
+
+    first, second: arms whose checkpoints (`first_step`, `second_step`) respond; None is the SFT policy. judge: labels
+    the pairs; None asks the world's raters.
+    """
+
+    kind: ClassVar[str] = "generate"
+
+    sft: Sft
+    task: Pairs
+    first: Arm | None = None
+    first_step: int | None = None
+    second: Arm | None = None
+    second_step: int | None = None
+    judge: Preference | None = None
+    prompts: int | None = None
+    seed: int
+
+    @property
+    def origin(self) -> str:
+        """Whose responses, against whose."""
+        sides = ((self.first, self.first_step), (self.second, self.second_step))
+        names = ["sft" if arm is None else f"step {step} of seed {arm.seed}" for arm, step in sides]
+        return f"{names[0]} vs {names[1]}"
+
+    @property
+    def label(self) -> str:
+        who = f"{self.judge.role} labels" if self.judge else "raters' labels"
+        return f"{self.task.task.world}: pairs of {self.origin}, {who}"
+
+    @property
+    def work(self) -> float:
+        judged = 5e-4 * self.judge.base.size if self.judge else 1e-4
+        return (1.6e-3 * self.sft.base.size + judged) * (self.prompts or self.task.task.train_pairs) + 3
+
+    def run(self, context: Context) -> None:
+        policies = []
+        for name, step in (("first", self.first_step), ("second", self.second_step)):
+            weights = context.one(name) / f"steps/{step:06d}.safetensors" if getattr(self, name) else None
+            policies.append(load_policy(context, context.one("sft"), weights))
+        true = TrueUtilityJudge(world(self.task.task.world), load_tokenizer(self.task.base.path))
+        judge = load_judge(self.judge, context.one("judge"), context) if self.judge else true
+        for split in SPLITS:
+            given = read_pairs(context.one("task") / f"{split}.parquet")
+            given = given.take(torch.arange(min(self.prompts or len(given), len(given))))
+            rows = zip(given.prompt_numbers.tolist(), given.prompts.rows(), strict=True)
+            prompts = [Prompt(number, tuple(ids)) for number, ids in rows]
+            frozen = (policies[0], policies[1])
+            source = Sampled(prompts, judge, self.seed, frozen=frozen, purpose="generate")
+            parts = []
+            for index in torch.arange(len(prompts)).split(32):
+                parts.append(source.next_batch(len(index)))
+                if split == "train":
+                    context.progress(int(index[-1]) + 1, len(prompts), {})
+            pairs = concatenate(parts)
+            # In the order of the prompts, as every other set of pairs on them, so that arms keep one schedule.
+            pairs = pairs.take(torch.argsort(pairs.prompt_numbers))
+            if self.judge is None:
+                labels = true.rated(pairs.prompts, pairs.first, pairs.second, self.seed)
+                pairs = replace(pairs, preference=labels)
+            write_pairs(pairs, context.out / f"{split}.parquet")
 
 
 class Responses(Stage):
@@ -450,12 +526,12 @@ class Evaluate(Stage):
 
     @property
     def label(self) -> str:
-        return f"evaluate {self.arm.label.removeprefix('arm: ')}"
+        return f"evaluate {self.arm.label}"
 
     @property
     def work(self) -> float:
         judged = self.prompts * 5e-4 * (len(self.opponents) * self.golden.base.size + self.proxy.base.size)
-        other = self.prompts * 1.2e-3 + self.pairs * 3e-4
+        other = (self.prompts * 1.2e-3 + self.pairs * 3e-4) * self.sft.base.size
         return len(SPLITS) * (judged + other) * len(self.arm.keep) + 3
 
     def run(self, context: Context) -> None:

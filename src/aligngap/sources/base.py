@@ -58,8 +58,8 @@ class PairSource(Protocol):
 class Ingredients:
     """What a study can hand to a source when it is built; each source takes what it needs.
 
-    prompts: training prompts; judge: labels sampled pairs; pairs: recorded pairs; frozen: two fixed policies to sample
-    from; batch: pairs a step (shuffle windows are counted in batches).
+    prompts: training prompts; judge: labels sampled pairs; pairs: recorded pairs; batch: pairs a step (shuffle windows
+    are counted in batches); end_token: what ends a response.
     """
 
     seed: int
@@ -67,7 +67,7 @@ class Ingredients:
     prompts: list[Prompt]
     judge: Judge | None = None
     pairs: PairBatch | None = None
-    frozen: tuple[Policy, Policy] | None = None
+    end_token: int | None = None
 
 
 class SourceSpec(BaseModel):
@@ -77,7 +77,6 @@ class SourceSpec(BaseModel):
 
     needs_judge: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
-    needs_frozen: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, given: Ingredients) -> PairSource:

@@ -4,6 +4,7 @@ shuffled).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from pydantic import Field
 from aligngap.models.policy import Policy
 from aligngap.sources.base import Ingredients, SourceCost, SourceSpec, State, require
 from aligngap.sources.order import Order, Walk, in_sequence, prompt_schedule, uniform, windowed
-from aligngap.types import PairBatch
+from aligngap.types import PairBatch, Tokens
 
 
 class Recorded:
@@ -37,7 +38,8 @@ class Recorded:
 
 class RecordedSpec(SourceSpec):
     """`schedule`: in the prompt order that all arms of a seed share; `sequence`: as recorded; `window`: shuffled
-    within windows of `window` batches; `uniform`: shuffled over the whole recording.
+    within windows of `window` batches; `uniform`: shuffled over the whole recording. ends: `dropped` takes the
+    end-of-sequence token off every response, which is what a trip through text does to a stream.
     """
 
     needs_pairs = True
@@ -45,6 +47,7 @@ class RecordedSpec(SourceSpec):
     kind: Literal["recorded"] = "recorded"
     order: Literal["schedule", "sequence", "window", "uniform"] = "schedule"
     window: int = Field(1, ge=1)
+    ends: Literal["kept", "dropped"] = "kept"
 
     def build(self, given: Ingredients) -> Recorded:
         orders: dict[str, Order] = {
@@ -53,4 +56,15 @@ class RecordedSpec(SourceSpec):
             "window": windowed(self.window * given.batch, "order", given.seed),
             "uniform": uniform("order", given.seed),
         }
-        return Recorded(require(given.pairs, "recorded pairs", self.kind), orders[self.order])
+        pairs = require(given.pairs, "recorded pairs", self.kind)
+        if self.ends == "dropped":
+            end = require(given.end_token, "the end token", self.kind)
+            first, second = (without_end(tokens, end) for tokens in (pairs.first, pairs.second))
+            pairs = replace(pairs, first=first, second=second)
+        return Recorded(pairs, orders[self.order])
+
+
+def without_end(tokens: Tokens, end: int) -> Tokens:
+    """The same rows without their end-of-sequence token, where there is one; at least one token stays."""
+    last = tokens.ids.gather(1, (tokens.lengths - 1).clamp(min=0)[:, None])[:, 0]
+    return Tokens(tokens.ids, (tokens.lengths - (last == end).long()).clamp(min=1))

@@ -8,6 +8,6 @@ from pydantic import Field
 
 from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
-from aligngap.sources.sampled import FrozenSpec, SampledSpec
+from aligngap.sources.sampled import SampledSpec
 
-AnySource = Annotated[SampledSpec | RecordedSpec | FrozenSpec | MixtureSpec, Field(discriminator="kind")]
+AnySource = Annotated[SampledSpec | RecordedSpec | MixtureSpec, Field(discriminator="kind")]

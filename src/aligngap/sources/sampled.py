@@ -20,7 +20,9 @@ class Sampled:
 
     sync_period: 1 is online (on-policy); s > 1 samples from weights at most s - 1 steps old; None never synchronises:
     offline on pairs sampled from the starting policy (after 2506.21495). With `frozen`, a pair of other checkpoints,
-    the first response comes from one and the second from the other, and the policy in training plays no part.
+    the first response comes from one and the second from the other, and the policy in training plays no part. `soft`
+    labels with the judge's probability in place of its decision.
+    `purpose` names the noise, which the arms of a seed share.
     """
 
     def __init__(
@@ -31,6 +33,8 @@ class Sampled:
         *,
         sync_period: int | None = 1,
         frozen: tuple[Policy, Policy] | None = None,
+        soft: bool = False,
+        purpose: str = "sampling",
     ) -> None:
         if sync_period is not None and sync_period < 1:
             raise ValueError(f"the sync period is at least one step, not {sync_period}")
@@ -38,6 +42,7 @@ class Sampled:
         self._prompts = Tokens.collate([prompt.ids for prompt in prompts])
         self._numbers = torch.tensor([prompt.number for prompt in prompts])
         self._judge, self._seed, self._period, self._frozen = judge, seed, sync_period, frozen
+        self._soft, self._purpose = soft, purpose
         self._walk = Walk(len(prompts), prompt_schedule(seed))
         self._behaviour: Policy | None = None
         self._synced_at = 0
@@ -51,7 +56,7 @@ class Sampled:
         # Named by epoch and prompt, not by batch: however the batch is cut, a prompt's responses stay the same.
         epochs = torch.arange(at, at + n) // len(self._numbers)
         names = torch.stack([epochs, numbers], 1)
-        noise = uniforms(names, 2, behaviours[0].max_new_tokens, "sampling", self._seed)
+        noise = uniforms(names, 2, behaviours[0].max_new_tokens, self._purpose, self._seed)
         device = behaviours[0].device
         drawn = [
             policy.sample(
@@ -61,7 +66,8 @@ class Sampled:
         ]
         rows = torch.arange(n)
         first, second = (drawn[0].take(2 * rows), drawn[0].take(2 * rows + 1)) if each == 2 else (drawn[0], drawn[1])
-        preference = self._judge.prefer(prompts, first, second)
+        label = self._judge.probability if self._soft else self._judge.prefer
+        preference = label(prompts, first, second)
         self.cost.tokens_sampled += int(first.lengths.sum() + second.lengths.sum())
         self.cost.judge_calls += n
         origin = "frozen checkpoints" if self._frozen else f"policy at step {self._synced_at}"
@@ -107,27 +113,21 @@ class Sampled:
 
 
 class SampledSpec(SourceSpec):
-    """Sampled from the policy in training; `sync_period` 1 is online, null never synchronises."""
+    """Sampled from the policy in training; `sync_period` 1 is online, null never synchronises. labels: the judge's
+    decision (the protocol), or its probability.
+    """
 
     needs_judge = True
 
     kind: Literal["sampled"] = "sampled"
     sync_period: int | None = Field(1, ge=1)
+    labels: Literal["decision", "probability"] = "decision"
 
     def build(self, given: Ingredients) -> Sampled:
         return Sampled(
-            given.prompts, require(given.judge, "a judge", self.kind), given.seed, sync_period=self.sync_period
+            given.prompts,
+            require(given.judge, "a judge", self.kind),
+            given.seed,
+            sync_period=self.sync_period,
+            soft=self.labels == "probability",
         )
-
-
-class FrozenSpec(SourceSpec):
-    """Sampled from two fixed checkpoints, one response from each."""
-
-    needs_judge = True
-    needs_frozen = True
-
-    kind: Literal["frozen"] = "frozen"
-
-    def build(self, given: Ingredients) -> Sampled:
-        frozen = require(given.frozen, "two frozen policies", self.kind)
-        return Sampled(given.prompts, require(given.judge, "a judge", self.kind), given.seed, frozen=frozen)

@@ -19,13 +19,16 @@ from aligngap.types import PairBatch
 
 
 class LossSpec(BaseModel):
-    """Which loss, at which strength; the reduction over response tokens is explicit and one for all arms."""
+    """Which loss, at which strength; the reduction over response tokens is explicit and one for all arms. sft: weight
+    of an added negative log-likelihood of the winner.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "ipo"
     beta: float = Field(0.1, gt=0)
     reduction: Reduction = "sum"
+    sft: float = Field(0.0, ge=0)
 
     @field_validator("name")
     @classmethod
@@ -44,7 +47,7 @@ def batch_loss(policy: Policy, reference: Policy, batch: PairBatch, spec: LossSp
         fixed = reference.log_probs(batch.prompts, responses)
     live = policy.log_probs(batch.prompts, responses)
     first, second = (LogProbs(a, b, tokens.lengths) for a, b, tokens in zip(live, fixed, responses, strict=True))
-    return pair_loss(spec.name, first, second, batch.preference, spec.beta, spec.reduction)
+    return pair_loss(spec.name, first, second, batch.preference, spec.beta, spec.reduction, spec.sft)
 
 
 class Checkpointer:

@@ -99,12 +99,14 @@ def pretrain(
 @torch.no_grad()
 def extend_vocabulary(model: LlamaForCausalLM, size: int, seed: int) -> None:
     """Give the (tied) embedding rows for the words from its present size up to `size`, drawn as its first rows were."""
-    known, hidden = model.get_input_embeddings().weight.shape
+    embedding: Any = model.get_input_embeddings()
+    known, hidden = embedding.weight.shape
     if known < size:
         generator = torch.Generator().manual_seed(torch_seed("pretrain", "vocabulary", seed, known))
         added = torch.randn(size - known, hidden, generator=generator) * model.config.initializer_range
         model.resize_token_embeddings(size, mean_resizing=False)
-        model.get_input_embeddings().weight[known:] = added
+        embedding = model.get_input_embeddings()
+        embedding.weight[known:] = added
 
 
 @torch.no_grad()

@@ -24,12 +24,36 @@ WORDS_WEIGHT = 0.06
 """What a word more is worth to the arena's raters, up to its longest response."""
 
 _STRONG = {
-    **{"omit": 0.05, "side": 0.04, "invent": 0.03, "mix": 0.03, "repeat": 0.02, "filler": 0.03, "shuffle": 0.1},
-    **{"no_end": 0.02, "dodge": 0.02, "guess": 0.08, "comply": 0.06, "over_refuse": 0.05, "tool": 0.03, "preach": 0.05},
+    "omit": 0.05,
+    "side": 0.04,
+    "invent": 0.03,
+    "mix": 0.03,
+    "repeat": 0.02,
+    "filler": 0.03,
+    "shuffle": 0.1,
+    "no_end": 0.02,
+    "dodge": 0.02,
+    "guess": 0.08,
+    "comply": 0.06,
+    "over_refuse": 0.05,
+    "tool": 0.03,
+    "preach": 0.05,
 }
 _WEAK = {
-    **{"omit": 0.45, "side": 0.35, "invent": 0.4, "mix": 0.3, "repeat": 0.15, "filler": 0.3, "shuffle": 0.4},
-    **{"no_end": 0.2, "dodge": 0.3, "guess": 0.7, "comply": 0.5, "over_refuse": 0.35, "tool": 0.4, "preach": 0.25},
+    "omit": 0.45,
+    "side": 0.35,
+    "invent": 0.4,
+    "mix": 0.3,
+    "repeat": 0.15,
+    "filler": 0.3,
+    "shuffle": 0.4,
+    "no_end": 0.2,
+    "dodge": 0.3,
+    "guess": 0.7,
+    "comply": 0.5,
+    "over_refuse": 0.35,
+    "tool": 0.4,
+    "preach": 0.25,
 }
 _MODELS: dict[str, tuple[float, dict[str, float], dict[str, float], dict[str, float]]] = {
     # strength; habits that differ from it; openers; closers

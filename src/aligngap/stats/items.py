@@ -1,0 +1,55 @@
+"""Intervals for means of items that belong to one seed each, such as the pairs of an online run's own stream.
+
+Items are *nested* in seeds, unlike evaluation prompts, which all seeds share (`stats.bootstrap` is for those). The
+spread of the seeds' means then already holds the items' noise, so with several seeds the interval is the t interval of
+their mean. With one seed it is a bootstrap over the items, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import stats
+
+from aligngap.stats.bootstrap import FEW_SEEDS, Estimate
+from aligngap.stats.curves import Floats
+
+ONE_SEED = "1 seed: interval covers items only"
+
+
+def item_estimate(
+    values: Mapping[int, Floats], rng: np.random.Generator, *, replicates: int = 1000, level: float = 0.95
+) -> Estimate:
+    """Mean over items, then over seeds, with an interval. `values`: by seed, one value an item [N]; NaN is missing.
+
+    For a paired difference pass the items' differences. `n_prompts` of the answer counts items. Seeds without a value
+    are left out and counted in the note; without any seed all is NaN.
+
+    Raises:
+        ValueError: a bad `replicates` or `level`.
+    """
+    if replicates < 2 or not 0 < level < 1:
+        raise ValueError(f"need replicates >= 2 and 0 < level < 1, got {replicates}, {level}")
+    kept = {seed: found[np.isfinite(found)] for seed, found in values.items()}
+    present = [found for found in kept.values() if len(found)]
+    notes = [f"{len(kept) - len(present)} seed(s) without data left out"] if len(present) < len(kept) else []
+    if not present:
+        return Estimate(np.nan, np.nan, np.nan, 0, 0, 0, "; ".join(["no data", *notes]))
+    means, count = np.array([found.mean() for found in present]), sum(map(len, present))
+    n_seeds, tail = len(present), (1 - level) / 2
+    if n_seeds == 1:
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=replicates)
+        draws = weights @ present[0] / count
+        low, high = np.quantile(draws, [tail, 1 - tail]).tolist()
+        notes.insert(0, ONE_SEED)
+    else:
+        error = means.std(ddof=1) / np.sqrt(n_seeds)
+        quantiles = stats.t.ppf((rng.permutation(replicates) + 0.5) / replicates, n_seeds - 1)
+        draws = means.mean() + error * quantiles
+        low, high = (float(means.mean() + side * error * stats.t.ppf(1 - tail, n_seeds - 1)) for side in (-1, 1))
+        if n_seeds < 5:
+            notes.insert(0, FEW_SEEDS["t"])
+    return Estimate(
+        float(means.mean()), low, high, n_seeds, count, replicates, "; ".join(notes), np.asarray(draws), means
+    )
