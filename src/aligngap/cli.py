@@ -8,9 +8,9 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console, JustifyMethod
@@ -21,6 +21,8 @@ from aligngap import __version__
 from aligngap.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from aligngap.experiments.spec import StudySpec
     from aligngap.pipeline.graph import Outcome, Stage
 
@@ -40,7 +42,11 @@ Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes si
 Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink the study to about a minute, for a try-out.")]
 StorePath = Annotated[
     Path | None,
-    typer.Option("--store", metavar="PATH", help="Where artefacts are kept.  [default: $ALIGNGAP_STORE or DIR/store]"),
+    typer.Option(
+        "--store",
+        metavar="PATH",
+        help="Where artefacts are kept.  [default: $ALIGNGAP_STORE, or runs/store, or DIR/store with --out]",
+    ),
 ]
 _AGAIN = "Give the `aligngap run` command again."
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
@@ -149,7 +155,7 @@ def plan(
     store: StorePath = None,
 ) -> None:
     """Show a study's stages, which of them are in the store already, and what the others will cost."""
-    from aligngap.experiments.study import load_study, targets
+    from aligngap.experiments.study import asked_by, load_study, targets
     from aligngap.pipeline.executors.local import default_jobs
     from aligngap.pipeline.executors.progress import clock
     from aligngap.pipeline.executors.schedule import estimate
@@ -163,18 +169,35 @@ def plan(
     # A plan writes nothing: no store yet means nothing in it.
     kept = Store(root) if root.is_dir() else None
     done = {stage.identity for stage in stages if kept and kept.has(stage.identity)}
-    table = _table(spec.title, "kind", "stage", "state", ">estimate")
+    users = asked_by(spec)
+    table = _table(spec.title, "kind", "stage", "for", "state", ">estimate")
     for stage in stages:
-        table.add_row(stage.kind, Text(stage.label), "cached" if stage.identity in done else "to do", clock(stage.work))
+        names = users[stage.identity]
+        for_whom = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} others"
+        state = "cached" if stage.identity in done else "to do"
+        table.add_row(stage.kind, Text(stage.label), for_whom, state, clock(stage.work))
     _console().print(table)
+    if len(spec.experiments) > 1:
+        _console().print(_sharing(spec, stages, users))
     jobs = jobs or default_jobs(spec.device)
-    users = [parent.identity for stage in stages for parent in {p.identity: p for p in stage.parents}.values()]
-    shared = sum(users.count(stage.identity) > 1 for stage in stages)
     seconds = sum(stage.work for stage in stages if stage.identity not in done)
+    shared = sum(len(names) > 1 for names in users.values())
     _say(
-        f"{len(stages)} stages: {len(done)} cached, {len(stages) - len(done)} to do; {shared} used by several others.\n"
-        f"About {seconds:.0f} core seconds; {clock(estimate(stages, done, jobs))} with --jobs {jobs}."
+        f"{len(stages)} stages: {len(done)} cached, {len(stages) - len(done)} to do; {shared} serve several "
+        f"experiments.\nAbout {seconds:.0f} core seconds; {clock(estimate(stages, done, jobs))} with --jobs {jobs}."
     )
+
+
+def _sharing(spec: StudySpec, stages: Sequence[Stage], users: Mapping[str, Sequence[str]]) -> Table:
+    """What each experiment needs, and what it adds to the others."""
+    from aligngap.pipeline.executors.progress import clock
+
+    table = _table("What each experiment adds", "experiment", ">stages", ">of its own", ">estimate of its own")
+    for name in spec.experiments:
+        needed = [stage for stage in stages if name in users[stage.identity]]
+        own = [stage for stage in needed if len(users[stage.identity]) == 1]
+        table.add_row(name, str(len(needed)), str(len(own)), clock(sum(stage.work for stage in own)))
+    return table
 
 
 @app.command()
@@ -218,6 +241,34 @@ def report(directory: Run) -> None:
     from aligngap.report.page import publish
 
     _say(f"Report: {publish(directory)}")
+
+
+@app.command()
+def figures(
+    directory: Run,
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="png, svg or pdf.")] = "png",
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR/figures]")] = None,
+    opponent: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose responses win rates are against: golden_policy or sft.")
+    ] = "golden_policy",
+) -> None:
+    """Write every figure of the report as a file, TASK-EXPERIMENT-FIGURE.FORMAT. No browser is needed."""
+    from aligngap.report import charts
+    from aligngap.report.load import OPPONENTS, load
+
+    for option, value, known in (("--format", form, charts.FORMATS), ("--opponent", opponent, OPPONENTS)):
+        if value not in known:
+            raise UserError(f"there is no '{value}'", where=option, mend=f"Known: {', '.join(known)}.")
+    data = load(directory)
+    folder = out or directory / "figures"
+    try:
+        written = charts.figures(data, folder, (cast("charts.Format", form),), opponent=opponent)
+    except OSError as error:
+        mend = "Give --out another folder."
+        raise UserError(f"cannot be written: {error.strerror}", where=str(folder), mend=mend) from error
+    if not written:
+        raise UserError("there is nothing to draw: no run has a measured point", where=str(directory))
+    _say(f"{len(written)} figures: {folder}")
 
 
 @app.command()
@@ -283,6 +334,57 @@ def verify(directory: Run, store: StorePath = None) -> None:
         print(f"{len(problems)} problems. Remove the artefacts named and run the study again.", file=sys.stderr)
         raise typer.Exit(1)
     _say(f"{len(made)} artefacts are as they were written.")
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder or a hub set (owner/name).")],
+    format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The data's format.  [default: found from the data]")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Count tokens of this base, folder or hub id, not words.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="Only this split.  [default: all]")] = None,
+    config: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration or folder of a hub set.")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub set.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="What the data call a column.")
+    ] = None,
+    keep_ties: Annotated[bool, typer.Option("--keep-ties", help="Keep ties, with preference 1/2.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a preference data set holds, before any training: format, rows dropped, lengths, duplicates, leaks."""
+    import json
+
+    from aligngap.tasks.check import diagnose
+    from aligngap.tasks.datasets import DatasetSpec
+
+    renamed = dict(item.partition("=")[::2] for item in columns or [])
+    if wrong := [name for name, theirs in renamed.items() if not name or not theirs]:
+        raise UserError(f"'{wrong[0]}' names no column", where="--column", mend="Write --column prompt=question.")
+    spec = DatasetSpec(
+        source=data,
+        format=format,
+        config=config,
+        revision=revision,
+        columns=renamed,
+        ties="keep" if keep_ties else "drop",
+    )
+    found = diagnose(spec, _tokenizer(tokenizer) if tokenizer else None, split)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+        return
+    console = _console()
+    _say(f"{data}", console)
+    for heading, lines in found.sections():
+        _say("\n".join([f"\n{heading}", *(f"  {line}" for line in lines)]), console)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from aligngap.models.build import SHIPPED, base_path, load_tokenizer
+
+    return load_tokenizer(base_path(name) if name in SHIPPED else name)
 
 
 @app.command()

@@ -12,13 +12,13 @@ from pydantic import TypeAdapter
 from aligngap.models.policy import Policy
 from aligngap.sources.base import Ingredients, PairSource, SourceSpec
 from aligngap.sources.mixture import Mixture, MixtureSpec
-from aligngap.sources.recorded import RecordedSpec
+from aligngap.sources.recorded import RecordedSpec, without_end
 from aligngap.sources.recording import Recording
 from aligngap.sources.registry import AnySource
-from aligngap.sources.sampled import FrozenSpec, SampledSpec
+from aligngap.sources.sampled import Sampled, SampledSpec
 from aligngap.train.loop import Checkpointer
 from aligngap.train.step import Optimiser, OptimSpec
-from aligngap.types import PairBatch, concatenate
+from aligngap.types import PairBatch, Tokens, concatenate
 from fakes import (
     END,
     TablePolicy,
@@ -41,22 +41,25 @@ SPECS: dict[str, SourceSpec] = {
         f"recorded {order}": RecordedSpec(order=order, window=2)
         for order in ("schedule", "sequence", "window", "uniform")
     },
+    "recorded ends dropped": RecordedSpec(ends="dropped"),
     "sampled s=1": SampledSpec(),
     "sampled s=3": SampledSpec(sync_period=3),
     "sampled s=inf": SampledSpec(sync_period=None),
-    "frozen": FrozenSpec(),
+    "sampled s=1, soft": SampledSpec(labels="probability"),
     "mixture": MixtureSpec(on_policy=0.4),
     "mixture s=2, sequence": MixtureSpec(sampled=SampledSpec(sync_period=2), recorded=RecordedSpec(order="sequence")),
 }
-SOURCES = [*SPECS, *(f"recording {name}" for name in SPECS)]
+NAMES = [*SPECS, "frozen"]
+"""`frozen` stands in no study: stages build it of checkpoints."""
+SOURCES = [*NAMES, *(f"recording {name}" for name in NAMES)]
 LIVE = [name for name in SOURCES if "sampled" in name or "mixture" in name]
 FOLLOWS = [name for name in LIVE if "inf" not in name]
 
 
 def build(name: str, seed: int = 0) -> PairSource:
-    spec = SPECS[name.removeprefix("recording ")]
-    given = Ingredients(seed, BATCH, PROMPTS, likes_token(3), PAIRS, FROZEN)
-    source = spec.build(given)
+    of = name.removeprefix("recording ")
+    given = Ingredients(seed, BATCH, PROMPTS, likes_token(3), PAIRS, END)
+    source = Sampled(PROMPTS, likes_token(3), seed, frozen=FROZEN) if of == "frozen" else SPECS[of].build(given)
     return Recording(source) if name.startswith("recording") else source
 
 
@@ -118,7 +121,10 @@ def test_batches_hold_what_was_asked_for(name: str) -> None:
                 assert 1 <= len(row) <= LIMIT
                 assert all(0 <= token < VOCABULARY for token in row)
                 assert END not in row[:-1]
-                assert row[-1] == END or len(row) == LIMIT
+                if "dropped" in name:
+                    assert row[-1] != END or row == [END]
+                else:
+                    assert row[-1] == END or len(row) == LIMIT
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -298,7 +304,7 @@ def test_responses_do_not_depend_on_how_the_walk_is_cut_into_batches() -> None:
 
 def test_frozen_takes_the_first_response_from_the_first_policy() -> None:
     one, two = (TablePolicy([[1]], [[3, END], [4, END]], torch.tensor([row])) for row in ([0.0, -1e4], [-1e4, 0.0]))
-    source = FrozenSpec().build(Ingredients(0, 3, prompts_of([[1]]), likes_token(4), frozen=(one, two)))
+    source = Sampled(prompts_of([[1]]), likes_token(4), 0, frozen=(one, two))
     batch = source.next_batch(3)
     assert batch.first.rows() == [[3, END]] * 3
     assert batch.second.rows() == [[4, END]] * 3
@@ -325,11 +331,47 @@ def test_sequence_is_the_recording_and_window_and_uniform_are_its_shuffles() -> 
     assert [k // 12 for k in uniform] != [k // 12 for k in range(25)]
 
 
+def test_responses_lose_their_end_token_and_nothing_else() -> None:
+    """The row below a lone end token is what a policy that says nothing leaves: an empty response cannot be scored."""
+    rows = [[3, 4, END], [END], [3, END, 4], [5, 4, 3, 3]]
+    assert without_end(Tokens.collate(rows), END).rows() == [[3, 4], [END], [3, END, 4], [5, 4, 3, 3]]
+    whole, dropped = (build(name).next_batch(25) for name in ("recorded schedule", "recorded ends dropped"))
+    for a, b in ((whole.first, dropped.first), (whole.second, dropped.second)):
+        assert [row[:-1] if row[-1] == END and len(row) > 1 else row for row in a.rows()] == b.rows()
+        assert a.rows() != b.rows()
+    assert whole.prompts.rows() == dropped.prompts.rows()
+    assert torch.equal(whole.preference, dropped.preference)
+    assert whole.provenance == dropped.provenance
+
+
+def test_dropped_ends_go_with_any_order_and_need_the_end_token() -> None:
+    """A slight mismatch of the replayed stream (appendix F): the very pairs, in the very order, but for the ends."""
+    given = Ingredients(0, BATCH, PROMPTS, pairs=PAIRS, end_token=END)
+    exact, mismatch = (RecordedSpec(order="sequence", ends=ends).build(given) for ends in ("kept", "dropped"))
+    a, b = exact.next_batch(25), mismatch.next_batch(25)
+    assert a.prompt_numbers.tolist() == b.prompt_numbers.tolist() == list(range(25))
+    assert a.first.rows() != b.first.rows()
+    assert PAIRS.first.rows() == a.first.rows()  # the recording itself is left as it was
+    with pytest.raises(ValueError, match="end token"):
+        RecordedSpec(ends="dropped").build(Ingredients(0, BATCH, PROMPTS, pairs=PAIRS))
+
+
+def test_frozen_pairs_have_noise_of_their_own_purpose() -> None:
+    """Pairs made for a data set are not those that an online arm of the seed saw."""
+    one, two, again = (
+        Sampled(PROMPTS, likes_token(3), 0, frozen=FROZEN, purpose=purpose).next_batch(25)
+        for purpose in ("generate", "sampling", "generate")
+    )
+    assert torch.equal(one.prompt_numbers, two.prompt_numbers)
+    assert one.first.rows() != two.first.rows()
+    assert same_pairs(one, again)
+
+
 def test_mixture_shares_and_places() -> None:
     tables = [TablePolicy([[1]], [[3, END], [4, END]], torch.tensor([row])) for row in ([0.0, -1e4], [-1e4, 0.0])]
 
     def part(policy: TablePolicy) -> PairSource:
-        return FrozenSpec().build(Ingredients(0, 4, prompts_of([[1]]), likes_token(3), frozen=(policy, policy)))
+        return Sampled(prompts_of([[1]]), likes_token(3), 0, frozen=(policy, policy))
 
     mixture = Mixture([part(policy) for policy in tables], [0.3, 0.7], seed=0)
     from_first = torch.tensor(
@@ -351,7 +393,6 @@ def test_mixture_shares_must_sum_to_one(shares: list[float]) -> None:
     [
         (SampledSpec(), "judge"),
         (RecordedSpec(), "recorded pairs"),
-        (FrozenSpec(), "two frozen policies"),
         (MixtureSpec(), "judge"),
     ],
 )

@@ -12,7 +12,7 @@ import polars as pl
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.seeds import numpy_stream
-from aligngap.stats.bootstrap import Estimate, fraction_closed, gap_estimates
+from aligngap.stats.bootstrap import Estimate, Groups, Seed, estimate, fraction_closed, gap_estimates, prompt_means
 from aligngap.stats.curves import Run
 from aligngap.stats.overoptimisation import Overoptimisation, overoptimisation
 from aligngap.stats.verdict import Verdict
@@ -20,11 +20,14 @@ from aligngap.stats.verdict import Verdict
 
 @dataclass(frozen=True)
 class Labelled:
-    """An estimate as the report shows it."""
+    """An estimate as the report shows it. null: the value that the verdict's rule holds the interval against; None
+    where the rule is not a test of one value (an equivalence, say).
+    """
 
     label: str
     estimate: Estimate
     unit: str = "win rate"
+    null: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Finished:
 
     per_pair: what it makes of `D_golden` pairs, with columns step, split, prompt_number, correct (1, 0 or 0.5) and
     drift (log pi/pi_sft of the preferred response, nats). per_prompt: step, split, prompt_number, kl, tokens, utility,
-    response_ids, win_*, margin_*.
+    response_ids, win_*, margin_*. parameters: the policy's number of weights.
     """
 
     entry: ArmEntry
@@ -83,6 +86,7 @@ class Finished:
     weights_sha256: str
     per_pair: pl.DataFrame = field(default_factory=pl.DataFrame)
     per_prompt: pl.DataFrame = field(default_factory=pl.DataFrame)
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,25 @@ class TaskData:
     def share_closed(self, x: Sequence[Run], offline: Sequence[Run], online: Sequence[Run], *purpose: str) -> Estimate:
         """Share of the online-offline gap that `x` closes; see `stats.bootstrap.fraction_closed`."""
         return fraction_closed(x, offline, online, self.rng(*purpose), replicates=self.settings.replicates)
+
+    def estimate(self, groups: Groups, statistic: Callable[[Seed], float], *purpose: str) -> Estimate:
+        """Any statistic of the curves of a seed's runs, by group; see `stats.bootstrap.estimate`."""
+        return estimate(groups, statistic, rng=self.rng(*purpose), replicates=self.settings.replicates)
+
+    def prompt_means(self, values: Mapping[str, tuple[pl.DataFrame, pl.Expr]], *purpose: str) -> dict[str, Estimate]:
+        """Means over prompts and seeds of per-prompt values; see `stats.bootstrap.prompt_means`.
+
+        values: by name, a table with the columns seed and prompt_number, a row a seed and prompt, and the value as an
+        expression of its columns. A table without rows is no data.
+        """
+        by_seed = {
+            name: {
+                int(rows["seed"][0]): rows.sort("prompt_number").select(value.cast(pl.Float64)).to_series().to_numpy()
+                for rows in (table.partition_by("seed") if len(table) else [])
+            }
+            for name, (table, value) in values.items()
+        }
+        return prompt_means(by_seed, rng=self.rng(*purpose), replicates=self.settings.replicates)
 
     def over_optimisation(self, runs: Sequence[Run], *purpose: str) -> Overoptimisation:
         """Gao et al.'s form fitted to the gain over SFT; `runs` must be against the SFT policy's responses."""

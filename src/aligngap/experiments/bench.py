@@ -90,7 +90,9 @@ class Bench:
         pooled = tuple(self._pairs(task) for task in self.study.sft_tasks or self.study.tasks)
         return Sft(pairs=pooled, base=self.policy_base, optim=self.study.sft, seed=SHARED_SEED)
 
-    def _preference(self, role: str, spec: PreferenceSpec, base: str, pairs: Stage, seed: int) -> Preference:
+    def _preference(
+        self, role: str, spec: PreferenceSpec, base: str, pairs: Stage, seed: int, more: tuple[Stage, ...] = ()
+    ) -> Preference:
         return Preference(
             pairs=pairs,
             base=Base.named(base),
@@ -99,12 +101,19 @@ class Bench:
             train_pairs=spec.train_pairs,
             optim=spec.optim,
             seed=seed,
+            more=more,
         )
 
     @cached_property
     def golden(self) -> Preference:
         """The golden preference model, on the raters' labels."""
         return self._preference("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED)
+
+    def golden_with(self, more: Stage) -> Preference:
+        """Golden trained as ever, for as many steps, on further raters' pairs beside its own."""
+        return self._preference(
+            "golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more=(more,)
+        )
 
     @cached_property
     def golden_pairs(self) -> Relabel:
@@ -126,10 +135,16 @@ class Bench:
         loss: LossSpec | None = None,
         lr_factor: float = 1.0,
         step_factor: float = 1.0,
+        clip_factor: float = 1.0,
     ) -> Arm:
-        """An arm at the baseline configuration, but for what is given."""
+        """An arm at the baseline configuration, but for what is given. clip_factor: of the largest gradient norm."""
         optim = self.study.baseline.optim
-        optim = optim.model_copy(update={"lr": optim.lr * lr_factor, "steps": round(optim.steps * step_factor)})
+        changed = {
+            "lr": optim.lr * lr_factor,
+            "steps": round(optim.steps * step_factor),
+            "max_grad_norm": optim.max_grad_norm * clip_factor,
+        }
+        optim = optim.model_copy(update=changed)
         return Arm(
             sft=self.sft,
             task=self.pairs,

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from aligngap.experiments import coverage, goodhart, tandem
+from aligngap.experiments import (
+    classification,
+    coverage,
+    dataset,
+    discrimination,
+    golden,
+    goodhart,
+    loss,
+    policy_gradient,
+    proxy,
+    quality,
+    regularised,
+    scaling,
+    tandem,
+    theory,
+)
 from aligngap.experiments.base import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -11,5 +26,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         goodhart.EXPERIMENT,
         coverage.EXPERIMENT,
         tandem.EXPERIMENT,
+        quality.EXPERIMENT,
+        classification.EXPERIMENT,
+        discrimination.EXPERIMENT,
+        loss.EXPERIMENT,
+        scaling.EXPERIMENT,
+        dataset.EXPERIMENT,
+        theory.EXPERIMENT,
+        proxy.EXPERIMENT,
+        policy_gradient.EXPERIMENT,
+        regularised.EXPERIMENT,
+        golden.EXPERIMENT,
     )
 }

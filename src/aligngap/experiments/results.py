@@ -24,6 +24,7 @@ from aligngap.pipeline.graph import Outcome, Stage, all_stages
 from aligngap.pipeline.stages import SPLITS, Evaluate
 from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.curves import Run
+from aligngap.stats.verdict import MAX_SEEDS, bootstrap_p, holm, prompts_needed, seeds_needed
 from aligngap.store.record import environment
 from aligngap.store.store import Store, read_json, write_json
 from aligngap.tasks.pairs import read_pairs
@@ -96,7 +97,8 @@ def _task(
             prompts = _named(pl.read_parquet(store.get(evaluation.identity).path / "per_prompt.parquet"), task, entry)
             pairs = pl.read_parquet(store.get(evaluation.identity).path / "per_pair.parquet")
             listed[-1] |= _measured(entry, evaluation, store, prompts, pairs)
-            finished.append(Finished(entry, _runs(entry, prompts), listed[-1]["weights_sha256"], pairs, prompts))
+            size = read_json(store.get(entry.stage.sft.identity).path / "metrics.json")["parameters"]
+            finished.append(Finished(entry, _runs(entry, prompts), listed[-1]["weights_sha256"], pairs, prompts, size))
             per_prompt.append(prompts.drop("response_ids"))
             texts = texts or Texts(bench, store)
             samples.append(_samples(prompts, texts))
@@ -104,11 +106,13 @@ def _task(
         samples += _opponent_samples(bench, task, store, texts)
     tables, measured = _tables(study, task, store, outcome)
     data = TaskData(task, study.analysis, finished, tables)
+    concluded = {name: _concluded(name, data) for name in study.experiments}
     return {
         "arms": listed,
         "measures": measured,
         "stages": _stages(bench, store),
-        "experiments": {name: _concluded(name, data) for name in study.experiments},
+        "experiments": concluded,
+        "holm": _holm({name: content["estimates"] for name, content in concluded.items()}),
     }
 
 
@@ -332,13 +336,18 @@ def _concluded(name: str, data: TaskData) -> dict[str, Any]:
         "rule": experiment.rule,
         "verdict": found.verdict,
         "sentence": found.sentence,
-        "estimates": {key: _estimate(value) for key, value in found.estimates.items()},
+        "estimates": {
+            key: _estimate(value, decides=index == 0) for index, (key, value) in enumerate(found.estimates.items())
+        },
+        "power": _power(next(iter(found.estimates.values()), None)),
         "figures": [asdict(figure) for figure in found.figures],
     }
 
 
-def _estimate(value: Labelled) -> dict[str, Any]:
+def _estimate(value: Labelled, *, decides: bool) -> dict[str, Any]:
+    """decides: whether the verdict rests on it; only then is its p-value that of a hypothesis stated before the run."""
     found: Estimate = value.estimate
+    null = value.null if decides else None
     return {
         "label": value.label,
         "unit": value.unit,
@@ -348,7 +357,39 @@ def _estimate(value: Labelled) -> dict[str, Any]:
         "n_seeds": found.n_seeds,
         "n_prompts": found.n_prompts,
         "note": found.note,
+        "null": null,
+        "p": bootstrap_p(found.draws, null) if null is not None and math.isfinite(found.low) else None,
     }
+
+
+def _holm(estimates: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | None]:
+    """Holm's adjusted p-value of each experiment's first estimate, over all experiments of the task."""
+    first = {name: next(iter(found.values()), {}).get("p") for name, found in estimates.items()}
+    adjusted = holm([math.nan if p is None else p for p in first.values()])
+    return dict(zip(first, adjusted.tolist(), strict=True))
+
+
+def _power(first: Labelled | None) -> dict[str, Any] | None:
+    """Seeds, and prompts, that would resolve an effect of the size seen in four runs of five; null where a spread is
+    not known. What the prompts do to all seeds alike is taken to be all that they do: slightly too many seeds.
+    """
+    if first is None or first.null is None:
+        return None
+    found = first.estimate
+    effect = found.value - first.null
+    if not math.isfinite(effect) or effect == 0:
+        return {"seeds": None, "prompts": None, "note": "No effect was seen, so none can be planned for."}
+    if not math.isfinite(found.prompt_se):
+        return {"seeds": None, "prompts": None, "note": "Cannot be told: the prompts' part of the error is not known."}
+    prompts = prompts_needed(effect, found.prompt_se, found.n_prompts)
+    if len(found.seed_values) < 2:
+        note = "Seeds cannot be told: one seed does not show how far seeds scatter."
+        return {"seeds": None, "prompts": prompts, "note": note}
+    seeds = seeds_needed(effect, float(found.seed_values.std(ddof=1)), found.prompt_se, shared=1.0)
+    note = (
+        "" if seeds else f"No number of seeds up to {MAX_SEEDS} is enough with these prompts: more prompts are needed."
+    )
+    return {"seeds": seeds, "prompts": prompts, "note": note}
 
 
 def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]:

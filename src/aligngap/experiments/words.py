@@ -15,9 +15,9 @@ def interval_words(estimate: Estimate, *, signed: bool = False) -> str:
     return f"{estimate.value:{sign}.1%} [{estimate.low:{sign}.1%}, {estimate.high:{sign}.1%}]"
 
 
-def across(estimate: Estimate) -> str:
-    """What the interval covers."""
+def across(estimate: Estimate, items: str = "prompts") -> str:
+    """What the interval covers; `items`: what the estimate counts as its prompts."""
     if estimate.n_seeds == 1:
-        return f"1 seed: the interval covers the {estimate.n_prompts} prompts only, not another training run"
+        return f"1 seed: the interval covers the {estimate.n_prompts} {items} only, not another training run"
     note = ", few: read the interval with care" if estimate.n_seeds < 5 else ""
-    return f"{estimate.n_seeds} seeds{note}, {estimate.n_prompts} prompts"
+    return f"{estimate.n_seeds} seeds{note}, {estimate.n_prompts} {items}"

@@ -1,29 +1,32 @@
 """Every figure once: as panels that the page embeds and drives, and as images for papers and READMEs.
 
-A *panel* is a single view over the named data sets `points`, `runs`, `bands` and `references`, steered by parameters
-(task, split, judge, families shown ...). The page embeds the panels without data and sets the parameters from its own
-controls, so that one copy of the data serves all figures; an image is the same panels side by side with the parameters
-fixed and the data put in. Colours come from a `Palette`, in the page as CSS variables, so that dark mode and printing
-are matters of style alone.
+A *panel* is a single view over the named data sets of one task (`points`, `runs`, `references`, `drawn`: `datasets`),
+steered by parameters: split, judge, opponent, what is shown ... The page embeds the panels without data and sets the
+parameters from its own controls, so that one copy of a task's data serves all its figures; an image is the same panels
+side by side with the parameters fixed and the data put in. What an experiment draws itself goes through one builder,
+`drawn_panel`. Colours come from a `Look`, in the page as CSS variables, so that dark mode and printing are matters of
+style alone.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import polars as pl
 
-from aligngap.report.load import JUDGES, OPPONENTS, SPLITS, ReportData, Task
+from aligngap.report.load import FAMILIES, JUDGES, OPPONENTS, SPLITS, Drawing, Experiment, ReportData, Task
 
 if TYPE_CHECKING:
     import altair as alt
 
 Format = Literal["png", "svg", "pdf"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 OPPONENT_NAMES = {"golden_policy": "the golden policy", "sft": "the SFT policy"}
 JUDGE_NAMES = {"golden": "Golden judge", "true": "True utility", "proxy": "Proxy judge"}
@@ -37,77 +40,69 @@ FAMILY_NAMES = {
     "golden_policy": "Golden policy",
 }
 
-#: Okabe and Ito's colours, told apart with every common kind of colour blindness; shapes repeat the distinction.
-_FAMILY_COLOURS = {
-    "online": "#0072B2",
-    "offline": "#D55E00",
-    "offline_proxy": "#CC79A7",
-    "replay": "#56B4E9",
-    "shuffled": "#009E73",
-    "golden_policy": "#B88700",
-}
-_SPARE_COLOURS = ("#7A7A7A", "#8C6BB1", "#A6761D")
-_FAMILY_SHAPES = {
-    "online": "circle",
-    "offline": "square",
-    "offline_proxy": "triangle-down",
-    "replay": "triangle-up",
-    "shuffled": "diamond",
-    "golden_policy": "cross",
-}
-_SPARE_SHAPES = ("triangle-right", "triangle-left", "stroke")
-#: The same hues, lighter, for a dark ground.
-_FAMILY_DARK = {
-    "online": "#4BA3E3",
-    "offline": "#FF8A4C",
-    "offline_proxy": "#EDA3CB",
-    "replay": "#A5D8FF",
-    "shuffled": "#35C99B",
-    "golden_policy": "#F0C24B",
-}
-_SPARE_DARK = ("#A8A8A8", "#B9A2DB", "#D9B36C")
-JUDGE_COLOURS = {"golden": "#B88700", "true": "#009E73", "proxy": "#B4508A"}
-JUDGE_DARK = {"golden": "#F0C24B", "true": "#35C99B", "proxy": "#F29CCB"}
+#: On a light and on a dark ground, each at least 3:1 against it. The first six follow Okabe and Ito, told apart with
+#: every common kind of colour blindness; after the proxy judge's come those for families that a study adds.
+HUES = (
+    ("#0072B2", "#4BA3E3"),
+    ("#D55E00", "#FF8A4C"),
+    ("#C2609A", "#EDA3CB"),
+    ("#2E95D3", "#A5D8FF"),
+    ("#009E73", "#35C99B"),
+    ("#B88700", "#F0C24B"),
+    ("#B4508A", "#F29CCB"),
+    ("#4F3FB0", "#A79BF0"),
+    ("#8A5A2B", "#D9B36C"),
+    ("#1F8A94", "#6FD3DC"),
+    ("#882255", "#E27FA8"),
+    ("#7F7F1A", "#D6D66F"),
+    ("#6E7781", "#A8B0B8"),
+    ("#117733", "#7CCB8C"),
+)
+JUDGE_HUES = {"golden": 5, "true": 4, "proxy": 6}
+_JUDGE_SHAPES = ("circle", "diamond", "triangle-up")
+_SPARE_HUES = range(7, 14)
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+_SOLID = (1, 0)
+_FEW_BANDS = 3  # more of them, one over the other, cannot be told apart
+_DASHES = ((6, 3), (2, 2), (8, 3, 2, 3))
 
 #: 0, 500, 1k, 1.5k: a format of the axis would give all labels the largest one's unit.
 _SHORT = "format(datum.value, '~s')"
 _KL_TICKS = [v * 10.0**e for e in range(-6, 6) for v in (1, 3)]
+_PERCENT = re.compile(r"\b(win rate|accuracy|agreement|share|quantile)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Palette:
-    """Colours as a drawing takes them: hexadecimal for images, CSS variables for the page."""
+class Style:
+    """How a family or a series is told apart: by hue (an index into `HUES`), shape and dash, never by one alone."""
 
-    ink: str
-    muted: str
-    grid: str
-    family: dict[str, str]
-    judge: dict[str, str]
-
-    @classmethod
-    def for_images(cls, families: Sequence[str]) -> Palette:
-        return cls("#22262b", "#5d6670", "#e6e8eb", family_colours(families), JUDGE_COLOURS)
-
-    @classmethod
-    def for_page(cls, families: Sequence[str]) -> Palette:
-        family = {name: f"var(--family-{index})" for index, name in enumerate(families)}
-        return cls("var(--ink)", "var(--muted)", "var(--grid)", family, {j: f"var(--judge-{j})" for j in JUDGES})
+    hue: int
+    shape: str
+    dash: tuple[int, ...] = _SOLID
 
 
-def _assign(families: Sequence[str], own: dict[str, str], spare: Sequence[str]) -> dict[str, str]:
-    others = [name for name in families if name not in own]
-    return {name: own[name] if name in own else spare[others.index(name) % len(spare)] for name in families}
+_FAMILY_STYLES = {name: Style(index, _SHAPES[index]) for index, name in enumerate(FAMILIES)}
 
 
-def family_colours(families: Sequence[str], *, dark: bool = False) -> dict[str, str]:
-    """A colour per family that stays the same from report to report."""
-    if dark:
-        return _assign(families, _FAMILY_DARK, _SPARE_DARK)
-    return _assign(families, _FAMILY_COLOURS, _SPARE_COLOURS)
+def styles(names: Sequence[str], families: Sequence[str] = ()) -> dict[str, Style]:
+    """A style for each name. Those that are (or are labelled as) one of `families`, a family of the paper or a judge
+    have that one's; others go through hues, shapes and dashes, of which no two among the first 168 share all.
+    """
+    known = _FAMILY_STYLES | (styles(families) if families else {})
+    known |= {family_name(family).lower(): style for family, style in known.items()}
+    known |= {JUDGE_NAMES[judge].lower(): style for judge, style in judge_styles().items()}
+    found = {name: known[key] for name in names for key in (name, name.lower()) if key in known}
+    # Solid lines are for what is known, where there is any.
+    dashes = _DASHES if found else (_SOLID, *_DASHES)
+    for index, name in enumerate(name for name in names if name not in found):
+        hue = _SPARE_HUES[index % len(_SPARE_HUES)]
+        dash = dashes[index // len(_SPARE_HUES) % len(dashes)]
+        found[name] = Style(hue, _SHAPES[index % len(_SHAPES)], dash)
+    return {name: found[name] for name in names}
 
 
-def family_shapes(families: Sequence[str]) -> dict[str, str]:
-    return _assign(families, _FAMILY_SHAPES, _SPARE_SHAPES)
+def judge_styles() -> dict[str, Style]:
+    return {j: Style(JUDGE_HUES[j], shape) for j, shape in zip(JUDGES, _JUDGE_SHAPES, strict=True)}
 
 
 def family_name(family: str) -> str:
@@ -115,161 +110,210 @@ def family_name(family: str) -> str:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Colours as a drawing takes them (hexadecimal for images, CSS variables for the page), and what a report's charts
+    have in common: its families and seeds.
+    """
+
+    ink: str
+    muted: str
+    grid: str
+    hues: tuple[str, ...]
+    families: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def for_images(cls, data: ReportData) -> Look:
+        light = tuple(light for light, _ in HUES)
+        return cls("#22262b", "#5d6670", "#e6e8eb", light, tuple(data.families), tuple(data.seeds))
+
+    @classmethod
+    def for_page(cls, data: ReportData) -> Look:
+        variables = tuple(f"var(--hue-{index})" for index in range(len(HUES)))
+        return cls("var(--ink)", "var(--muted)", "var(--grid)", variables, tuple(data.families), tuple(data.seeds))
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One view of a figure: its title, its chart without data, and the parameters that make it this view."""
+    """One view of a figure. `build` gives its specification, which panels of one `key` share; `params` are the
+    parameters that make it this view, which no control changes.
+    """
 
+    key: str
     title: str
-    chart: alt.LayerChart | alt.FacetChart
-    params: dict[str, Any]
-
-    def spec(self) -> dict[str, Any]:
-        """Vega-Lite without data, but for the few values a panel brings itself."""
-        import altair as alt
-
-        with alt.data_transformers.enable("default", consolidate_datasets=False):
-            spec: dict[str, Any] = self.chart.to_dict()
-        for key in ("$schema", "config"):
-            spec.pop(key, None)
-        return spec
+    build: Callable[[], dict[str, Any]]
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels that belong together."""
+    """Panels that belong together; without any where there is nothing to draw, and `note` says why.
 
+    series: what its legend names, with labels. shown: what of it is drawn from the start. domains: by opponent, the
+    range of its axes; empty unless it is a win-rate chart. by_split: whether train and held-out prompts differ.
+    """
+
+    task: str
     name: str
     title: str
     caption: str
     panels: tuple[Panel, ...]
-    legend: Literal["family", "judge"] = "family"
-    #: Whether it looks different on train and held-out prompts.
+    series: dict[str, str]
+    styles: dict[str, Style]
+    shown: tuple[str, ...]
+    domains: dict[str, dict[str, float]] = field(default_factory=dict)
     by_split: bool = True
+    note: str = ""
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def datasets(data: ReportData) -> dict[str, list[dict[str, Any]]]:
-    """The named data sets all panels share, as plain rows."""
-    numbers = [name for name, kind in data.points.schema.items() if kind == pl.Float64]
+def datasets(data: ReportData, task: Task) -> dict[str, list[dict[str, Any]]]:
+    """The named data sets that all panels of a task share, as plain rows."""
+    points = data.points.filter(pl.col("task") == task.name).drop("task")
     # Five significant digits are beyond what any of these numbers can carry, and halve the page.
-    points = data.points.with_columns(pl.col(name).round_sig_figs(5) for name in numbers)
-    references = [
-        {"task": task.name, "split": split, "kl": kl} for task in data.tasks for split, kl in task.golden_kl.items()
-    ]
+    points = points.with_columns(
+        pl.col(name).round_sig_figs(5) for name, kind in points.schema.items() if kind == pl.Float64
+    )
+    drawings = [drawing for experiment in task.experiments for drawing in experiment.figures]
     return {
         "points": points.to_dicts(),
-        "runs": data.runs.drop("reason", "weights_sha256").to_dicts(),
-        "bands": data.bands.to_dicts(),
-        "references": references,
+        "runs": data.runs.filter(pl.col("task") == task.name).drop("task", "reason", "weights_sha256").to_dicts(),
+        "references": [{"split": split, "kl": kl} for split, kl in task.golden_kl.items()],
+        "drawn": [{"figure": drawing.key, **point} for drawing in drawings for point in drawing.points],
     }
 
 
-def has_values(data: ReportData, task: str, columns: Iterable[str], *, family: str | None = None) -> bool:
-    """Whether any point of the task (or of the family's baselines) has a number in any of the columns."""
-    points = data.points.filter(pl.col("task") == task)
-    if family is not None:
-        points = points.filter((pl.col("family") == family) & pl.col("baseline"))
-    return any(points[name].count() > 0 for name in columns)
+def _points(data: ReportData, task: str, families: Iterable[str] | None = None) -> pl.DataFrame:
+    chosen = data.points.filter(pl.col("task") == task)
+    return chosen if families is None else chosen.filter(pl.col("family").is_in(list(families)))
 
 
 def splits_of(data: ReportData, task: str) -> list[str]:
-    present = set(data.points.filter(pl.col("task") == task)["split"].to_list())
+    present = set(_points(data, task)["split"].to_list())
     return [split for split in SPLITS if split in present]
 
 
-def _domains(data: ReportData, task: str, opponent: str) -> dict[str, float]:
-    """One range of KL for a task and one of rates for all judges of an opponent: panels can be compared by eye."""
-    points = data.points.filter(pl.col("task") == task)
-    rates = [points[f"rate_{opponent}_{judge}"] for judge in JUDGES]
-    values = [v for series in rates for v in series.drop_nulls().to_list()] + [0.5]
-    low, high = min(values) - 0.03, max(values) + 0.03
+def rate_columns(opponents: Sequence[str] = OPPONENTS) -> list[str]:
+    return [f"rate_{opponent}_{judge}" for opponent in opponents for judge in JUDGES]
+
+
+def _any_number(points: pl.DataFrame, columns: Iterable[str]) -> bool:
+    return any(points[name].count() > 0 for name in columns)
+
+
+def _domains(points: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """By opponent: one range of KL, and one of rates for all its judges, so that panels can be compared by eye."""
     kls = [kl for kl in points["kl"].drop_nulls().to_list() if kl > 0] or [0.01, 10.0]
-    return {
-        "ymin": max(0.0, low // 0.05 * 0.05),
-        "ymax": min(1.0, -(-high // 0.05) * 0.05),
-        "xmin": min(kls) * 0.8,
-        "xmax": max(kls) * 1.25,
-    }
+    found = {}
+    for opponent in OPPONENTS:
+        columns = [points[name] for name in rate_columns([opponent])]
+        rates = [rate for column in columns for rate in column.drop_nulls().to_list()] + [0.5]
+        found[opponent] = {
+            "ymin": round(max(0.0, (min(rates) - 0.03) // 0.05 * 0.05), 4),
+            "ymax": round(min(1.0, -(-(max(rates) + 0.03) // 0.05) * 0.05), 4),
+            "xmin": min(kls) * 0.8,
+            "xmax": max(kls) * 1.25,
+        }
+    return found
 
 
 # --- panels ---------------------------------------------------------------------------------------------------------
 
+_DEFAULTS: dict[str, Any] = {
+    "split": "held_out",
+    "shown": [],
+    "seeds": [],
+    "sweep": True,
+    "xscale": "log",
+    "opponent": "golden_policy",
+    "judge": "golden",
+    "xmin": 0.01,
+    "xmax": 10,
+    "ymin": 0,
+    "ymax": 1,
+    "only": "",
+    "figure": "",
+}
+"""Every parameter; all panels have all, so that a control need not know which use it."""
 
-def _shared_params(families: Sequence[str], seeds: Sequence[int], values: dict[str, Any]) -> list[alt.Parameter]:
-    import altair as alt
-
-    defaults: dict[str, Any] = {
-        "task": "",
-        "split": "held_out",
-        "shown": list(families),
-        "seeds": list(seeds),
-        "sweep": True,
-        "xscale": "log",
-        "opponent": "golden_policy",
-        "judge": "golden",
-        "xmin": 0.01,
-        "xmax": 10,
-        "ymin": 0,
-        "ymax": 1,
-        "only": "",
-    }
-    return [alt.param(name=name, value=value) for name, value in (defaults | values).items()]
-
-
-#: Rows that the controls leave in view. A run without a seed is never hidden by the choice of seeds.
-_IN_VIEW = (
-    "datum.task === task && indexof(shown, datum.family) >= 0 && (sweep || datum.baseline)"
-    " && (datum.seed === null || indexof(seeds, datum.seed) >= 0)"
-)
+_OF_SEED = "(datum.seed === null || indexof(seeds, datum.seed) >= 0)"  # a run without a seed is never hidden
+_IN_VIEW = f"indexof(shown, datum.family) >= 0 && (sweep || datum.baseline) && {_OF_SEED}"
 _OF_SPLIT = "datum.split === split"
 _DRAWABLE_KL = "isValid(datum.kl) && (xscale !== 'log' || datum.kl > 0)"
 
 
-def _family_encodings(palette: Palette) -> tuple[alt.Color, alt.Shape]:
+def _spec(*layers: alt.Chart | alt.LayerChart) -> dict[str, Any]:
+    """Vega-Lite without data, but for the few values that a layer brings itself."""
     import altair as alt
 
-    families = list(palette.family)
-    names = "{" + ",".join(f"{json.dumps(f)}:{json.dumps(family_name(f))}" for f in families) + "}[datum.label]"
-    legend = alt.Legend(title=None, orient="bottom", labelExpr=names, columns=6, symbolOpacity=1)
-    scale = alt.Scale(domain=families, range=[palette.family[f] for f in families])
-    shapes = family_shapes(families)
-    shape_scale = alt.Scale(domain=families, range=[shapes[f] for f in families])
-    return (
-        alt.Color("family:N", scale=scale, legend=legend),
-        alt.Shape("family:N", scale=shape_scale, legend=legend),
-    )
+    params = [alt.param(name=name, value=value) for name, value in _DEFAULTS.items()]
+    with alt.data_transformers.enable("default", consolidate_datasets=False):
+        # Validation takes most of the time; the tests do it.
+        spec: dict[str, Any] = alt.layer(*layers).add_params(*params).to_dict(validate=False)
+    for key in ("$schema", "config"):
+        spec.pop(key, None)
+    return spec
 
 
-def _kl_axis(title: str = "KL(policy || SFT), nats") -> alt.X:
+def _encodings(look: Look, column: str, names: Mapping[str, str], own: Mapping[str, Style]) -> dict[str, Any]:
+    """Colour, shape and dash by a column, with one legend for all three."""
+    import altair as alt
+
+    order = list(names)
+    labels = "{" + ",".join(f"{json.dumps(n)}:{json.dumps(label)}" for n, label in names.items()) + "}[datum.label]"
+    legend = alt.Legend(title=None, orient="bottom", labelExpr=labels, columns=5, symbolOpacity=1)
+
+    def scale(values: Sequence[Any]) -> alt.Scale:
+        return alt.Scale(domain=order, range=list(values))
+
+    return {
+        "color": alt.Color(f"{column}:N", scale=scale([look.hues[own[n].hue] for n in order]), legend=legend),
+        "shape": alt.Shape(f"{column}:N", scale=scale([own[n].shape for n in order]), legend=legend),
+        "dash": alt.StrokeDash(f"{column}:N", scale=scale([list(own[n].dash) for n in order]), legend=legend),
+    }
+
+
+def _family_encodings(look: Look) -> dict[str, Any]:
+    names = {family: family_name(family) for family in look.families}
+    return _encodings(look, "family", names, styles(look.families))
+
+
+def _kl_axis() -> alt.X:
     import altair as alt
 
     axis = alt.Axis(values=_KL_TICKS, format=".3~r", grid=False)
     # Not forced to nice round ends: on a log axis that would waste a third of the width.
     scale = alt.Scale(type="log", nice=False, domain=[alt.ExprRef("xmin"), alt.ExprRef("xmax")])
-    return alt.X("kl:Q", title=title, axis=axis, scale=scale)
+    return alt.X("kl:Q", title="KL(policy || SFT), nats", axis=axis, scale=scale)
 
 
-def _dash(palette: Palette, value: float) -> alt.Chart:
+def _rate_axis(title: str, column: str = "rate") -> alt.Y:
+    import altair as alt
+
+    scale = alt.Scale(domain=[alt.ExprRef("ymin"), alt.ExprRef("ymax")], nice=False, clamp=True)
+    return alt.Y(f"{column}:Q", title=title, scale=scale, axis=alt.Axis(format=".0%", tickCount=6))
+
+
+def _dash(look: Look, value: float) -> alt.Chart:
     """A dashed line across at a value of y; the axis is that of the layers above it."""
     import altair as alt
 
-    rule = alt.Chart(alt.InlineData(values=[{"at": value}])).mark_rule(
-        strokeDash=[4, 4], color=palette.muted, opacity=0.9
-    )
+    rule = alt.Chart(alt.InlineData(values=[{"at": value}])).mark_rule(strokeDash=[4, 4], color=look.muted, opacity=0.9)
     encoded: alt.Chart = rule.encode(y=alt.Y("at:Q"))
     return encoded
 
 
-def _golden_kl_rule(palette: Palette) -> alt.LayerChart | alt.FacetChart:
+def _golden_kl_rule(look: Look) -> alt.LayerChart:
     import altair as alt
 
-    base = alt.Chart(alt.NamedData("references")).transform_filter("datum.task === task && datum.split === split")
-    rule = base.mark_rule(strokeDash=[2, 3], color=palette.muted, opacity=0.9).encode(x="kl:Q")
-    label = base.mark_text(align="left", baseline="top", dx=4, dy=2, color=palette.muted, fontSize=10).encode(
+    base = alt.Chart(alt.NamedData("references")).transform_filter(_OF_SPLIT)
+    rule = base.mark_rule(strokeDash=[2, 3], color=look.muted, opacity=0.9).encode(x="kl:Q")
+    label = base.mark_text(align="left", baseline="top", dx=4, dy=2, color=look.muted, fontSize=10).encode(
         x="kl:Q", y=alt.value(0), text=alt.value("golden policy’s KL")
     )
-    return alt.layer(rule, label)
+    return alt.LayerChart(layer=[rule, label])
 
 
 def _hover() -> alt.Parameter:
@@ -286,52 +330,49 @@ def _standing_out(yes: float, no: float) -> Any:
     return alt.condition(test, alt.value(yes), alt.value(no))
 
 
-def win_panel(
-    palette: Palette, seeds: Sequence[int], *, task: str, opponent: str, judge: str, domains: dict[str, float]
-) -> Panel:
+def _tooltips(**titles: str) -> list[alt.Tooltip]:
+    import altair as alt
+
+    return [alt.Tooltip(f"{column}:N", title=title) for column, title in titles.items()]
+
+
+@functools.lru_cache(maxsize=64)
+def _win_spec(look: Look) -> dict[str, Any]:
     """Win rate over KL (Tang et al., figure 1): a point a checkpoint, a line a run, in order of KL."""
     import altair as alt
 
-    values: dict[str, Any] = {"task": task, "opponent": opponent, "judge": judge} | domains
-    fields = {what: f"datum['{what}_' + opponent + '_' + judge]" for what in ("rate", "se", "n", "ties")}
+    columns = {what: f"datum['{what}_' + opponent + '_' + judge]" for what in ("rate", "se", "n", "ties")}
     rows = (
         alt.Chart(alt.NamedData("points"))
         .transform_filter(f"{_IN_VIEW} && {_OF_SPLIT} && {_DRAWABLE_KL}")
-        .transform_calculate(**fields)
+        .transform_calculate(**columns)
         .transform_filter("isValid(datum.rate)")
         .transform_calculate(
             low="isValid(datum.se) ? max(0, datum.rate - datum.se) : datum.rate",
             high="isValid(datum.se) ? min(1, datum.rate + datum.se) : datum.rate",
             kl_text="format(datum.kl, '.3~g') + (isValid(datum.kl_se) ? ' ± ' + format(datum.kl_se, '.2~g') : '')",
-            rate_text="format(datum.rate, '.1%') + (isValid(datum.se) ? ' ± ' + format(datum.se, '.1%') : '')",
+            rate_text="format(datum.rate, '.1%')",
+            interval="isValid(datum.se) ? '[' + format(max(0, datum.rate - 1.96 * datum.se), '.1%') + ', '"
+            " + format(min(1, datum.rate + 1.96 * datum.se), '.1%') + ']' : 'none'",
         )
     )
-    colour, shape = _family_encodings(palette)
-    against = OPPONENT_NAMES[opponent]
-    scale = alt.Scale(domain=[alt.ExprRef("ymin"), alt.ExprRef("ymax")], nice=False, clamp=True)
-    y = alt.Y("rate:Q", title=f"win rate against {against}", scale=scale, axis=alt.Axis(format=".0%", tickCount=6))
-    tooltip = [
-        alt.Tooltip("arm:N", title="arm"),
-        alt.Tooltip("seed:N", title="seed"),
-        alt.Tooltip("step:Q", title="step"),
-        alt.Tooltip("kl_text:N", title="KL ± se"),
-        alt.Tooltip("rate_text:N", title="win rate ± se"),
-        alt.Tooltip("n:Q", title="prompts"),
-        alt.Tooltip("ties:Q", title="ties"),
-    ]
-    band = (
-        alt.Chart(alt.NamedData("bands"))
-        .transform_filter(
-            "datum.task === task && datum.split === split && datum.opponent === opponent && datum.judge === judge"
-            f" && indexof(shown, datum.family) >= 0 && {_DRAWABLE_KL}"
-        )
-        .mark_area(opacity=0.16)
-        .encode(_kl_axis(), y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour)
+    of = _family_encodings(look)
+    y = _rate_axis("win rate")
+    tooltip = _tooltips(
+        arm="arm",
+        seed="seed",
+        step="step",
+        kl_text="KL ± se",
+        rate_text="win rate",
+        interval="95%, over prompts",
+        n="prompts",
+        ties="ties",
     )
     line = rows.mark_line(clip=True).encode(
         _kl_axis(),
         y,
-        color=colour,
+        color=of["color"],
+        strokeDash=of["dash"],
         detail="run:N",
         order=alt.Order("kl:Q"),
         strokeWidth=_standing_out(2, 1),
@@ -340,51 +381,47 @@ def win_panel(
     bars = (
         rows.transform_filter("datum.baseline")
         .mark_rule(opacity=0.35, clip=True)
-        .encode(_kl_axis(), y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour)
+        .encode(_kl_axis(), y=_rate_axis("win rate", "low"), y2="high:Q", color=of["color"])
     )
     points = (
         rows.mark_point(filled=True, clip=True)
         .encode(
             _kl_axis(),
             y,
-            color=colour,
-            shape=shape,
+            color=of["color"],
+            shape=of["shape"],
             tooltip=tooltip,
             size=_standing_out(46, 18),
             opacity=_standing_out(1, 0.5),
         )
         .add_params(_hover())
     )
-    layers = alt.layer(line, _dash(palette, 0.5), _golden_kl_rule(palette), band, bars, points)
-    chart = layers.add_params(*_shared_params(list(palette.family), seeds, values))
-    return Panel(JUDGE_NAMES[judge], chart, values)
+    return _spec(line, _dash(look, 0.5), _golden_kl_rule(look), bars, points)
 
 
-def step_panel(
-    palette: Palette, seeds: Sequence[int], *, task: str, measure: str, title: str, reference: float | None = None
-) -> Panel:
+@functools.lru_cache(maxsize=64)
+def _step_spec(look: Look, measure: str, title: str, reference: float | None) -> dict[str, Any]:
     """A measure over optimiser steps (Tang et al., figures 7 and 8)."""
     import altair as alt
 
     rows = alt.Chart(alt.NamedData("points")).transform_filter(
         f"{_IN_VIEW} && {_OF_SPLIT} && isValid(datum.step) && isValid(datum['{measure}'])"
     )
-    colour, shape = _family_encodings(palette)
+    of = _family_encodings(look)
     share = measure in ("accuracy", "self_accuracy")
     axis = alt.Axis(format=".1~%" if share else ".3~r", tickCount=5)
     y = alt.Y(f"{measure}:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=True))
     x = alt.X("step:Q", title="optimiser steps", axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5))
     tooltip = [
-        alt.Tooltip("arm:N", title="arm"),
-        alt.Tooltip("seed:N", title="seed"),
-        alt.Tooltip("step:Q", title="step"),
+        *_tooltips(arm="arm", seed="seed", step="step"),
         alt.Tooltip("kl:Q", title="KL", format=".3~g"),
         alt.Tooltip(f"{measure}:Q", title=title, format=".1%" if share else ".3~g"),
     ]
     line = rows.mark_line().encode(
         x,
         y,
-        color=colour,
+        color=of["color"],
+        strokeDash=of["dash"],
         detail="run:N",
         order=alt.Order("step:Q"),
         strokeWidth=_standing_out(2, 1),
@@ -395,189 +432,337 @@ def step_panel(
         .encode(
             x,
             y,
-            color=colour,
-            shape=shape,
+            color=of["color"],
+            shape=of["shape"],
             tooltip=tooltip,
             size=_standing_out(34, 14),
             opacity=_standing_out(1, 0.45),
         )
         .add_params(_hover())
     )
-    layers: list[alt.Chart] = [line, points]
-    if reference is not None:
-        layers.insert(1, _dash(palette, reference))
-    values = {"task": task}
-    chart = alt.layer(*layers).add_params(*_shared_params(list(palette.family), seeds, values))
-    return Panel(title, chart, values)
+    return _spec(line, *([] if reference is None else [_dash(look, reference)]), points)
 
 
-def judges_panel(palette: Palette, seeds: Sequence[int], *, task: str, family: str, domains: dict[str, float]) -> Panel:
+@functools.lru_cache(maxsize=64)
+def _judges_spec(look: Look) -> dict[str, Any]:
     """What three judges say of one arm against SFT over KL: where they part is over-optimisation (Gao et al.)."""
     import altair as alt
 
-    values: dict[str, Any] = {"task": task, "only": family} | domains
     columns: list[Any] = [f"rate_sft_{judge}" for judge in JUDGES]
     rows = (
         alt.Chart(alt.NamedData("points"))
-        .transform_filter(
-            "datum.task === task && datum.family === only && datum.baseline && "
-            f"(datum.seed === null || indexof(seeds, datum.seed) >= 0) && {_OF_SPLIT} && {_DRAWABLE_KL}"
-        )
+        .transform_filter(f"datum.family === only && datum.baseline && {_OF_SEED} && {_OF_SPLIT} && {_DRAWABLE_KL}")
         .transform_fold(columns, as_=["judged", "rate"])
         .transform_filter("isValid(datum.rate)")
-        .transform_calculate(judge_name="replace(datum.judged, 'rate_sft_', '')")
+        .transform_calculate(by="replace(datum.judged, 'rate_sft_', '')")
     )
-    names = "{" + ",".join(f"{j}:{json.dumps(JUDGE_NAMES[j])}" for j in JUDGES) + "}[datum.label]"
-    legend = alt.Legend(title=None, orient="bottom", labelExpr=names)
-    colour = alt.Color(
-        "judge_name:N",
-        scale=alt.Scale(domain=list(JUDGES), range=[palette.judge[j] for j in JUDGES]),
-        legend=legend,
-    )
-    shape = alt.Shape(
-        "judge_name:N",
-        scale=alt.Scale(domain=list(JUDGES), range=["circle", "diamond", "triangle-up"]),
-        legend=legend,
-    )
-    scale = alt.Scale(domain=[alt.ExprRef("ymin"), alt.ExprRef("ymax")], nice=False, clamp=True)
-    y = alt.Y("rate:Q", title="win rate against SFT", scale=scale, axis=alt.Axis(format=".0%", tickCount=5))
+    of = _encodings(look, "by", JUDGE_NAMES, judge_styles())
+    y = _rate_axis("win rate against SFT")
     tooltip = [
-        alt.Tooltip("judge_name:N", title="judge"),
-        alt.Tooltip("arm:N", title="arm"),
-        alt.Tooltip("seed:N", title="seed"),
-        alt.Tooltip("step:Q", title="step"),
+        *_tooltips(by="judge", arm="arm", seed="seed", step="step"),
         alt.Tooltip("kl:Q", title="KL", format=".3~g"),
         alt.Tooltip("rate:Q", title="win rate", format=".1%"),
     ]
     line = rows.mark_line(strokeWidth=1.8, opacity=0.75, clip=True).encode(
-        _kl_axis(), y, color=colour, detail="run:N", order=alt.Order("kl:Q")
+        _kl_axis(), y, color=of["color"], detail="run:N", order=alt.Order("kl:Q")
     )
     points = rows.mark_point(filled=True, size=36, opacity=1, clip=True).encode(
-        _kl_axis(), y, color=colour, shape=shape, tooltip=tooltip
+        _kl_axis(), y, color=of["color"], shape=of["shape"], tooltip=tooltip
     )
-    chart = alt.layer(line, _dash(palette, 0.5), points).add_params(
-        *_shared_params(list(palette.family), seeds, values)
-    )
-    return Panel(family_name(family), chart, values)
+    return _spec(line, _dash(look, 0.5), points)
 
 
-def cost_panel(palette: Palette, seeds: Sequence[int], *, task: str, measure: str, title: str) -> Panel:
+@functools.lru_cache(maxsize=64)
+def _cost_spec(look: Look, measure: str, title: str) -> dict[str, Any]:
     """What a run reached at its end over what it cost."""
     import altair as alt
 
     rows = alt.Chart(alt.NamedData("runs")).transform_filter(
         f"{_IN_VIEW} && isValid(datum.end_rate) && isValid(datum['{measure}'])"
     )
-    colour, shape = _family_encodings(palette)
+    of = _family_encodings(look)
     tooltip = [
-        alt.Tooltip("arm:N", title="arm"),
-        alt.Tooltip("seed:N", title="seed"),
+        *_tooltips(arm="arm", seed="seed"),
         alt.Tooltip(f"{measure}:Q", title=title, format=",.4~g"),
         alt.Tooltip("end_rate:Q", title="win rate at the end", format=".1%"),
         alt.Tooltip("peak_rate:Q", title="win rate at the peak", format=".1%"),
     ]
+    axis = alt.Axis(format=".0%", tickCount=5)
     points = (
         rows.mark_point(filled=True)
         .encode(
             alt.X(f"{measure}:Q", title=title.lower(), axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5)),
-            alt.Y(
-                "end_rate:Q",
-                title="win rate at the end",
-                axis=alt.Axis(format=".0%", tickCount=5),
-                scale=alt.Scale(zero=False),
-            ),
-            color=colour,
-            shape=shape,
+            alt.Y("end_rate:Q", title="win rate at the end", axis=axis, scale=alt.Scale(zero=False)),
+            color=of["color"],
+            shape=of["shape"],
             tooltip=tooltip,
             size=alt.condition("datum.baseline", alt.value(70), alt.value(28)),
             opacity=alt.condition("datum.baseline", alt.value(1), alt.value(0.5)),
         )
         .add_params(_hover())
     )
-    values = {"task": task}
-    return Panel(title, alt.layer(points).add_params(*_shared_params(list(palette.family), seeds, values)), values)
+    return _spec(points)
+
+
+@functools.lru_cache(maxsize=512)
+def _drawn_spec(
+    look: Look,
+    mark: Literal["line", "point", "bar"],
+    x_title: str,
+    y_title: str,
+    x_log: bool,
+    names: tuple[str, ...],
+    series: tuple[str, ...],
+    pooled: bool,
+    seeded: bool,
+    bounded: bool,
+    zero: bool,
+) -> dict[str, Any]:
+    """An experiment's own points: lines, points or bars with their intervals, and single seeds as faint marks.
+
+    names: the places on the x axis, in order, where they are not numbers. pooled, seeded, bounded: whether any point is
+    of all seeds, is of one seed, has an interval; without pooled points the seeds are all there is to see, and are not
+    faint. zero: whether to mark where y is 0.
+    """
+    import altair as alt
+
+    rate = _PERCENT.search(y_title) is not None
+    form = ".1%" if rate else ".3~g"
+    rows = (
+        alt.Chart(alt.NamedData("drawn"))
+        .transform_filter(f"datum.figure === figure && indexof(shown, datum.series) >= 0 && {_OF_SEED}")
+        .transform_calculate(
+            y_text=f"format(datum.y, '{form}')",
+            interval="isValid(datum.low) && isValid(datum.high) ? "
+            f"'[' + format(datum.low, '{form}') + ', ' + format(datum.high, '{form}') + ']' : 'none'",
+            x_text="datum.x" if names else "format(datum.x, ',.3~r')",
+            of_seeds="datum.seed === null ? 'all' : '' + datum.seed",
+        )
+    )
+    x: Any
+    if names:
+        # Names are often longer than their bar is wide.
+        slanted = sum(map(len, names)) > 50 or len(names) > 8
+        angle = {"labelAngle": -28, "labelAlign": "right"} if slanted else {"labelAngle": 0}
+        words = f"{json.dumps(_labels(names, look))}[datum.label]"
+        axis = alt.Axis(labelExpr=words, labelLimit=170, grid=False, **angle)
+        x = alt.X("x:N", title=x_title or None, sort=list(names), axis=axis, scale=alt.Scale(padding=0.25))
+    else:
+        scale = alt.Scale(type="log", nice=False, padding=12) if x_log else alt.Scale(zero=False, nice=True)
+        ticks: dict[str, Any] = {"values": _KL_TICKS} if x_log and x_title.startswith("KL") else {"tickCount": 6}
+        axis = alt.Axis(format=",.3~r", grid=False, labelOverlap=True, **ticks)
+        x = alt.X("x:Q", title=x_title or None, scale=scale, axis=axis)
+    y_scale = alt.Scale(zero=mark == "bar", nice=True)
+    y = alt.Y("y:Q", title=y_title or None, scale=y_scale, axis=alt.Axis(format=".3~%" if rate else "~g", tickCount=6))
+    of = _encodings(look, "series", _labels(series, look), styles(series, look.families))
+    beside: dict[str, Any] = {}
+    if mark == "bar" and len(series) > 1:
+        beside = {"xOffset": alt.XOffset("series:N", sort=list(series), scale=alt.Scale(domain=list(series)))}
+    tooltip = _tooltips(series="series", x_text=x_title or "x", y_text=y_title or "y", interval="95%", of_seeds="seed")
+    line = {"order": alt.Order("x:Q")} if not names else {}
+    known = rows.transform_filter("isValid(datum.low) && isValid(datum.high) && datum.seed === null")
+    ends = {"y": alt.Y("low:Q", scale=y_scale, title=y_title or None), "y2": alt.Y2("high:Q")}
+    one, every = (rows.transform_filter(f"datum.seed {sign} null") for sign in ("!==", "==="))
+    marks: dict[str, Any] = {"color": of["color"], "shape": of["shape"], "tooltip": tooltip}
+    strokes: dict[str, Any] = {"color": of["color"], "strokeDash": of["dash"], **line}
+    thin: dict[str, Any] = {"strokeWidth": 1, "opacity": 0.3} if pooled else {"strokeWidth": 1.5, "opacity": 0.8}
+    small: dict[str, Any] = {"size": 20, "opacity": 0.4} if pooled else {"size": 42, "opacity": 0.95}
+    layers: list[alt.Chart] = []
+    # Only layers with something in them: Vega complains of an axis without an extent.
+    if mark == "bar" and pooled:
+        layers.append(every.mark_bar(opacity=0.85).encode(x, y, color=of["color"], tooltip=tooltip, **beside))
+    if bounded and mark == "bar":
+        layers.append(known.mark_rule(color=look.ink, strokeWidth=1.6).encode(x, **ends, **beside))
+    elif bounded and mark == "line" and not names and len(series) <= _FEW_BANDS:
+        layers.append(known.mark_area(opacity=0.15).encode(x, **ends, color=of["color"]))
+    elif bounded:
+        layers.append(known.mark_rule(opacity=0.6).encode(x, **ends, color=of["color"]))
+    if mark == "line" and seeded:
+        layers.append(one.mark_line(**thin).encode(x, y, detail="seed:N", **strokes))
+    if mark == "line" and pooled:
+        layers.append(every.mark_line(strokeWidth=2).encode(x, y, **strokes))
+    if zero:
+        layers.append(_dash(look, 0.0))
+    if mark == "bar" and seeded:
+        layers.append(one.mark_point(filled=True, color=look.ink, **small).encode(x, y, tooltip=tooltip, **beside))
+    elif seeded:
+        layers.append(one.mark_point(filled=True, **small).encode(x, y, **marks))
+    if mark != "bar" and pooled:
+        layers.append(every.mark_point(filled=True, size=50, opacity=1).encode(x, y, **marks))
+    return _spec(*layers)
+
+
+def drawn_panel(look: Look, drawing: Drawing) -> Panel:
+    """The one builder of what experiments draw themselves."""
+    series = tuple(dict.fromkeys(point["series"] for point in drawing.points))
+    names = tuple(dict.fromkeys(point["x"] for point in drawing.points)) if drawing.named else ()
+    values = [v for point in drawing.points for v in (point["y"], point["low"], point["high"]) if v is not None]
+    build = functools.partial(
+        _drawn_spec,
+        look,
+        drawing.mark,
+        drawing.x,
+        drawing.y,
+        drawing.x_log,
+        names,
+        series,
+        any(point["seed"] is None for point in drawing.points),
+        any(point["seed"] is not None for point in drawing.points),
+        _bounded(drawing),
+        min(values) < 0 < max(values),
+    )
+    return Panel(drawing.key, "", build, {"figure": drawing.key})
+
+
+def _bounded(drawing: Drawing) -> bool:
+    return any(None not in (p["low"], p["high"]) and p["seed"] is None for p in drawing.points)
+
+
+def _labels(series: Sequence[str], look: Look) -> dict[str, str]:
+    """A series that is a family bears its name."""
+    return {name: family_name(name) if name in look.families else name for name in series}
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def task_figures(data: ReportData, task: Task, palette: Palette) -> list[Figure]:
-    """The figures of a task that have anything to show, in reading order."""
-    name, seeds, families = task.name, data.seeds, data.families
-    figures = []
-    for opponent in OPPONENTS:
-        domains = _domains(data, name, opponent)
-        judges = [j for j in ("golden", "true") if has_values(data, name, [f"rate_{opponent}_{j}"])]
-        panels = [
-            win_panel(palette, seeds, task=name, opponent=opponent, judge=judge, domains=domains) for judge in judges
-        ]
-        figures.append(
-            Figure(
-                "goodhart" if opponent == "golden_policy" else "against-sft",
-                f"Win rate against {OPPONENT_NAMES[opponent]}, over KL",
-                _WIN_CAPTIONS[opponent],
-                tuple(panels),
-            )
-        )
-    of_sft = [f"rate_sft_{judge}" for judge in JUDGES]
-    with_judges = [
-        family for family in families if family != "golden_policy" and has_values(data, name, of_sft, family=family)
-    ]
-    domains = _domains(data, name, "sft")
-    figures.append(
-        Figure(
-            "judges",
-            "Three judges of the same responses",
-            "Baseline arms against the SFT policy. The policy is trained to please the proxy; the golden judge stands "
-            "for the human; the true utility is known because the task is built in. Where proxy and truth part, the "
-            "policy has learned the proxy’s mistakes.",
-            tuple(judges_panel(palette, seeds, task=name, family=family, domains=domains) for family in with_judges),
-            legend="judge",
-        )
+def _win_figure(
+    look: Look, points: pl.DataFrame, families: Sequence[str], shown: Sequence[str], **words: Any
+) -> Figure:
+    """Win rate over KL of some families: by the judge that the reader chooses, beside the true utility."""
+    build = functools.partial(_win_spec, look)
+    panels = [Panel("win", JUDGE_NAMES["golden"], build)]
+    if _any_number(points, [f"rate_{opponent}_true" for opponent in OPPONENTS]):
+        panels.append(Panel("win", JUDGE_NAMES["true"], build, {"judge": "true"}))
+    return Figure(
+        **words,
+        panels=tuple(panels) if _any_number(points, rate_columns()) else (),
+        series={family: family_name(family) for family in families},
+        styles={family: style for family, style in styles(look.families).items() if family in families},
+        shown=tuple(shown),
+        domains=_domains(points),
     )
-    training = [
-        (
-            step_panel(palette, seeds, task=name, measure=measure, title=title, reference=reference)
-            if has_values(data, name, [measure])
-            else None
-        )
-        for measure, title, reference in _STEP_PANELS
+
+
+def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
+    """The figures of a task as a whole that have anything to show, in reading order.
+
+    What the paper compares first is shown from the start; the families of other experiments can be added to it.
+    """
+    name = task.name
+    points = _points(data, name)
+    families = [family for family in look.families if family in set(points["family"].to_list())]
+    shown = [family for family in families if family in FAMILIES] or families
+    common: dict[str, Any] = {
+        "task": name,
+        "series": {family: family_name(family) for family in families},
+        "styles": {family: style for family, style in styles(look.families).items() if family in families},
+        "shown": tuple(shown),
+    }
+    win = _win_figure(
+        look, points, families, shown, task=name, name="goodhart", title="Win rate over KL", caption=_WIN_CAPTION
+    )
+    of_sft = rate_columns(["sft"])
+    with_judges = [
+        family
+        for family in shown
+        if family != "golden_policy"
+        and _any_number(points.filter((pl.col("family") == family) & pl.col("baseline")), of_sft)
     ]
-    figures.append(
-        Figure(
-            "training",
-            "Classifier, log-probabilities and length, over training",
-            "A policy that ranks golden pairs well need not write well. Accuracy: how often the sign of the log-ratio "
-            "margin predicts the golden label (dashed: chance). Drift: how far the log-probability of golden winners "
-            "has moved from SFT’s (dashed: not at all).",
-            tuple(panel for panel in training if panel is not None),
-        )
+    domain = _domains(points)["sft"]
+    judges = Figure(
+        **common | {"series": JUDGE_NAMES, "styles": judge_styles()},
+        name="judges",
+        title="Three judges of the same responses",
+        caption="Baseline arms against the SFT policy. The policy is trained to please the proxy; the golden judge "
+        "stands for the human; the true utility is known because the task is built in. Where proxy and truth part, the "
+        "policy has learned the proxy’s mistakes.",
+        panels=tuple(
+            Panel("judges", family_name(family), functools.partial(_judges_spec, look), {"only": family} | domain)
+            for family in with_judges
+        ),
+    )
+    training = Figure(
+        **common,
+        name="training",
+        title="Classifier, log-probabilities and length, over training",
+        caption="A policy that ranks golden pairs well need not write well. Accuracy: how often the sign of the "
+        "log-ratio margin predicts the golden label (dashed: chance). Drift: how far the log-probability of golden "
+        "winners has moved from SFT’s (dashed: not at all).",
+        panels=tuple(
+            Panel(f"step-{measure}", title, functools.partial(_step_spec, look, measure, title, reference))
+            for measure, title, reference in _STEP_PANELS
+            if _any_number(points, [measure])
+        ),
     )
     runs = data.runs.filter((pl.col("task") == name) & pl.col("end_rate").is_not_null())
-    costs = [
-        cost_panel(palette, seeds, task=name, measure=measure, title=title)
-        for measure, title in (("seconds", "Seconds of training"), ("judge_calls", "Judge calls"))
-        if runs[measure].count() > 0
-    ]
-    figures.append(
-        Figure(
-            "cost",
-            "Gain over cost",
-            "Win rate against the golden policy’s responses at the last checkpoint, by the golden judge, over what the "
-            "run cost. What all arms share (SFT, judges) is left out.",
-            tuple(costs),
-            by_split=False,
-        )
+    cost = Figure(
+        **common,
+        name="cost",
+        title="Gain over cost",
+        caption="Win rate against the golden policy’s responses at the last checkpoint, by the golden judge, over what "
+        "the run cost. What all arms share (SFT, judges) is left out.",
+        panels=tuple(
+            Panel(f"cost-{measure}", title, functools.partial(_cost_spec, look, measure, title))
+            for measure, title in _COST_PANELS
+            if runs[measure].count() > 0
+        ),
+        by_split=False,
     )
-    return [figure for figure in figures if figure.panels]
+    return [figure for figure in (win, judges, training, cost) if figure.panels]
 
 
-_WIN_CAPTIONS = {
-    "golden_policy": "A point is a checkpoint, a line a run (one arm, one seed) in order of KL. Thick: baseline arms, "
-    "with one standard error over prompts. Thin: the offline sweep. Dashed: a draw, and the KL that the golden policy "
-    "spent. Step 0 has a KL of exactly 0, which a log axis cannot show. After Tang et al. (2024), figure 1.",
-    "sft": "The same checkpoints, judged against the responses of the SFT policy, where every arm starts at a draw.",
-}
+def experiment_figures(data: ReportData, task: Task, experiment: Experiment, look: Look) -> list[Figure]:
+    """The figures that an experiment asked for, also those without anything to draw: these say so."""
+    return [_of_drawing(data, task.name, drawing, look) for drawing in experiment.figures]
+
+
+def _of_drawing(data: ReportData, task: str, drawing: Drawing, look: Look) -> Figure:
+    words: dict[str, Any] = {
+        "task": task,
+        "name": drawing.key,
+        "title": drawing.title or drawing.name.replace("_", " "),
+    }
+    if drawing.families:
+        points = _points(data, task, drawing.families)
+        drawable = points.filter(pl.any_horizontal(pl.col(rate_columns()).is_not_null()) & pl.col("kl").is_not_null())
+        present = set(drawable["family"].to_list())
+        families = [family for family in drawing.families if family in present]
+        lacking = [family_name(family) for family in drawing.families if family not in present]
+        note = f"No data of: {', '.join(lacking)}." if lacking else ""
+        return _win_figure(look, drawable, families, families, **words, caption="", note=note)
+    series = tuple(dict.fromkeys(point["series"] for point in drawing.points))
+    note = f"{drawing.dropped} point{'s' if drawing.dropped > 1 else ''} without a number left out."
+    return Figure(
+        **words,
+        caption=" ".join(
+            words
+            for words, said in (
+                ("Shaded, or the line through a mark: the 95% interval.", _bounded(drawing)),
+                ("Faint: single seeds.", {point["seed"] is None for point in drawing.points} == {True, False}),
+            )
+            if said
+        ),
+        panels=(drawn_panel(look, drawing),) if drawing.points else (),
+        series=_labels(series, look),
+        styles=styles(series, look.families),
+        shown=series,
+        by_split=False,
+        note="No data: nothing to draw." if not drawing.points else note if drawing.dropped else "",
+    )
+
+
+def every_figure(data: ReportData, task: Task, look: Look) -> list[Figure]:
+    """All figures of a task that have anything to show."""
+    own = [figure for experiment in task.experiments for figure in experiment_figures(data, task, experiment, look)]
+    return [figure for figure in (*task_figures(data, task, look), *own) if figure.panels]
+
+
+_WIN_CAPTION = (
+    "A point is a checkpoint, a line a run (one arm, one seed) in order of KL. Thick: baseline arms, with one standard "
+    "error over prompts. Thin: the offline sweep. Dashed: a draw, and the KL that the golden policy spent. Step 0 has "
+    "a KL of exactly 0, which a log axis cannot show. After Tang et al. (2024), figure 1."
+)
 
 _STEP_PANELS: tuple[tuple[str, str, float | None], ...] = (
     ("accuracy", "Accuracy on golden pairs", 0.5),
@@ -587,9 +772,14 @@ _STEP_PANELS: tuple[tuple[str, str, float | None], ...] = (
     ("tokens", "Response length, tokens", None),
     ("utility", "Mean true utility", None),
 )
+_COST_PANELS = (
+    ("seconds", "Seconds of training"),
+    ("judge_calls", "Judge calls"),
+    ("tokens_sampled", "Tokens sampled"),
+)
 
 
-def config(palette: Palette) -> dict[str, Any]:
+def config(look: Look) -> dict[str, Any]:
     """How every chart looks: quiet axes, light grid, no frame."""
     font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
     return {
@@ -597,53 +787,76 @@ def config(palette: Palette) -> dict[str, Any]:
         "font": font,
         "view": {"stroke": None},
         "axis": {
-            "labelColor": palette.muted,
-            "titleColor": palette.muted,
+            "labelColor": look.muted,
+            "titleColor": look.muted,
             "titleFontWeight": "normal",
             "titleFontSize": 12,
             "titlePadding": 10,
             "labelFontSize": 11,
-            "domainColor": palette.grid,
-            "tickColor": palette.grid,
-            "gridColor": palette.grid,
+            "domainColor": look.grid,
+            "tickColor": look.grid,
+            "gridColor": look.grid,
             "tickSize": 4,
             "labelPadding": 5,
         },
-        "legend": {"labelColor": palette.ink, "labelFontSize": 11, "symbolSize": 60, "labelLimit": 220},
-        "title": {"color": palette.ink, "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 10},
+        "legend": {"labelColor": look.ink, "labelFontSize": 11, "symbolSize": 60, "labelLimit": 220},
+        "title": {"color": look.ink, "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 10},
     }
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def image_spec(
-    data: ReportData, figure: Figure, *, split: str = "held_out", scale: str = "log", per_row: int = 3
+    data: ReportData,
+    figure: Figure,
+    *,
+    split: str = "held_out",
+    opponent: str = "golden_policy",
+    scale: str = "log",
+    per_row: int = 3,
 ) -> dict[str, Any]:
-    """A figure of `task_figures` in image colours as one Vega-Lite specification with its data inside."""
-    palette = Palette.for_images(data.families)
-    task = figure.panels[0].params["task"]
-    width = 380 if len(figure.panels) <= 2 else 270
+    """A figure built with `Look.for_images`, as one Vega-Lite specification with its data inside."""
+    look = Look.for_images(data)
+    task = next(task for task in data.tasks if task.name == figure.task)
+    width = {1: 480, 2: 380}.get(len(figure.panels), 270)
+    kept = {panel.params["only"] for panel in figure.panels if "only" in panel.params} | set(figure.shown)
+    drawn = {panel.params["figure"] for panel in figure.panels if "figure" in panel.params}
     rows_of = {
-        name: [row for row in rows if row["task"] == task and row.get("split", split) == split]
-        for name, rows in datasets(data).items()
+        name: [
+            row
+            for row in rows
+            if row.get("split", split) == split
+            and ("family" not in row or row["family"] in kept)
+            and ("figure" not in row or row["figure"] in drawn)
+        ]
+        for name, rows in datasets(data, task).items()
     }
+    fixed = _DEFAULTS | {"split": split, "opponent": opponent, "xscale": scale, "seeds": list(look.seeds)}
+    fixed |= {"shown": list(figure.shown)} | figure.domains.get(opponent, {})
     views, tables = [], {}
     for index, panel in enumerate(figure.panels):
-        view = panel.spec()
-        del view["params"]
-        fixed = {"split": split, "xscale": scale, "shown": data.families, "seeds": data.seeds, "sweep": True}
-        view = _fix(_with_scale(view, scale), fixed | {"only": "", "opponent": "", "judge": ""} | panel.params)
+        view = {key: value for key, value in panel.build().items() if key != "params"}
+        view = _fix(_with_scale(_only(view, figure.shown), scale), fixed | panel.params)
         # Each panel has its own copy of the data: Vega computes fields in place, and panels that compute the same field
         # from the same rows would overwrite each other's.
         for name in rows_of:
             view = _renamed(view, name, f"{name}{index}")
             # Marked, because tables of equal content would be merged into one again.
             tables[f"{name}{index}"] = [row | {"panel": index} for row in rows_of[name]]
-        view |= {"width": width, "height": round(width * 0.72), "title": panel.title}
+        view |= {"width": width, "height": round(width * 0.72)} | ({"title": panel.title} if panel.title else {})
         views.append(view)
     rows = [{"hconcat": views[i : i + per_row], "spacing": 28} for i in range(0, len(views), per_row)]
-    subtitle = f"{task} · {SPLIT_NAMES.get(split, split)}" if figure.by_split else task
-    if data.smoke:
-        subtitle += " · SMOKE RUN: THE NUMBERS MEAN NOTHING"
-    title = {"text": figure.title, "subtitle": subtitle, "fontSize": 16, "subtitleColor": palette.muted, "offset": 18}
+    subtitle = [task.name] + ([SPLIT_NAMES.get(split, split)] if figure.by_split else [])
+    subtitle += [f"against {OPPONENT_NAMES[opponent]}"] if figure.domains else []
+    subtitle += ["SMOKE RUN: THE NUMBERS MEAN NOTHING"] if data.smoke else []
+    title = {
+        "text": _wrapped(figure.title, 34 * len(views[:per_row]) + 30),
+        "subtitle": " · ".join(subtitle),
+        "fontSize": 16,
+        "subtitleColor": look.muted,
+        "offset": 18,
+    }
     return {
         "$schema": _schema(),
         "title": title,
@@ -651,8 +864,26 @@ def image_spec(
         "spacing": 24,
         "padding": 16,
         "datasets": tables,
-        "config": config(palette) | {"background": "white", "font": "Helvetica, Arial, sans-serif"},
+        "config": config(look) | {"background": "white", "font": "Helvetica, Arial, sans-serif"},
     }
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width) or [""]
+
+
+def _only(node: Any, shown: Sequence[str]) -> Any:
+    """Scales and legends without the families that the image does not show."""
+    if isinstance(node, dict):
+        kept = {key: _only(value, shown) for key, value in node.items()}
+        domain, colours = kept.get("domain"), kept.get("range")
+        if isinstance(domain, list) and isinstance(colours, list) and set(shown) & set(map(str, domain)):
+            pairs = [(name, value) for name, value in zip(domain, colours, strict=True) if name in shown]
+            kept |= {"domain": [name for name, _ in pairs], "range": [value for _, value in pairs]}
+        return kept
+    return [_only(value, shown) for value in node] if isinstance(node, list) else node
 
 
 def _renamed(node: Any, old: str, new: str) -> Any:
@@ -708,44 +939,53 @@ def _with_scale(node: Any, scale: str) -> Any:
     return node
 
 
-def figures(data: ReportData, folder: Path, formats: Sequence[Format] = ("png", "svg")) -> list[Path]:
-    """Every figure of every task, on every split, as files `TASK-FIGURE-SPLIT.FORMAT`; returns their paths.
+def figures(
+    data: ReportData,
+    folder: Path,
+    formats: Sequence[Format] = ("png", "svg"),
+    *,
+    opponent: str = "golden_policy",
+    choose: Callable[[ReportData, Task, Look], list[Figure]] = every_figure,
+) -> list[Path]:
+    """The figures of every task as files `TASK[-EXPERIMENT]-FIGURE[-SPLIT].FORMAT`; returns their paths.
 
-    A task or figure without any number gets no file: an empty picture looks like a result.
+    opponent: whose responses the win rates are against. A task or figure without any number gets no file: an empty
+    picture looks like a result. No browser is needed.
     """
-    import vl_convert
-
     folder.mkdir(parents=True, exist_ok=True)
-    palette = Palette.for_images(data.families)
+    look = Look.for_images(data)
     written = []
     for task in data.tasks:
-        for figure in task_figures(data, task, palette):
+        for figure in choose(data, task, look):
             for split in splits_of(data, task.name) if figure.by_split else [None]:
-                svg = image_svg(data, figure, split=split or "held_out")
+                svg = image_svg(data, figure, split=split or "held_out", opponent=opponent)
                 for form in formats:
-                    if form == "png":
-                        content = vl_convert.svg_to_png(svg, scale=2)
-                    elif form == "pdf":
-                        content = vl_convert.svg_to_pdf(svg)
-                    else:
-                        content = svg.encode()
                     path = folder / f"{file_name(task.name, figure.name, *([split] if split else []))}.{form}"
-                    path.write_bytes(content)
+                    path.write_bytes(_converted(svg, form))
                     written.append(path)
     return written
 
 
+def _converted(svg: str, form: Format) -> bytes:
+    import vl_convert
+
+    if form == "png":
+        return bytes(vl_convert.svg_to_png(svg, scale=2))
+    return bytes(vl_convert.svg_to_pdf(svg)) if form == "pdf" else svg.encode()
+
+
 def save_charts(data: ReportData, folder: Path) -> list[Path]:
-    """PNG at twice the size of a screen's, and SVG, on a light ground."""
-    return figures(data, folder, ("png", "svg"))
+    """The figures of each task as a whole: PNG at twice the size of a screen's, and SVG, on a light ground."""
+    return figures(data, folder, ("png", "svg"), choose=task_figures)
 
 
-def image_svg(data: ReportData, figure: Figure, *, split: str = "held_out") -> str:
+def image_svg(data: ReportData, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy") -> str:
     """A figure as SVG text; also what a reader without scripts sees in the page."""
     import vl_convert
 
     version = ".".join(_schema().rsplit("/v", 1)[1].split(".")[:2])
-    return vl_convert.vegalite_to_svg(image_spec(data, figure, split=split), vl_version=version)
+    spec = image_spec(data, figure, split=split, opponent=opponent)
+    return str(vl_convert.vegalite_to_svg(spec, vl_version=version))
 
 
 def file_name(*parts: str) -> str:

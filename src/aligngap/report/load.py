@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -38,6 +38,7 @@ _RUN_COLUMNS: dict[str, Any] = {
     "family": pl.String,
     "seed": pl.Int64,
     "baseline": pl.Boolean,
+    "base": pl.String,
 }
 _POINT_SCHEMA: dict[str, Any] = (
     _RUN_COLUMNS
@@ -67,17 +68,6 @@ _SAMPLE_SCHEMA: dict[str, Any] = {
     "margin_golden": pl.Float64,
     "margin_proxy": pl.Float64,
 }
-_BAND_SCHEMA: dict[str, Any] = {
-    "task": pl.String,
-    "split": pl.String,
-    "opponent": pl.String,
-    "judge": pl.String,
-    "family": pl.String,
-    "kl": pl.Float64,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-}
 
 
 @dataclass(frozen=True)
@@ -93,11 +83,47 @@ class Estimate:
     n_prompts: int | None
     note: str
     unit: str
+    #: The value the verdict's rule holds the interval against, and its p-value; None but where the verdict rests on it.
+    null: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of an experiment: points of its own, or the win-rate curves of `families`.
+
+    points: rows of series, x (a number, or a name in every row), y, low, high, seed. dropped: how many rows of the
+    results had no place in it, for want of a finite x or y, or of a positive x on a log axis.
+    """
+
+    experiment: str
+    name: str
+    title: str
+    x: str
+    y: str
+    mark: Literal["line", "point", "bar"]
+    x_log: bool
+    families: tuple[str, ...]
+    points: tuple[dict[str, Any], ...]
+    dropped: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.experiment}-{self.name}"
+
+    @property
+    def named(self) -> bool:
+        """Whether x are names."""
+        return any(isinstance(point["x"], str) for point in self.points)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question on a task, with its verdict; the first estimate is the one the verdict rests on."""
+    """A question on a task, with its verdict; the first estimate is the one the verdict rests on.
+
+    holm: the first estimate's p-value, adjusted for all experiments of the task. power: `seeds` and `prompts` that
+    would resolve an effect of the size seen, and a `note` where that cannot be told.
+    """
 
     name: str
     title: str
@@ -107,6 +133,9 @@ class Experiment:
     verdict: str
     sentence: str
     estimates: tuple[Estimate, ...]
+    figures: tuple[Drawing, ...]
+    holm: float | None
+    power: dict[str, Any]
 
     @property
     def main(self) -> Estimate | None:
@@ -121,6 +150,8 @@ class Task:
     arms: tuple[dict[str, Any], ...]
     stages: dict[str, Any]
     experiments: tuple[Experiment, ...]
+    #: The experiments' own measures: name, seed, status, reason.
+    measures: tuple[dict[str, Any], ...]
     #: KL of the finished golden policy on each split, where the results have it: the budget others are compared at.
     golden_kl: dict[str, float]
 
@@ -136,7 +167,6 @@ class ReportData:
     points: pl.DataFrame
     runs: pl.DataFrame
     samples: pl.DataFrame
-    bands: pl.DataFrame
     timings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 
@@ -159,7 +189,11 @@ def number(value: object) -> float | None:
 
 
 def load(folder: Path) -> ReportData:
-    """Read `results.json`, and `samples.parquet` and `bands.parquet` where they exist."""
+    """Read `results.json`, and `samples.parquet` where it exists.
+
+    Raises:
+        UserError: the folder holds no results, or none that this version reads.
+    """
     raw = _read_results(folder / "results.json")
     point_rows: list[dict[str, Any]] = []
     run_rows: list[dict[str, Any]] = []
@@ -174,14 +208,21 @@ def load(folder: Path) -> ReportData:
                 "family": str(arm.get("family") or "other"),
                 "seed": _whole(arm.get("seed")),
                 "baseline": bool(arm.get("baseline")),
+                "base": None if arm.get("base") is None else str(arm["base"]),
             }
             points = [_point(keys, point) for point in arm.get("points") or []]
             point_rows += points
             run_rows.append(_run(keys, arm, points))
-        experiments = tuple(_experiment(key, value) for key, value in _dict(content.get("experiments")).items())
+        holm = _dict(content.get("holm"))
+        experiments = tuple(
+            _experiment(key, _dict(value), number(holm.get(key)))
+            for key, value in _dict(content.get("experiments")).items()
+        )
         ours = [row for row in run_rows if row["task"] == name]
         stages = _dict(content.get("stages"))
-        tasks.append(Task(name, arms, stages, experiments, _golden_kl(ours, point_rows, name, stages)))
+        measures = tuple(_dict(measure) for measure in content.get("measures") or [])
+        golden_kl = _golden_kl(ours, point_rows, name, stages)
+        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl))
     return ReportData(
         study=_dict(raw.get("study")),
         smoke=bool(raw.get("smoke")),
@@ -190,7 +231,6 @@ def load(folder: Path) -> ReportData:
         points=pl.DataFrame(point_rows, schema=_POINT_SCHEMA),
         runs=pl.DataFrame(run_rows, schema=_RUN_SCHEMA),
         samples=_read_parquet(folder / "samples.parquet", _SAMPLE_SCHEMA),
-        bands=_read_parquet(folder / "bands.parquet", _BAND_SCHEMA),
         timings=_dict(raw.get("timings")),
         versions=_dict(raw.get("versions")),
     )
@@ -305,7 +345,7 @@ def _golden_kl(
     return result
 
 
-def _experiment(name: str, content: dict[str, Any]) -> Experiment:
+def _experiment(name: str, content: dict[str, Any], holm: float | None) -> Experiment:
     verdict = str(content.get("verdict"))
     return Experiment(
         name=name,
@@ -315,7 +355,39 @@ def _experiment(name: str, content: dict[str, Any]) -> Experiment:
         rule=_text(content.get("rule")),
         verdict=verdict if verdict in VERDICTS else "inconclusive",
         sentence=_text(content.get("sentence")),
-        estimates=tuple(_estimate(key, value) for key, value in _dict(content.get("estimates")).items()),
+        estimates=tuple(_estimate(key, _dict(value)) for key, value in _dict(content.get("estimates")).items()),
+        figures=tuple(_drawing(name, _dict(figure)) for figure in content.get("figures") or []),
+        holm=holm,
+        power=_dict(content.get("power")),
+    )
+
+
+def _drawing(experiment: str, content: dict[str, Any]) -> Drawing:
+    mark = content.get("mark")
+    rows = [_dict(row) for row in content.get("points") or []]
+    named = any(isinstance(row.get("x"), str) for row in rows)
+    log = bool(content.get("x_log")) and not named
+    points = []
+    for row in rows:
+        value = number(row.get("x"))
+        x = _text(row.get("x")) if named else value
+        y = number(row.get("y"))
+        if x is not None and y is not None and not (log and value is not None and value <= 0):
+            bounds = {side: number(row.get(side)) for side in ("low", "high")}
+            points.append(
+                {"series": _text(row.get("series")), "x": x, "y": y, **bounds, "seed": _whole(row.get("seed"))}
+            )
+    return Drawing(
+        experiment=experiment,
+        name=_text(content.get("name")) or "figure",
+        title=_text(content.get("title")),
+        x=_text(content.get("x")),
+        y=_text(content.get("y")),
+        mark=mark if mark in ("line", "point", "bar") else "point",
+        x_log=log,
+        families=tuple(_text(family) for family in content.get("families") or []),
+        points=tuple(points),
+        dropped=len(rows) - len(points),
     )
 
 
@@ -330,4 +402,6 @@ def _estimate(key: str, content: dict[str, Any]) -> Estimate:
         n_prompts=_whole(content.get("n_prompts")),
         note=_text(content.get("note")),
         unit=_text(content.get("unit")),
+        null=number(content.get("null")),
+        p=number(content.get("p")),
     )

@@ -1,9 +1,16 @@
 "use strict";
 (() => {
   // Everything foreign enters the document as text nodes only.
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const shared = JSON.parse(document.getElementById("shared").textContent);
   const rowsOf = (table) => table.rows.map((row) => Object.fromEntries(table.columns.map((name, i) => [name, row[i]])));
-  const tables = Object.fromEntries(Object.entries(data.tables).map(([name, table]) => [name, rowsOf(table)]));
+  // A task's data are unpacked when it is first looked at.
+  const unpack = async (name) => {
+    const element = [...document.querySelectorAll("[data-packed]")].find((item) => item.dataset.packed === name);
+    if (!element) return null;
+    const bytes = Uint8Array.from(atob(element.textContent), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).json();
+  };
   const make = (tag, className, text) => {
     const node = document.createElement(tag);
     if (className) node.className = className;
@@ -29,68 +36,100 @@
     return copy;
   };
 
-  for (const section of document.querySelectorAll("section.task")) {
-    const task = section.dataset.task;
-    const charts = [...section.querySelectorAll(".chart")].map((element) => ({ element, view: null, drawn: null }));
-    const state = { split: data.splits[task] ?? "held_out", xscale: "log", shown: null, seeds: data.seeds, sweep: true };
-    state.shown = [...section.querySelectorAll("[data-family]")].map((chip) => chip.dataset.family);
-    const ofTask = (name) => tables[name].filter((row) => row.task === task);
-
+  const pause = () => new Promise((done) => setTimeout(done, 0));
+  const startTask = async (section) => {
+    const data = await unpack(`task:${section.dataset.task}`);
+    const tables = Object.fromEntries(Object.entries(data.tables).map(([name, table]) => [name, rowsOf(table)]));
+    const runs = new Map(tables.runs.map((run) => [run.run, run]));
+    for (const point of tables.points) {
+      const { arm, family, seed, baseline } = runs.get(point.run);
+      Object.assign(point, { arm, family, seed, baseline });
+    }
+    const state = {
+      split: shared.splits[section.dataset.task] ?? "held_out", opponent: "golden_policy", judge: "golden", xscale: "log",
+      seeds: shared.seeds, sweep: true,
+    };
+    const charts = [...section.querySelectorAll(".chart")].map((element) => {
+      const figure = data.figures[element.dataset.figure];
+      const chips = [...element.closest(".group").querySelectorAll("[data-series]")];
+      return { element, figure, panel: figure.panels[Number(element.dataset.panel)], chips, view: null, drawn: null, seen: false, stale: true };
+    });
+    const values = ({ figure, panel, chips }) => ({
+      ...state,
+      shown: chips.length ? chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((chip) => chip.dataset.series) : figure.shown,
+      ...figure.domains[state.opponent], ...panel.params,
+    });
+    // Vega marks and extends the rows it is given, so that each view needs rows of its own: only those it can ever show.
+    const rowsFor = ({ figure, panel, chips }) => {
+      const families = new Set(panel.params.only ? [panel.params.only] : chips.length ? chips.map((chip) => chip.dataset.series) : figure.shown);
+      const own = (row) => (row.figure === undefined || row.figure === panel.params.figure) && (row.family === undefined || families.has(row.family));
+      return Object.fromEntries(Object.entries(tables).map(([name, rows]) => [name, rows.filter(own).map((row) => ({ ...row }))]));
+    };
     const draw = async (chart) => {
-      const figure = data.figures[task].find((item) => item.key === chart.element.dataset.figure);
-      const spec = withScale(figure.panels[Number(chart.element.dataset.panel)], state.xscale);
-      const own = { split: state.split, xscale: state.xscale, shown: state.shown, seeds: state.seeds, sweep: state.sweep };
-      spec.params = spec.params.map((param) => (param.name in own ? { ...param, value: own[param.name] } : param));
-      // Vega marks and extends the rows it is given, so that each view needs rows of its own.
-      spec.datasets = JSON.parse(JSON.stringify(Object.fromEntries(Object.keys(tables).map((name) => [name, ofTask(name)]))));
-      spec.width = "container";
-      spec.height = "container";
-      spec.autosize = { type: "fit", contains: "padding" };
-      if (chart.view) chart.view.finalize();
+      const spec = withScale(data.specs[chart.panel.spec], state.xscale);
+      const own = values(chart);
+      spec.params = spec.params.map((param) => ({ ...param, value: own[param.name] ?? param.value }));
+      spec.datasets = rowsFor(chart);
+      Object.assign(spec, { width: "container", height: "container", autosize: { type: "fit", contains: "padding" } });
+      chart.view?.finalize();
       const result = await vegaEmbed(chart.element, spec, {
-        mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, config: data.config,
+        mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, config: shared.config,
         tooltip: { theme: "report", disableDefaultStyle: true },
       });
       chart.view = result.view;
       chart.drawn = state.xscale;
     };
-    // One chart a turn of the event loop, in reading order: the page answers while it draws.
+    const renew = async (chart) => {
+      chart.stale = false;
+      if (!chart.view || chart.drawn !== state.xscale) return draw(chart);
+      for (const [name, value] of Object.entries(values(chart))) if (name !== "xscale") chart.view.signal(name, value);
+      await chart.view.runAsync();
+    };
+    // One chart a turn of the event loop, in reading order, and only what is looked at: the page answers while it draws.
     let turn = Promise.resolve();
-    const drawAll = () => {
-      for (const chart of charts) {
-        turn = turn.then(() => new Promise((done) => setTimeout(done, 0))).then(() => draw(chart)).catch((error) => {
-          chart.element.textContent = `This chart could not be drawn: ${error.message}`;
-        });
-      }
-      turn = turn.then(() => { section.dataset.drawn = state.xscale; });
-    };
-    const steer = (changes) => {
-      Object.assign(state, changes);
+    let waiting = 0;
+    section.dataset.busy = "false";
+    const work = () => {
+      waiting += 1;
+      section.dataset.busy = "true";
       turn = turn.then(async () => {
-        for (const chart of charts.filter((item) => item.view)) {
-          for (const [name, value] of Object.entries(changes)) chart.view.signal(name, value);
-          await chart.view.runAsync();
+        for (const chart of charts.filter((item) => item.seen && item.stale)) {
+          await pause();
+          await renew(chart).catch((error) => { chart.element.textContent = `This chart could not be drawn: ${error.message}`; });
         }
-        section.dataset.steered = JSON.stringify(changes);
+        waiting -= 1;
+        if (waiting === 0) section.dataset.busy = "false";
       });
+      return turn;
     };
-    for (const chip of section.querySelectorAll("[data-family]")) {
+    const changed = (chosen = charts) => { for (const chart of chosen) chart.stale = true; return work(); };
+    const watcher = new IntersectionObserver((entries) => {
+      for (const entry of entries) charts.find((chart) => chart.element === entry.target).seen = entry.isIntersecting;
+      if (charts.some((chart) => chart.seen && chart.stale)) work();
+    }, { rootMargin: "300px 0px" });
+    for (const chart of charts) watcher.observe(chart.element);
+
+    for (const chip of section.querySelectorAll("[data-series]")) {
       chip.addEventListener("click", () => {
-        const on = chip.getAttribute("aria-pressed") !== "true";
-        chip.setAttribute("aria-pressed", String(on));
-        steer({ shown: [...section.querySelectorAll("[data-family][aria-pressed=true]")].map((item) => item.dataset.family) });
+        chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
+        changed(charts.filter((chart) => chart.chips.includes(chip)));
       });
     }
-    for (const control of section.querySelectorAll("[data-control]")) {
-      control.addEventListener("change", () => {
-        const name = control.dataset.control;
-        if (name === "split") steer({ split: control.value });
-        if (name === "seed") steer({ seeds: control.value === "" ? data.seeds : [Number(control.value)] });
-        if (name === "sweep") steer({ sweep: control.checked });
-        if (name === "xscale") { state.xscale = control.value; drawAll(); }
+    const control = (name) => section.querySelector(`[data-control=${name}]`);
+    for (const element of section.querySelectorAll("[data-control]")) {
+      element.addEventListener("change", () => {
+        // The proxy is asked only about the SFT policy's responses.
+        if (element.dataset.control === "judge" && element.value === "proxy") control("opponent").value = "sft";
+        if (element.dataset.control === "opponent" && element.value !== "sft" && control("judge").value === "proxy") control("judge").value = "golden";
+        const seed = control("seed")?.value ?? "";
+        Object.assign(state, {
+          split: control("split")?.value ?? state.split, opponent: control("opponent").value, judge: control("judge").value,
+          xscale: control("xscale").value, seeds: seed === "" ? shared.seeds : [Number(seed)], sweep: control("sweep")?.checked ?? true,
+        });
+        for (const title of section.querySelectorAll("[data-judge]")) title.textContent = shared.judges[state.judge];
+        changed();
       });
     }
-    drawAll();
 
     const numbers = section.querySelector("details.numbers");
     numbers?.addEventListener("toggle", () => {
@@ -104,19 +143,20 @@
       const head = table.createTHead().insertRow();
       titles.forEach((title, i) => head.append(Object.assign(make("th", i > 2 ? "n" : "", title), { scope: "col" })));
       const body = table.createTBody();
-      for (const row of ofTask("points")) {
+      for (const row of tables.points) {
         const line = body.insertRow();
         columns.forEach((name, i) => line.append(make("td", i > 2 ? "n" : "", typeof row[name] === "string" ? row[name] : plain(row[name], 4))));
       }
       box.append(table);
     });
-  }
+    return { drawAll: () => { for (const chart of charts) chart.seen = true; return work(); } };
+  };
 
   // --- samples -------------------------------------------------------------------------------------------------------
   const PER_PAGE = 4;
-  for (const reader of document.querySelectorAll(".reader")) {
-    const stored = data.samples[reader.dataset.task];
-    if (!stored) continue;
+  const startReader = async (reader) => {
+    const stored = await unpack(`samples:${reader.dataset.task}`);
+    if (!stored) return;
     const part = (name) => reader.querySelector(`[data-reader=${name}]`);
     const arms = [...new Set(stored.runs.map((run) => run.arm))];
     let page = 0;
@@ -146,7 +186,7 @@
       hack: opposite(item.proxy, item.golden) && item.proxy > 0,
       golden: item.sft && item.utility !== null && item.sft.utility !== null && opposite(item.golden, item.utility - item.sft.utility),
     });
-    const unpack = (cells) => cells && { text: cells[0], ended: cells[1], utility: cells[2], golden: cells[3], proxy: cells[4] };
+    const scored = (cells) => cells && { text: cells[0], ended: cells[1], utility: cells[2], golden: cells[3], proxy: cells[4] };
     const marked = (node, text, word) => {
       // Highlights what is searched for, as text.
       if (!word) { node.textContent = text; return; }
@@ -176,9 +216,9 @@
       const word = part("search").value.trim().toLowerCase();
       const wanted = part("filter").value;
       const all = !run ? [] : run.rows.map((row) => {
-        const item = unpack(row.slice(1));
+        const item = scored(row.slice(1));
         const prompt = stored.prompts[row[0]];
-        return { ...item, prompt, sft: unpack(prompt.sft), top: unpack(prompt.golden_policy) };
+        return { ...item, prompt, sft: scored(prompt.sft), top: scored(prompt.golden_policy) };
       });
       const kept = all.filter((item) => wanted === "all" || flags(item)[wanted]).filter((item) => !word ||
         [item.prompt.text, item.text, item.sft?.text, item.top?.text].some((text) => (text ?? "").toLowerCase().includes(word)));
@@ -224,8 +264,51 @@
       if (event.key === "k") move(-1);
     });
     reader.tabIndex = -1;
+    part("note").textContent = stored.note;
     refresh();
+    reader.dataset.ready = "true";
+  };
+
+  // --- tasks ---------------------------------------------------------------------------------------------------------
+  const sections = [...document.querySelectorAll("section.task")];
+  const chooser = document.querySelector(".chooser");
+  const started = new Map();
+  const chosen = () => sections.filter((section) => section.classList.contains("chosen"));
+  const start = (section) => {
+    if (!started.has(section)) {
+      started.set(section, startTask(section));
+      // Samples are unpacked when their reader comes near: they are the larger part of the page.
+      const reader = section.querySelector(".reader");
+      const near = new IntersectionObserver((entries) => {
+        if (!entries.some((entry) => entry.isIntersecting)) return;
+        near.disconnect();
+        startReader(reader);
+      }, { rootMargin: "600px 0px" });
+      near.observe(reader);
+    }
+    return started.get(section);
+  };
+  // One task at a time, or all ("").
+  const choose = (task) => {
+    for (const section of sections) section.classList.toggle("chosen", task === "" || section.dataset.task === task);
+    for (const button of chooser?.querySelectorAll("button") ?? []) button.setAttribute("aria-pressed", String(button.dataset.show === task));
+    return Promise.all(chosen().map(start));
+  };
+  if (chooser) {
+    chooser.hidden = false;
+    for (const button of chooser.querySelectorAll("button")) button.addEventListener("click", () => choose(button.dataset.show));
   }
+  // A link into a task that is not shown shows it.
+  const follow = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const section = target?.closest("section.task");
+    if (!section || section.classList.contains("chosen")) return;
+    choose(section.dataset.task);
+    target.scrollIntoView();
+  };
+  addEventListener("hashchange", follow);
+  const begun = sections.length ? choose(sections[0].dataset.task) : Promise.resolve();
+  begun.then(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); follow(); });
 
   // --- paper ---------------------------------------------------------------------------------------------------------
   // What is folded away on the screen is wanted on paper, but for the long table of numbers.
@@ -235,4 +318,10 @@
     for (const item of opened) item.open = true;
   });
   addEventListener("afterprint", () => { for (const item of opened) item.open = false; });
+  for (const button of document.querySelectorAll("[data-print]")) {
+    button.addEventListener("click", async () => {
+      for (const section of chosen()) await (await start(section)).drawAll();
+      print();
+    });
+  }
 })();

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import base64
 import functools
+import gzip
 import hashlib
+import html
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,12 @@ from typing import Any
 import polars as pl
 
 from aligngap.report import charts
-from aligngap.report.load import JUDGES, Estimate, Experiment, ReportData, Task, load, number
+from aligngap.report.load import VERDICTS, Estimate, Experiment, ReportData, Task, load, number
 
 #: The page stays below 5 MB; samples are cut first, and the page says so.
-_PAGE_BYTES = 4_600_000
-_SAMPLE_BYTES = 2_000_000
-_FALLBACK_BYTES = 600_000
+_PAGE_BYTES = 4_700_000
+_SAMPLE_BYTES = 1_600_000
+_FALLBACK_BYTES = 500_000
 
 _AGREEMENTS = {
     "golden_rater": "Golden model and raters",
@@ -81,53 +84,52 @@ def render(data: ReportData) -> str:
         "percent": text_of_share,
         "has_mapping": _has_mapping,
     }
+    look = charts.Look.for_page(data)
+    fallbacks = _fallbacks(data)
+    contexts, packed = [], {}
+    for index, task in enumerate(data.tasks):
+        figures = charts.task_figures(data, task, look)
+        own = {x.name: charts.experiment_figures(data, task, x, look) for x in task.experiments}
+        contexts.append(_task_context(data, task, f"task-{index}", figures, own, fallbacks.get(task.name)))
+        packed[f"task:{task.name}"] = _packed(
+            _drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
+        )
+    verdicts = _verdicts(contexts)
     runtime, script = _runtime(), _resource("page.js")
-    palette = charts.Palette.for_page(data.families)
-    ids = {task.name: f"task-{index}" for index, task in enumerate(data.tasks)}
-    figures = {task.name: charts.task_figures(data, task, palette) for task in data.tasks}
-    payload = {
-        "tables": {name: _columns(rows) for name, rows in charts.datasets(data).items()},
-        "figures": {
-            name: [{"key": f.name, "panels": [_without_legends(p.spec()) for p in f.panels]} for f in found]
-            for name, found in figures.items()
-        },
-        "config": charts.config(palette),
+    shared = {
+        "config": charts.config(look),
         "seeds": data.seeds,
+        "judges": charts.JUDGE_NAMES,
         "splits": {task.name: next(iter(charts.splits_of(data, task.name)), None) for task in data.tasks},
     }
-    budget = min(_SAMPLE_BYTES, _PAGE_BYTES - _FALLBACK_BYTES - len(runtime) - len(json_in_html(payload)))
-    samples = {task.name: _samples(data, task.name, budget // max(1, len(data.tasks))) for task in data.tasks}
-    payload["samples"] = {name: found for name, found in samples.items() if found is not None}
-    fallbacks = _fallbacks(data)
-    tasks = [
-        _task_context(data, task, ids[task.name], figures[task.name], samples[task.name], fallbacks)
-        for task in data.tasks
-    ]
-    verdicts = [
-        x | {"task": task} for task, context in zip(data.tasks, tasks, strict=True) for x in context["experiments"]
-    ]
-    failed = [row for context in tasks for row in context["failed"]]
-    template = environment.from_string(_resource("template.html.j2"))
-    return template.render(
-        data=data,
-        title=str(data.study.get("title") or data.study.get("name") or "A study without a name"),
-        counts=_counts(data),
-        css=Markup(_colours(data) + _resource("style.css")),
+    page = environment.from_string(_resource("template.html.j2")).render(
+        title=data.study.get("title") or data.study.get("name") or "Study",
         policy=_policy(runtime, script),
-        payload=Markup(json_in_html(payload)),
-        runtime=Markup(runtime),
-        script=Markup(script),
-        tasks=tasks,
-        verdicts=verdicts,
-        failed=failed,
-        n_runs=data.runs.height,
+        css=Markup(_resource("style.css") + _hues()),
+        data=data,
+        counts=_counts(data),
         seeds=data.seeds,
+        tasks=contexts,
+        verdicts=verdicts,
+        tally=_tally(verdicts),
+        incomplete=[context for context in contexts if context["missing"]],
         seeds_note=seeds_note(len(data.seeds)),
-        judges=[
-            {"label": charts.JUDGE_NAMES[judge], "colour": palette.judge[judge], "glyph": _GLYPHS[shape]}
-            for judge, shape in zip(JUDGES, ("circle", "diamond", "triangle-up"), strict=True)
-        ],
+        opponents=charts.OPPONENT_NAMES,
+        judges=charts.JUDGE_NAMES,
     )
+    room = _PAGE_BYTES - sum(len(part.encode()) for part in (page, runtime, script, *packed.values()))
+    for task in data.tasks:
+        samples = _samples(data, task.name, min(_SAMPLE_BYTES, room) // len(data.tasks))
+        if samples is not None:
+            packed[f"samples:{task.name}"] = _packed(samples)
+    # What the runtime and the data need no template for, and their size makes dear to pass through one.
+    elements = [f'<script type="application/json" id="shared">{json_in_html(shared)}</script>']
+    elements += [
+        f'<script type="text/plain" data-packed="{html.escape(name)}">{content}</script>'
+        for name, content in packed.items()
+    ]
+    elements += [f"<script>{code}</script>" for code in (runtime, script)]
+    return "\n".join([page, *elements, "</body>", "</html>", ""])
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -214,9 +216,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Names once instead of in every row."""
-    names = list(rows[0]) if rows else []
+def _packed(value: Any) -> str:
+    """JSON, compressed, in letters that HTML gives no meaning to; the page unpacks a task's when it is looked at."""
+    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
+
+
+def _columns(rows: list[dict[str, Any]], without: Collection[str] = ()) -> dict[str, Any]:
+    """Names once instead of in every row, and no column that is empty."""
+    names = [n for n in rows[0] if n not in without and any(row[n] is not None for row in rows)] if rows else []
     return {"columns": names, "rows": [[row[name] for name in names] for row in rows]}
 
 
@@ -253,14 +261,11 @@ def _policy(*scripts: str) -> str:
     )
 
 
-def _colours(data: ReportData) -> str:
-    def rules(families: dict[str, str], judges: dict[str, str]) -> str:
-        lines = [f"--family-{index}:{families[name]};" for index, name in enumerate(data.families)]
-        return ":root{" + "".join(lines + [f"--judge-{name}:{colour};" for name, colour in judges.items()]) + "}"
+def _hues() -> str:
+    def rule(ground: int) -> str:
+        return ":root{" + "".join(f"--hue-{index}:{pair[ground]};" for index, pair in enumerate(charts.HUES)) + "}"
 
-    light = rules(charts.family_colours(data.families), charts.JUDGE_COLOURS)
-    dark = rules(charts.family_colours(data.families, dark=True), charts.JUDGE_DARK)
-    return f"{light}\n@media screen and (prefers-color-scheme: dark){{{dark}}}\n"
+    return f"{rule(0)}\n@media screen and (prefers-color-scheme: dark){{{rule(1)}}}\n"
 
 
 def _fallbacks(data: ReportData) -> dict[str, str]:
@@ -268,7 +273,7 @@ def _fallbacks(data: ReportData) -> dict[str, str]:
     found: dict[str, str] = {}
     room = _FALLBACK_BYTES
     for task in data.tasks:
-        figures = charts.task_figures(data, task, charts.Palette.for_images(data.families))
+        figures = charts.task_figures(data, task, charts.Look.for_images(data))
         splits = charts.splits_of(data, task.name)
         if figures and splits:
             svg = charts.image_svg(data, figures[0], split=splits[0]).encode()
@@ -279,62 +284,140 @@ def _fallbacks(data: ReportData) -> dict[str, str]:
     return found
 
 
+def _drawable(data: ReportData, task: Task, figures: list[charts.Figure]) -> dict[str, Any]:
+    """What the script draws a task's figures from: each table and each specification once, figures by reference."""
+    tables = charts.datasets(data, task)
+    of_run = set(tables["runs"][0]) & {"arm", "family", "seed", "baseline", "base"} if tables["runs"] else ()
+    panels = [panel for figure in figures for panel in figure.panels]
+    return {
+        # The script gives each point what its run says.
+        "tables": {name: _columns(rows, of_run if name == "points" else ()) for name, rows in tables.items()},
+        "specs": {panel.key: _without_legends(panel.build()) for panel in {p.key: p for p in panels}.values()},
+        "figures": {
+            figure.name: {
+                "panels": [{"spec": panel.key, "params": panel.params} for panel in figure.panels],
+                "shown": figure.shown,
+                "domains": figure.domains,
+            }
+            for figure in figures
+        },
+    }
+
+
 def _task_context(
     data: ReportData,
     task: Task,
     identifier: str,
     figures: list[charts.Figure],
-    samples: dict[str, Any] | None,
-    fallbacks: dict[str, str],
+    own: dict[str, list[charts.Figure]],
+    fallback: str | None,
 ) -> dict[str, Any]:
     runs = data.runs.filter(pl.col("task") == task.name)
-    present = set(runs["family"].to_list())
-    shapes = charts.family_shapes(data.families)
-    families = [
-        {
-            "name": family,
-            "label": charts.family_name(family),
-            "colour": f"var(--family-{index})",
-            "glyph": _GLYPHS[shapes[family]],
-        }
-        for index, family in enumerate(data.families)
-        if family in present
-    ]
-    failed = runs.filter(pl.col("status") != "finished").select("arm", "seed", "status", "reason").to_dicts()
-    shown = [
-        {
-            "id": f"{identifier}-{figure.name}",
-            "key": figure.name,
-            "number": index,
-            "title": figure.title,
-            "caption": figure.caption,
-            "legend": figure.legend,
-            "panels": [{"title": panel.title} for panel in figure.panels],
-            "fallback": fallbacks.get(task.name) if index == 1 else None,
-        }
-        for index, figure in enumerate(figures, start=1)
-    ]
+    number_of = itertools.count(1)
+    shown = [_figure_context(figure, identifier, next(number_of)) for figure in figures]
+    families = next((figure for figure in figures if figure.domains), None) or next(iter(figures), None)
     at_split = next((s for s in runs["at_split"].to_list() if s), None)
     return {
         "id": identifier,
         "name": task.name,
         "figures": shown,
-        "families": families,
+        "series": _legend(families) if families else [],
+        "fallback": fallback,
         "splits": charts.splits_of(data, task.name),
         "has_sweep": not all(runs["baseline"].to_list()),
         "agreement": _agreement(task),
         "experiments": [
-            {"id": f"{identifier}-experiment-{index}", "experiment": experiment, "rows": _estimate_rows(experiment)}
+            {
+                "id": f"{identifier}-experiment-{index}",
+                "experiment": experiment,
+                "rows": _estimate_rows(experiment),
+                "figures": [_figure_context(figure, identifier, next(number_of)) for figure in own[experiment.name]],
+            }
             for index, experiment in enumerate(task.experiments)
         ],
-        "has_samples": samples is not None,
-        "samples_note": None if samples is None else samples["note"],
+        "hypotheses": len(task.experiments),
+        "has_samples": not data.samples.filter((pl.col("task") == task.name) & (pl.col("who") == "policy")).is_empty(),
         "arms": _arm_rows(runs),
+        "bases": runs["base"].drop_nulls().n_unique(),
         "at_split": {"held_out": "held-out"}.get(at_split or "", at_split),
-        "failed": [row | {"task_id": identifier} for row in failed],
+        "missing": _missing(data, task),
         "settings": _arm_settings(task),
         "stages": task.stages,
     }
+
+
+def _figure_context(figure: charts.Figure, identifier: str, index: int) -> dict[str, Any]:
+    return {
+        "id": f"{identifier}-{charts.file_name(figure.name)}",
+        "key": figure.name,
+        "number": index,
+        "title": figure.title,
+        "caption": figure.caption,
+        "note": figure.note,
+        "series": _legend(figure),
+        "panels": figure.panels,
+        "curves": bool(figure.domains),
+    }
+
+
+def _legend(figure: charts.Figure) -> list[dict[str, Any]]:
+    """What a figure shows, or can show: its name, label, colour, shape and dash."""
+    return [
+        {
+            "name": name,
+            "label": label,
+            "shown": name in figure.shown,
+            "colour": f"var(--hue-{figure.styles[name].hue})",
+            "glyph": _GLYPHS[figure.styles[name].shape],
+            "dash": " ".join(map(str, figure.styles[name].dash)),
+        }
+        for name, label in figure.series.items()
+    ]
+
+
+def _verdicts(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each hypothesis, with a cell for each task; None where the task does not have it."""
+    names = dict.fromkeys(x["experiment"].name for context in contexts for x in context["experiments"])
+    rows = []
+    for name in names:
+        cells = [next((x for x in c["experiments"] if x["experiment"].name == name), None) for c in contexts]
+        first = next(cell["experiment"] for cell in cells if cell)
+        main = next((cell["experiment"].main for cell in cells if cell and cell["experiment"].main), None)
+        rows.append({"first": first, "main": main, "cells": cells})
+    return rows
+
+
+def _tally(verdicts: list[dict[str, Any]]) -> str:
+    found = [cell["experiment"].verdict for row in verdicts for cell in row["cells"] if cell]
+    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS)
+
+
+def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:
+    """Everything that was asked for and has no number: what, which seed, and why. Nothing is computed in its place."""
+    runs = data.runs.filter(pl.col("task") == task.name)
+    rate = pl.any_horizontal(pl.col(charts.rate_columns()).is_not_null())
+    lacking = (
+        data.points.filter(pl.col("task") == task.name)
+        .group_by("run")
+        .agg(pl.len().alias("asked"), (rate & pl.col("kl").is_not_null()).sum().alias("known"))
+    )
+    known = {run: (count, asked) for run, asked, count in lacking.select("run", "asked", "known").iter_rows()}
+    rows = []
+    for run in runs.to_dicts():
+        row = {"what": f"arm {run['arm']}", "seed": run["seed"], "status": run["status"], "reason": run["reason"]}
+        count, asked = known.get(run["run"], (0, 0))
+        if run["status"] != "finished":
+            rows.append(row | {"reason": run["reason"] or "no reason recorded"})
+        elif count == 0:
+            rows.append(row | {"reason": "it has no checkpoint with a KL and a win rate"})
+        elif count < asked:
+            rows.append(row | {"reason": f"{asked - count} of its {asked} points lack a KL or a win rate"})
+    for measure in task.measures:
+        if measure.get("status") != "finished":
+            what = {"what": f"measure {measure.get('name')}", "seed": measure.get("seed")}
+            reason = measure.get("reason") or "no reason recorded"
+            rows.append(what | {"status": str(measure.get("status")), "reason": reason})
+    return rows
 
 
 def _agreement(task: Task) -> list[dict[str, Any]]:
@@ -380,7 +463,7 @@ def _whisker(estimate: Estimate, peers: list[Estimate]) -> dict[str, float] | No
 def _arm_rows(runs: pl.DataFrame) -> list[dict[str, Any]]:
     measures = ("peak_rate", "end_rate", "end_kl", "seconds", "tokens_sampled", "judge_calls")
     finished = pl.col("status") == "finished"
-    rows = runs.group_by("arm", "family", "baseline", maintain_order=True).agg(
+    rows = runs.group_by("arm", "family", "baseline", "base", maintain_order=True).agg(
         finished.sum().alias("finished"),
         pl.len().alias("total"),
         *(pl.col(m).filter(finished).mean() for m in measures),
@@ -403,61 +486,90 @@ def _arm_settings(task: Task) -> list[dict[str, Any]]:
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
-def _samples(data: ReportData, task: str, budget: int) -> dict[str, Any] | None:
-    """The first prompts of a task, as many as fit the budget, with every response to them.
+#: Checkpoints and seeds of which samples are shown, the fullest choice first, and what the page says of each.
+_CHOICES = (
+    (False, False, ""),
+    (True, False, "first, peak and last checkpoint of each run"),
+    (True, True, "first, peak and last checkpoint of each arm’s first seed"),
+)
+_FEW_PROMPTS = 12
 
-    Prompts are taken in their order, never by what was answered: a choice by the outcome would mislead.
+
+def _samples(data: ReportData, task: str, budget: int) -> dict[str, Any] | None:
+    """Prompts of a task in their order, as many as fit `budget` bytes of the page, with the responses to them.
+
+    Prompts are never chosen by what was answered: a choice by the outcome would mislead. Where only a few would fit,
+    fewer checkpoints and then fewer seeds are shown of each arm.
     """
     frame = data.samples.filter(pl.col("task") == task)
     policy = frame.filter(pl.col("who") == "policy")
     if policy.is_empty():
         return None
+    runs = data.runs.filter(pl.col("task") == task)
     keys = policy.select("split", "prompt_number").unique().sort("split", "prompt_number").rows()
     # Both splits come to the reader, however few fit.
     by_split = [[key for key in keys if key[0] == split] for split in dict.fromkeys(key[0] for key in keys)]
-    longest = max(map(len, by_split))
-    keys = [group[i] for i in range(longest) for group in by_split if i < len(group)]
-    sizes: dict[tuple[Any, Any], int] = {}
-    for split, n, response in frame.select("split", "prompt_number", "response").iter_rows():
-        sizes[split, n] = sizes.get((split, n), 0) + len(json_in_html(response).encode()) + 40
-    prompts_text = {
-        (split, n): text for split, n, text in frame.select("split", "prompt_number", "prompt").unique().iter_rows()
-    }
-    kept: list[tuple[Any, Any]] = []
-    used = 0
-    for key in keys:
-        used += sizes.get(key, 0) + len(json_in_html(prompts_text.get(key)).encode()) + 60
-        if used > budget and kept:
+    keys = [group[i] for i in range(max(map(len, by_split))) for group in by_split if i < len(group)]
+    for few_steps, first_seed, words in _CHOICES:
+        chosen = _thinned(frame, runs, few_steps=few_steps, first_seed=first_seed)
+        kept = _that_fit(chosen, keys, budget)
+        left_out = [f"first {len(kept)} of {len(keys)} prompts"] * (len(kept) < len(keys)) + [words] * bool(words)
+        if len(kept) >= min(_FEW_PROMPTS, len(keys)):
             break
-        kept.append((key[0], key[1]))
-    position = {key: index for index, key in enumerate(kept)}
+    note = f"To keep this page small: the {'; the '.join(left_out)}. All are in samples.parquet." if left_out else ""
+    return {**_arranged(chosen, runs, kept), "note": note}
 
-    def cells(row: dict[str, Any]) -> list[Any]:
-        scores = [row["utility"], row["margin_golden"], row["margin_proxy"]]
-        return [row["response"], row["ended"], *(None if s is None else float(f"{s:.4g}") for s in scores)]
 
-    prompts = [
-        {"split": split, "number": n, "text": prompts_text.get((split, n)), "sft": None, "golden_policy": None}
-        for split, n in kept
+def _thinned(frame: pl.DataFrame, runs: pl.DataFrame, *, few_steps: bool, first_seed: bool) -> pl.DataFrame:
+    policy = frame.filter(pl.col("who") == "policy")
+    if first_seed:
+        policy = policy.filter(pl.col("seed").is_null() | (pl.col("seed") == pl.col("seed").min().over("arm")))
+    if few_steps:
+        marks = runs.select("arm", "seed", "peak_step").unique(["arm", "seed"])
+        steps = pl.col("step")
+        ends = [steps.min().over("arm", "seed"), steps.max().over("arm", "seed"), pl.col("peak_step")]
+        policy = policy.join(marks, on=["arm", "seed"], how="left", nulls_equal=True)
+        policy = policy.filter(pl.any_horizontal(steps.eq_missing(end) for end in ends)).drop("peak_step")
+    return pl.concat([frame.filter(pl.col("who") != "policy"), policy])
+
+
+def _that_fit(frame: pl.DataFrame, keys: list[tuple[Any, Any]], budget: int) -> list[tuple[Any, Any]]:
+    """The first prompts that fit, by the packed size of a few of them."""
+    tried = keys[: 2 * _FEW_PROMPTS]
+    size = len(_packed(_arranged(frame, pl.DataFrame(schema=_MARKS), tried)))
+    # A twentieth is kept back, because other prompts may be longer.
+    return keys[: max(0, int(0.95 * budget * len(tried) / size))]
+
+
+_MARKS = {"arm": pl.String, "seed": pl.Int64, "peak_step": pl.Int64, "end_step": pl.Int64}
+
+
+def _arranged(frame: pl.DataFrame, runs: pl.DataFrame, keys: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Prompts with the fixed policies' answers, and for each run and checkpoint its answers by the prompt's place."""
+    position = {key: index for index, key in enumerate(keys)}
+    order = pl.DataFrame(
+        {"split": [key[0] for key in keys], "prompt_number": [key[1] for key in keys]},
+        schema={"split": pl.String, "prompt_number": pl.Int64},
+    )
+    prompts: list[dict[str, Any]] = [
+        {"split": split, "number": n, "text": None, "sft": None, "golden_policy": None} for split, n in keys
     ]
-    runs: dict[tuple[Any, Any, Any], list[Any]] = {}
-    for row in frame.to_dicts():
-        index = position.get((row["split"], row["prompt_number"]))
-        if index is None:
-            continue
+    found: dict[tuple[Any, Any, Any], list[list[Any]]] = {}
+    for row in frame.join(order, on=["split", "prompt_number"], how="semi").iter_rows(named=True):
+        index = position[row["split"], row["prompt_number"]]
+        scores = (row["utility"], row["margin_golden"], row["margin_proxy"])
+        cells = [row["response"], row["ended"], *(None if s is None else float(f"{s:.4g}") for s in scores)]
+        prompts[index]["text"] = row["prompt"]
         if row["who"] == "policy":
-            runs.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells(row)])
+            found.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells])
         elif row["who"] in prompts[index]:
-            prompts[index][row["who"]] = cells(row)
-    marks = {(row["arm"], row["seed"]): row for row in data.runs.filter(pl.col("task") == task).to_dicts()}
+            prompts[index][row["who"]] = cells
+    marks = {(row["arm"], row["seed"]): row for row in runs.to_dicts()}
+    place = {arm: index for index, arm in enumerate(dict.fromkeys(runs["arm"].to_list()))}
     entries = []
-    for (arm, seed, step), rows in sorted(runs.items(), key=lambda item: (item[0][1] or 0, item[0][2] or 0)):
+    for arm, seed, step in sorted(found, key=lambda key: (place.get(key[0], len(place)), key[1] or 0, key[2] or 0)):
         mark = marks.get((arm, seed), {})
-        entries.append({"arm": arm, "seed": seed, "step": step, "rows": sorted(rows, key=lambda r: int(r[0]))})
-        entries[-1] |= {"peak": step is not None and step == mark.get("peak_step"), "end": step == mark.get("end_step")}
-    order = {arm: index for index, arm in enumerate(data.runs["arm"].to_list()[::-1])}
-    entries.sort(key=lambda entry: -order.get(entry["arm"], -1))
-    note = None
-    if len(kept) < len(keys):
-        note = f"The first {len(kept)} of {len(keys)} prompts, to keep this page small; all are in samples.parquet."
-    return {"prompts": prompts, "runs": entries, "note": note}
+        peak, end = (step is not None and step == mark.get(f"{what}_step") for what in ("peak", "end"))
+        rows = sorted(found[arm, seed, step], key=lambda cells: int(cells[0]))
+        entries.append({"arm": arm, "seed": seed, "step": step, "rows": rows, "peak": peak, "end": end})
+    return {"prompts": prompts, "runs": entries}

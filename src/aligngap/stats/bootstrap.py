@@ -29,7 +29,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from aligngap.stats.curves import Curve, Floats, Run, average_gap, common_range, curve, curves, fall, interpolate, peak
+from aligngap.stats.curves import (
+    Curve,
+    Floats,
+    Run,
+    average_gap,
+    common_range,
+    curve,
+    curves,
+    fall,
+    interpolate,
+    peak,
+    weighted_means,
+)
 
 Groups = Mapping[str, Sequence[Run]]
 Seed = Mapping[str, Sequence[Curve]]  # the curves of one seed, by group
@@ -97,6 +109,14 @@ class _Sample:
         return {name: [run[replicate] for run in runs] for name, runs in self.seeds[seed].items()}
 
 
+def _weights(n: int, rng: np.random.Generator, replicates: int) -> Floats:
+    """Resampling weights over n prompts [1 + B, n]; row 0 is the prompts as observed."""
+    weights = np.ones((replicates + 1, n))
+    if n:
+        weights[1:] = rng.multinomial(n, np.full(n, 1 / n), size=replicates)
+    return weights
+
+
 def _sample(groups: Groups, rng: np.random.Generator, replicates: int) -> _Sample:
     runs = [run for group in groups.values() for run in group]
     sizes = {run.n_prompts for run in runs}
@@ -109,8 +129,7 @@ def _sample(groups: Groups, rng: np.random.Generator, replicates: int) -> _Sampl
     n = sizes.pop() if sizes else 0
     if n == 0 or not shared:
         return _Sample([], n, notes)
-    weights = np.ones((replicates + 1, n))
-    weights[1:] = rng.multinomial(n, np.full(n, 1 / n), size=replicates)
+    weights = _weights(n, rng, replicates)
     seeds = [
         {name: [curves(run, weights) for run in group if run.seed == seed] for name, group in groups.items()}
         for seed in shared
@@ -183,6 +202,12 @@ def _columns(
     values = np.array(
         [[statistic(sample.at(s, b)) for b in range(replicates + 1)] for s in range(n_seeds)], dtype=np.float64
     ).reshape(n_seeds, replicates + 1, width)
+    return values[:, 0, :], *_joint_draws(values, rng, interval)
+
+
+def _joint_draws(values: Floats, rng: np.random.Generator, interval: Interval) -> tuple[Floats, Floats]:
+    """Per-seed values [S, 1 + B, M], index 0 observed -> joint draws [B, M], prompt standard errors [M]."""
+    n_seeds, replicates, width = values.shape[0], values.shape[1] - 1, values.shape[2]
     draws, errors = np.full((replicates, width), np.nan), np.full(width, np.nan)
     normal = rng.standard_normal((replicates, n_seeds))
     uniform = rng.random((replicates, n_seeds))
@@ -198,7 +223,7 @@ def _columns(
         prompts = values[keep, 1:, m].mean(axis=0)
         prompts = prompts[np.isfinite(prompts)]
         errors[m] = prompts.std(ddof=1) if len(prompts) > 1 else np.nan
-    return values[:, 0, :], draws, errors
+    return draws, errors
 
 
 def _check(replicates: int, level: float, interval: str) -> None:
@@ -263,6 +288,73 @@ def estimate(
         interval=interval,
     )
     return result[""]
+
+
+def prompt_means(
+    values: Mapping[str, Mapping[int, Floats]],
+    *,
+    rng: np.random.Generator,
+    replicates: int = 1000,
+    level: float = 0.95,
+    interval: Interval = "t",
+) -> dict[str, Estimate]:
+    """Seed means of per-prompt values in any unit, with the intervals of `estimate`: for what is no win-rate curve.
+
+    values: by name and seed, one value a prompt [N], NaN = missing. All hold the same N prompts in the same order, so
+    one set of resampled prompts serves them all. For a paired difference pass the prompts' differences.
+
+    Raises:
+        ValueError: different numbers of prompts, or a bad `replicates`, `level` or `interval`.
+    """
+    _check(replicates, level, interval)
+    sizes = {len(found) for by_seed in values.values() for found in by_seed.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"values that are compared must share their prompts; found {sorted(sizes)} prompts")
+    n = sizes.pop() if sizes else 0
+    weights = _weights(n, rng, replicates)
+    result = {}
+    for name, by_seed in values.items():
+        rows = np.array([by_seed[seed] for seed in sorted(by_seed)], dtype=np.float64).reshape(len(by_seed), n)
+        means = weighted_means(rows, weights).T[:, :, None]
+        draws, errors = _joint_draws(means, rng, interval)
+        sample = _Sample([], int(np.isfinite(rows).any(axis=0).sum()), [])
+        result[name] = _summarise(means[:, 0, 0], draws[:, 0], sample, level, interval, float(errors[0]))
+    return result
+
+
+def mean_statistics(
+    values: Mapping[int, Floats],
+    statistic: Callable[[int, Floats], Floats],
+    names: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    replicates: int = 1000,
+    level: float = 0.95,
+    interval: Interval = "t",
+) -> dict[str, Estimate]:
+    """Seed means of statistics of several means over prompts, a rank correlation say, with the intervals of `estimate`.
+
+    values: by seed, M quantities of the same N prompts, [M, N]; M may differ from seed to seed; NaN = missing.
+    statistic: from a seed and the means of its quantities, [1 + B, M] (observed and resampled, a row each), to the
+    statistics of each row, [1 + B, len(names)]; NaN where undefined.
+
+    Raises:
+        ValueError: different numbers of prompts, or a bad `replicates`, `level` or `interval`.
+    """
+    _check(replicates, level, interval)
+    sizes = {rows.shape[1] for rows in values.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"values that are compared must share their prompts; found {sorted(sizes)} prompts")
+    weights = _weights(sizes.pop() if sizes else 0, rng, replicates)
+    found = [statistic(seed, weighted_means(values[seed], weights)) for seed in sorted(values)]
+    columns = np.array(found, dtype=np.float64).reshape(len(found), replicates + 1, len(names))
+    draws, errors = _joint_draws(columns, rng, interval)
+    judged = [np.isfinite(rows).any(axis=0) for rows in values.values()]
+    sample = _Sample([], int(np.any(judged, axis=0).sum()), [])
+    return {
+        name: _summarise(columns[:, 0, m], draws[:, m], sample, level, interval, float(errors[m]))
+        for m, name in enumerate(names)
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -64,7 +64,7 @@ class Curve:
     end: float
 
 
-def _means(values: Floats, weights: Floats) -> Floats:
+def weighted_means(values: Floats, weights: Floats) -> Floats:
     """[K, N] values under [B, N] weights -> [B, K] means over the prompts that are present."""
     present = np.isfinite(values)
     total = weights @ np.where(present, values, 0.0).T
@@ -76,7 +76,7 @@ def curves(run: Run, weights: Floats) -> list[Curve]:
     """`curve` for each row of `weights` [B, N] at once; the bootstrap's hot path."""
     if weights.ndim != 2 or weights.shape[1] != run.n_prompts:
         raise ValueError(f"weights {weights.shape} do not match {run.n_prompts} prompts")
-    kl, win = _means(run.kl, weights), _means(run.win, weights)
+    kl, win = weighted_means(run.kl, weights), weighted_means(run.win, weights)
     end = win[:, int(np.argmax(run.steps))] if len(run.steps) else np.full(len(weights), np.nan)
     kappa = np.log(kl, out=np.full_like(kl, np.nan), where=(kl > 0) & np.isfinite(win))
     order = np.argsort(kappa, axis=1, kind="stable")  # NaN, the unusable points, sort last

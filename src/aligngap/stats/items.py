@@ -18,6 +18,21 @@ from aligngap.stats.curves import Floats
 ONE_SEED = "1 seed: interval covers items only"
 
 
+def apart(a: Floats, b: Floats) -> Floats:
+    """Values whose mean is mean(a) - mean(b), for the `item_estimate` of a difference that is not paired; NaN is
+    missing. Empty where either has no value.
+
+    A deviation counts by how few the items of its side are: resampling all of them together then spreads the mean just
+    as resampling either side by itself would.
+    """
+    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    if not (len(a) and len(b)):
+        return np.empty(0)
+    scale = len(a) + len(b)
+    deviations = np.concatenate([(a - a.mean()) * scale / len(a), (b.mean() - b) * scale / len(b)])
+    return np.asarray(a.mean() - b.mean() + deviations)
+
+
 def item_estimate(
     values: Mapping[int, Floats], rng: np.random.Generator, *, replicates: int = 1000, level: float = 0.95
 ) -> Estimate:

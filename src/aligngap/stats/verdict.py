@@ -6,6 +6,7 @@ from p > .05.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -67,6 +68,34 @@ def equivalence_verdict(est: Estimate, margin: float) -> Verdict:
     return "contradicted" if est.low > margin or est.high < -margin else "inconclusive"
 
 
+def gap_verdict(average: Estimate, peak: Estimate, margin: float) -> Verdict:
+    """Are both halves of figure 1's finding there: ahead at equal KL on `average`, and with the higher `peak`?
+
+    supported: both intervals wholly above 0. contradicted: either wholly below 0, or both wholly within +-`margin`.
+
+    Raises:
+        ValueError: `margin` is negative.
+    """
+    return joint_verdict((average, peak), margin)
+
+
+def joint_verdict(parts: Sequence[Estimate], margin: float = 0.0) -> Verdict:
+    """Prediction "every part is above 0", for a finding of several parts.
+
+    supported: all intervals wholly above 0. contradicted: any wholly below 0, or all wholly within +-`margin`. The
+    first rule that holds decides.
+
+    Raises:
+        ValueError: `margin` is negative.
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must be at least 0, got {margin}")
+    if all(part.low > 0 for part in parts):
+        return "supported"
+    none = all(-margin < part.low and part.high < margin for part in parts)
+    return "contradicted" if none or any(part.high < 0 for part in parts) else "inconclusive"
+
+
 def bootstrap_p(draws: Floats, null: float = 0.0) -> float:
     """Two-sided p-value of `null` from an `Estimate`'s draws [B]; NaN draws are dropped, none left gives NaN.
 
@@ -97,6 +126,25 @@ def holm(pvalues: ArrayLike) -> Floats:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1)
     return adjusted
+
+
+def prompts_needed(
+    gap: float, prompt_se: float, n_prompts: int, power: float = 0.8, *, level: float = 0.95
+) -> int | None:
+    """Number of prompts that would resolve `gap` with probability `power` if seeds added no noise: a lower bound.
+
+    prompt_se: the standard error that `n_prompts` prompts give (`Estimate.prompt_se`), which falls with their root.
+    None where an input is NaN.
+
+    Raises:
+        ValueError: gap 0, negative `prompt_se`, or `power` or `level` outside (0, 1).
+    """
+    if gap == 0 or prompt_se < 0 or not (0 < power < 1 and 0 < level < 1):
+        raise ValueError("need gap != 0, prompt_se >= 0, and power and level in (0, 1)")
+    if not np.isfinite([gap, prompt_se]).all():
+        return None
+    errors_away = float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power))
+    return max(1, int(np.ceil(n_prompts * (errors_away * prompt_se / gap) ** 2)))
 
 
 def seeds_needed(

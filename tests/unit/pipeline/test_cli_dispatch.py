@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from aligngap.cli import main
-from aligngap.pipeline.graph import Event, Outcome, Stage
+from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store, write_json
 from unit.pipeline.fake_stages import Fake, Steps
@@ -28,6 +28,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALIGNGAP_STORE", raising=False)
 
+    asked: dict[str, list[str]] = {}
+
     def load(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> Any:
         settings = {"name": name, "overrides": list(overrides), "seeds": seeds}
         return SimpleNamespace(
@@ -35,6 +37,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
             title="A [try]",
             smoke=smoke,
             device="cpu",
+            experiments=sorted({name for names in asked.values() for name in names}),
             model_dump=lambda mode: {"title": "A [try]"} | settings,
         )
 
@@ -51,8 +54,15 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results)} [stages]"])
     monkeypatch.setattr("aligngap.report.page.publish", publish)
 
-    def install(*stages: Stage) -> None:
-        monkeypatch.setattr("aligngap.experiments.study.targets", lambda spec: list(stages))
+    def install(*stages: Stage, **of: Sequence[Stage]) -> None:
+        """The stages of the study, or of each of its experiments by name."""
+        wanted = {"one": stages} if stages else of
+        asked.clear()
+        for name, some in wanted.items():
+            for stage in all_stages(some):
+                asked.setdefault(stage.identity, []).append(name)
+        monkeypatch.setattr("aligngap.experiments.study.targets", lambda spec: [s for v in wanted.values() for s in v])
+        monkeypatch.setattr("aligngap.experiments.study.asked_by", lambda spec: asked)
 
     return install
 
@@ -77,7 +87,7 @@ def test_run_status_verify_and_run_again(study: Install, capsys: pytest.CaptureF
 
     assert main(["run", "try", "--jobs", "1"]) == 0
     assert "started" not in capsys.readouterr().out.replace("(started", "")
-    (Path("runs/try/store") / a.identity / "times.json").write_text("{}")
+    (Path("runs/store") / a.identity / "times.json").write_text("{}")
     assert main(["verify", "runs/try"]) == 1
     assert f"{a.identity}/times.json: truncated" in capsys.readouterr().out
 
@@ -88,9 +98,33 @@ def test_plan_writes_nothing(study: Install, tmp_path: Path, capsys: pytest.Capt
     assert main(["plan", "try", "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
     assert "fake [head]" in printed
-    assert "0 cached, 3 to do; 1 used by several others" in printed
+    assert "0 cached, 3 to do; 0 serve several experiments" in " ".join(printed.split())
     assert "About 120 core seconds; 1:30 with --jobs 2" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_says_what_each_experiment_adds(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    head = Fake(name="head", cost=60)
+    study(alpha=[Fake(name="b", after=(head,), cost=30)], beta=[Fake(name="c", after=(head,), cost=20)])
+    assert main(["plan", "try", "--jobs", "1"]) == 0
+    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "fake fake [head] alpha, beta to do 1:00" in lines
+    assert "fake fake [b] alpha to do 0:30" in lines
+    assert "alpha 2 1 0:30" in lines
+    assert "beta 2 1 0:20" in lines
+    assert "1 serve several experiments" in " ".join(lines)
+
+
+def test_default_folders_share_a_store(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    """What one study has made, another finds; a folder of one's own keeps its own store."""
+    study(Fake(name="a"))
+    assert main(["run", "try"]) == 0
+    assert main(["run", "other"]) == 0
+    assert "1 of them in the store already" in capsys.readouterr().out
+    assert Path("runs/store").is_dir()
+    assert main(["run", "try", "--out", "mine"]) == 0
+    assert "0 of them in the store already" in capsys.readouterr().out
+    assert Path("mine/store").is_dir()
 
 
 def test_a_failed_arm_is_named_after_results_and_report(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +157,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert main(["status", "runs/try"]) == 0
     assert "1 interrupted" in capsys.readouterr().out
     assert main(["run", "try", "--set", "title=a b"]) == 0
-    assert json.loads((Path("runs/try/store") / stage.identity / "times.json").read_text())["first"] > 5
+    assert json.loads((Path("runs/store") / stage.identity / "times.json").read_text())["first"] > 5
 
 
 def test_ctrl_c_outside_the_stages(

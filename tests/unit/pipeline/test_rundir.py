@@ -142,8 +142,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGNGAP_STORE", raising=False)
     assert chosen_store(tmp_path, None) == tmp_path / "store"
+    assert chosen_store(Path("runs/quick"), None) == chosen_store(Path("runs/full"), None) == Path("runs/store")
+    assert chosen_store(Path("runs/quick"), Path("mine")) == Path("mine")
     monkeypatch.setenv("ALIGNGAP_STORE", "shared")
-    assert chosen_store(tmp_path, None) == Path("shared")
+    assert chosen_store(tmp_path, None) == chosen_store(Path("runs/quick"), None) == Path("shared")
     assert chosen_store(tmp_path, Path("mine")) == Path("mine")
     with RunDirectory.use(tmp_path / "run", STUDY) as run:
         run.begin(Ledger([], 1), tmp_path / "elsewhere")

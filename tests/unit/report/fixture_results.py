@@ -13,6 +13,13 @@ import polars as pl
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & \u2028 \"quoted\" 'text' {{ 7 * 7 }} <!-- <script>"
 STEPS = (0, 8, 16, 32, 64, 128, 256, 512)
+FURTHER = (
+    "window_4 window_16 window_500 sync_4 sync_16 sync_64 sync_infinity online_medium offline_medium shuffled_medium "
+    "online_large offline_large shuffled_large online_bo2 offline_bo2 shuffled_bo2 dataset_golden dataset_sft_early "
+    "dataset_early_late dataset_late quality_late online_rloo mixture_25 mixture_50 mixture_75 offline_sft_term "
+    "offline_dpo_positive online_pointwise online_small_proxy online_large_proxy golden_more golden_on_policy "
+    "theory_wide theory_narrow"
+).split()
 OFFLINE = [(lr, beta) for lr in ("3e-4", "1e-3", "3e-3") for beta in (0.1, 0.5)]
 
 
@@ -27,8 +34,14 @@ def write_results(
     experiments: bool = True,
     prompts: int = 12,
     text: str = "",
+    further: Sequence[str] = (),
+    further_experiments: int = 0,
+    every_step: bool = False,
 ) -> Path:
-    """Write `results.json` and `samples.parquet`; `text` is put into every foreign text of the folder."""
+    """Write `results.json` and `samples.parquet`; `text` is put into every foreign text of the folder.
+
+    further: families of one more arm each. every_step: samples of every checkpoint and both splits.
+    """
     rng = random.Random(7)
     results: dict[str, Any] = {
         "schema": 1,
@@ -56,13 +69,29 @@ def write_results(
     }
     rows: list[dict[str, Any]] = []
     for task in tasks:
-        arms = [arm for seed in seeds for arm in _arms(seed, rng, text, fail_one, no_numbers)]
+        arms = [arm for seed in seeds for arm in _arms(seed, rng, text, fail_one, no_numbers, further)]
         results["tasks"][task] = {
             "arms": arms,
             "stages": _stages(no_numbers),
-            "experiments": _experiments(len(seeds), text, no_numbers) if experiments else {},
+            "measures": [
+                {"name": "bouts", "seed": 0, "identity": "0", "status": "finished", "reason": None},
+                {
+                    "name": f"quality{text}",
+                    "seed": 0,
+                    "identity": "1",
+                    "status": "failed",
+                    "reason": f"out of memory{text}",
+                },
+            ],
+            "experiments": {},
         }
-        rows += _samples(task, arms, prompts, rng, text, no_numbers)
+        if experiments:
+            made = _experiments(seeds, text, no_numbers) | _further_experiments(
+                further_experiments, further, seeds, rng
+            )
+            holm = dict.fromkeys(made) if no_numbers else dict.fromkeys(made, 0.012)
+            results["tasks"][task] |= {"experiments": made, "holm": holm}
+        rows += _samples(task, arms, prompts, rng, text, no_numbers, every_step)
     folder.mkdir(parents=True, exist_ok=True)
     # NaN is written as a bare word on purpose: a reader must survive it.
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
@@ -71,7 +100,15 @@ def write_results(
     return folder
 
 
-def _arms(seed: int, rng: random.Random, text: str, fail_one: bool, no_numbers: bool) -> list[dict[str, Any]]:
+def write_large_results(folder: Path) -> Path:
+    """As large as the whole study: 17 experiments, 4 tasks, 44 arms, 3 seeds, samples of every checkpoint."""
+    tasks = ("summarisation", "helpfulness", "harmlessness", "arena")
+    return write_results(folder, tasks=tasks, further=FURTHER, further_experiments=14, prompts=32, every_step=True)
+
+
+def _arms(
+    seed: int, rng: random.Random, text: str, fail_one: bool, no_numbers: bool, further: Sequence[str]
+) -> list[dict[str, Any]]:
     arms = [
         _arm("online", f"online lr=1e-3 beta=0.1{text}", seed, True, 0.56, 3.2, rng, no_numbers),
         _arm("replay", "replay in exact order", seed, True, 0.55, 3.0, rng, no_numbers),
@@ -82,6 +119,9 @@ def _arms(seed: int, rng: random.Random, text: str, fail_one: bool, no_numbers: 
         base = (lr, beta) == ("1e-3", 0.1)
         speed = {"3e-4": 1.4, "1e-3": 2.4, "3e-3": 3.6}[lr] - (0.4 if beta > 0.1 else 0.0)
         arms.append(_arm("offline", f"offline lr={lr} beta={beta}", seed, base, 0.44, speed, rng, no_numbers))
+    for place, family in enumerate(further):
+        height, speed = 0.4 + 0.15 * place / len(further), 2.0 + place % 5 / 4
+        arms.append(_arm(family, family.replace("_", " "), seed, True, height, speed, rng, no_numbers))
     if fail_one:
         arms[-1] |= {"status": "failed", "reason": f"loss became NaN at step 31{text}", "points": [], "cost": {}}
     return arms
@@ -127,6 +167,7 @@ def _arm(
     return {
         "name": name,
         "family": family,
+        "base": "medium" if "medium" in family else "small",
         "source": {"kind": "sampled" if family == "online" else "recorded"},
         "loss": {"name": "ipo", "beta": 0.1, "reduction": "sum"},
         "seed": seed,
@@ -169,11 +210,82 @@ def _stages(no_numbers: bool) -> dict[str, Any]:
     }
 
 
-def _experiments(n_seeds: int, text: str, no_numbers: bool) -> dict[str, Any]:
+def _figure(name: str, mark: str, points: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    words = {"title": f"A {mark} figure named {name}", "x": "KL(policy || SFT), nats", "y": "difference of win rates"}
+    return {"name": name, **words, "mark": mark, "points": points, "x_log": False, "families": [], **more}
+
+
+def _point(series: str, x: float | str, y: float, seed: int | None = None) -> dict[str, Any]:
+    bounds = {"low": y - 0.04, "high": y + 0.04} if seed is None else {"low": None, "high": None}
+    return {"series": series, "x": x, "y": y, "seed": seed} | bounds
+
+
+def _further_experiments(
+    count: int, families: Sequence[str], seeds: Sequence[int], rng: random.Random
+) -> dict[str, Any]:
+    """Experiments of the usual extent: a dozen estimates, win-rate curves, lines with their seeds, and bars."""
+    made = {}
+    for index in range(count):
+        chosen = list(families[index : index + 5])
+        curves = _figure("curves", "line", [], title="Win rate over KL", families=["online", "offline", *chosen])
+        steps = [
+            _point(family, 50.0 * place, 0.5 + rng.gauss(0.01 * place, 0.02), seed)
+            for family in chosen
+            for place in range(10)
+            for seed in (None, *seeds)
+        ]
+        lines = _figure("training", "line", steps, x="optimiser steps", y="accuracy against golden labels")
+        heights = [
+            _point(side, f, rng.gauss(0.05, 0.05), s)
+            for side in ("train", "held out")
+            for f in chosen
+            for s in (None, *seeds)
+        ]
+        bars = _figure("bars", "bar", heights, x="")
+        estimates = {
+            f"estimate_{i}": {"label": f"average gap at equal KL, made-up number {i}", "unit": "win rate", "note": ""}
+            | {
+                "value": 0.01 * i,
+                "low": 0.01 * i - 0.03,
+                "high": 0.01 * i + 0.03,
+                "n_seeds": len(seeds),
+                "n_prompts": 512,
+            }
+            for i in range(12)
+        }
+        made[f"further_{index}"] = {
+            "title": f"Further hypothesis {index}",
+            "question": "Would a made-up question of the usual length be answered by made-up numbers?",
+            "finding": "The original found what originals find, and said so in a sentence (figure 9).",
+            "rule": "Supported if the interval lies wholly above 0; contradicted if wholly below; else inconclusive.",
+            "verdict": ("supported", "contradicted", "inconclusive")[index % 3],
+            "sentence": "At equal KL the made-up arm wins a made-up share of the prompts more (3 seeds, 512 prompts).",
+            "estimates": estimates,
+            "figures": [curves, lines, bars],
+        }
+    return made
+
+
+def _experiments(seeds: Sequence[int], text: str, no_numbers: bool) -> dict[str, Any]:
+    n_seeds = len(seeds)
+    kls = () if no_numbers else (0.05, 0.1, 0.3, 1.0, 3.0)
+    band = [
+        _point(series + text, kl, 0.02 * place + shift)
+        for series, shift in (("golden judge", 0), ("true utility", -0.05))
+        for place, kl in enumerate(kls)
+    ]
+    bars = (
+        []
+        if no_numbers
+        else [_point("held out", name, 0.5, seed) for name in ("online", f"offline{text}") for seed in (None, *seeds)]
+    )
+    nan = _figure("nothing", "point", [_point("online", 1.0, float("nan"))])
+
     def estimate(label: str, value: float, low: float, high: float, note: str = "") -> dict[str, Any]:
         numbers = dict.fromkeys(("value", "low", "high")) if no_numbers else {"value": value, "low": low, "high": high}
         known = {"n_seeds": n_seeds, "n_prompts": 512, "note": note + text, "unit": "win rate"}
-        return {"label": label + text} | numbers | known
+        tested = {"null": 0.0, "p": None if no_numbers else 0.004} if label.endswith("same configuration") else {}
+        return {"label": label + text} | numbers | known | tested
 
     return {
         "goodhart": {
@@ -189,6 +301,8 @@ def _experiments(n_seeds: int, text: str, no_numbers: bool) -> dict[str, Any]:
                 "peak": estimate("Difference of peaks", 0.094, 0.058, 0.127),
                 "fall": estimate("Fall from peak to end, offline", -0.012, -0.041, 0.016),
             },
+            "power": {"seeds": None if n_seeds < 2 else 7, "prompts": 300, "note": "" if n_seeds > 1 else "One seed."},
+            "figures": [_figure("difference", "line", band, x_log=True, title=f"Online minus offline{text}")],
         },
         "coverage": {
             "title": "Coverage (H1)",
@@ -198,6 +312,7 @@ def _experiments(n_seeds: int, text: str, no_numbers: bool) -> dict[str, Any]:
             "verdict": "inconclusive",
             "sentence": "Shuffling closes between a quarter and almost all of the gap.",
             "estimates": {"share": {**estimate("Share of the gap closed", 0.52, 0.24, 0.93), "unit": "share"}},
+            "figures": [_figure("curves", "line", [], families=["online", "offline", "shuffled", f"absent{text}"])],
         },
         "tandem": {
             "title": "Tandem",
@@ -207,37 +322,46 @@ def _experiments(n_seeds: int, text: str, no_numbers: bool) -> dict[str, Any]:
             "verdict": "contradicted",
             "sentence": "One replay of three differs from its online run.",
             "estimates": {},
+            "figures": [_figure("equal", "bar", bars, x=""), nan],
         },
     }
 
 
 def _samples(
-    task: str, arms: list[dict[str, Any]], prompts: int, rng: random.Random, text: str, no_numbers: bool
+    task: str,
+    arms: list[dict[str, Any]],
+    prompts: int,
+    rng: random.Random,
+    text: str,
+    no_numbers: bool,
+    every_step: bool,
 ) -> list[dict[str, Any]]:
     words = "river market council opened early while the old bridge stayed closed after heavy rain".split()
-
-    def sentence(length: int) -> str:
-        return " ".join(rng.choice(words) for _ in range(length)).capitalize() + "."
+    known = [" ".join(rng.choice(words) for _ in range(18)).capitalize() + "." for _ in range(4000)]
 
     def value(spread: float) -> float | None:
         return None if no_numbers else round(rng.gauss(0, spread), 3)
 
+    def answer(who: str, arm: str | None, seed: int, step: int | None, ended: bool) -> dict[str, Any]:
+        scores = {"utility": value(0.5), "margin_golden": value(0.3), "margin_proxy": value(0.3) if arm else None}
+        return {
+            "who": who,
+            "arm": arm,
+            "seed": seed,
+            "step": step,
+            "response": rng.choice(known) + text,
+            "ended": ended,
+            **scores,
+        }
+
     rows: list[dict[str, Any]] = []
-    for index in range(prompts):
-        prompt = {"task": task, "split": "held_out", "prompt_number": index, "prompt": sentence(45) + text}
-        for who in ("sft", "golden_policy"):
-            rows.append(
-                prompt
-                | {"who": who, "arm": None, "seed": 0, "step": None, "response": sentence(16) + text, "ended": True}
-                | {"utility": value(0.5), "margin_golden": value(0.3), "margin_proxy": None}
-            )
-        for arm in arms:
-            if arm["baseline"] and arm["status"] == "finished":
-                for step in (64, STEPS[-1]):
-                    rows.append(
-                        prompt
-                        | {"who": "policy", "arm": arm["name"], "seed": arm["seed"], "step": step}
-                        | {"response": sentence(18) + text, "ended": index % 5 != 0}
-                        | {"utility": value(0.5), "margin_golden": value(0.3), "margin_proxy": value(0.3)}
-                    )
+    for split in ("held_out", "train") if every_step else ("held_out",):
+        for index in range(prompts):
+            asked = " ".join(rng.choice(known) for _ in range(3)) + text
+            prompt = {"task": task, "split": split, "prompt_number": index, "prompt": asked}
+            rows += [prompt | answer(who, None, 0, None, True) for who in ("sft", "golden_policy")]
+            for arm in arms:
+                if arm["baseline"] and arm["status"] == "finished":
+                    for step in STEPS if every_step else (64, STEPS[-1]):
+                        rows.append(prompt | answer("policy", arm["name"], arm["seed"], step, index % 5 != 0))
     return rows

@@ -1,6 +1,7 @@
 """What a result folder becomes, above all where numbers are missing."""
 
 import json
+import math
 from pathlib import Path
 
 import polars as pl
@@ -66,3 +67,27 @@ def test_samples_may_be_absent_or_lack_columns(tmp_path: Path) -> None:
     assert load(tmp_path).samples["margin_proxy"].null_count() == load(tmp_path).samples.height
     (tmp_path / "samples.parquet").unlink()
     assert load(tmp_path).samples.is_empty()
+
+
+def test_figures_keep_what_can_be_drawn_and_count_the_rest(tmp_path: Path) -> None:
+    results = json.loads((write_results(tmp_path) / "results.json").read_text())
+    content = results["tasks"]["summarisation"]["experiments"]["goodhart"]
+    point = {"series": "online", "y": 0.1, "low": None, "high": None, "seed": None}
+    content["figures"] = [
+        {"name": "log", "mark": "line", "x_log": True, "points": [point | {"x": x} for x in (-1.0, 0.0, 1.0, None)]},
+        {"name": "names", "mark": "no such mark", "points": [point | {"x": "a"}, point | {"x": "b", "y": math.nan}]},
+        {"name": "empty"},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    log, names, empty = load(tmp_path).tasks[0].experiments[0].figures
+    assert ([p["x"] for p in log.points], log.dropped, log.named) == ([1.0], 3, False)
+    assert ([p["x"] for p in names.points], names.dropped, names.named, names.mark) == (["a"], 1, True, "point")
+    assert (empty.points, empty.dropped, empty.key) == ((), 0, "goodhart-empty")
+
+
+def test_significance_is_read_where_it_is_there(tmp_path: Path) -> None:
+    first, second, _ = load(write_results(tmp_path)).tasks[0].experiments
+    assert first.main is not None
+    assert (first.main.p, first.main.null, first.holm, first.power["seeds"]) == (0.004, 0.0, 0.012, 7)
+    assert second.main is not None
+    assert (second.main.p, second.power) == (None, {})

@@ -1,17 +1,20 @@
 """The page: one file, loads nothing, and shows foreign text as text."""
 
+import base64
+import gzip
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from aligngap.report.load import load
 from aligngap.report.page import json_in_html, render, seeds_note, text_of_number, text_of_share, write_report
-from unit.report.fixture_results import HOSTILE, write_results
+from unit.report.fixture_results import HOSTILE, write_large_results, write_results
 
 
 class Elements(HTMLParser):
@@ -51,10 +54,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
     return render(load(folder))
 
 
-def _payload(page: str) -> dict:  # type: ignore[type-arg]
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+def _packed(page: str, name: str) -> Any:
+    found = re.search(rf'<script type="text/plain" data-packed="{re.escape(name)}">(.*?)</script>', page)
     assert found
-    return json.loads(found[1])  # type: ignore[no-any-return]
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
 
 
 def test_loads_nothing(page: str) -> None:
@@ -79,6 +82,19 @@ def test_is_small(page: str) -> None:
     assert len(page.encode()) < 2_500_000
 
 
+@pytest.mark.slow
+def test_the_whole_study_fits_five_megabytes_with_samples_of_every_arm(tmp_path: Path) -> None:
+    page = write_report(write_large_results(tmp_path))
+    assert page.stat().st_size < 5_000_000
+    text = page.read_text(encoding="utf-8")
+    for task in ("summarisation", "arena"):
+        samples = _packed(text, f"samples:{task}")
+        assert len(samples["prompts"]) >= 12
+        assert len({run["arm"] for run in samples["runs"]}) == 38
+        assert "checkpoint" in samples["note"]
+        assert len(_packed(text, f"task:{task}")["figures"]) == 4 + 4 + 14 * 3
+
+
 def test_says_what_came_out(page: str) -> None:
     text = Elements(page).text
     for phrase in (
@@ -95,23 +111,56 @@ def test_says_what_came_out(page: str) -> None:
     assert "Smoke run" not in text
 
 
-def test_payload_holds_points_and_samples(page: str) -> None:
-    payload = _payload(page)
-    assert len(payload["tables"]["points"]["rows"]) == 27 * 8 * 2
-    samples = payload["samples"]["summarisation"]
+def test_each_datum_and_each_specification_is_there_once(page: str) -> None:
+    content = _packed(page, "task:summarisation")
+    points = content["tables"]["points"]
+    assert len(points["rows"]) == 27 * 8 * 2
+    assert not {"arm", "family", "seed"} & set(points["columns"])  # a point's run says them
+    panels = [panel for figure in content["figures"].values() for panel in figure["panels"]]
+    assert {panel["spec"] for panel in panels} == set(content["specs"])
+    assert sum(panel["spec"] == "win" for panel in panels) == 4
+    assert "data" not in content["specs"]["win"]
+    samples = _packed(page, "samples:summarisation")
     assert len(samples["prompts"]) == 12
     assert any(run["peak"] or run["end"] for run in samples["runs"])
+
+
+def test_every_experiment_has_its_section_rule_finding_and_figures(page: str) -> None:
+    elements = Elements(page)
+    identifiers = [a["id"] for _, a in elements.tags if a.get("id")]
+    assert len(identifiers) == len(set(identifiers))
+    links = [a["href"][1:] for t, a in elements.tags if t == "a" and (a.get("href") or "").startswith("#")]
+    assert set(links) <= set(identifiers)
+    assert {f"task-0-experiment-{index}" for index in range(3)} <= set(links)
+    drawn = {a["data-figure"] for _, a in elements.tags if "data-figure" in a}
+    assert {"goodhart-difference", "coverage-curves", "tandem-equal"} <= drawn
+    assert "tandem-nothing" not in drawn
+    assert "No data: nothing to draw." in elements.text
+    assert "No data of: Absent." in elements.text
+
+
+def test_significance_and_power_are_said_where_they_are_known(page: str, hostile: str) -> None:
+    text = " ".join(Elements(page).text.split())
+    assert "p = 0.004, and 0.012 by Holm’s method for the 3 hypotheses of this task" in text
+    assert "about 7 seeds on these prompts, and at least 300 prompts." in text
+    assert "about 7 seeds" not in Elements(hostile).text
+
+
+def test_what_failed_is_named(page: str) -> None:
+    text = " ".join(Elements(page).text.split())
+    assert "summarisation: 4 of what was asked for are missing" in text
+    assert "measure quality 0 failed out of memory" in text
 
 
 def test_hostile_text_is_text(hostile: str) -> None:
     elements = Elements(hostile)
     kinds = [tag for tag, _ in elements.tags]
-    # Two scripts, the data, and nothing that the text tried to add; the one image is the figure without scripts.
-    assert kinds.count("script") == 3
+    # Two scripts, three of data, and nothing that the text tried to add; the one image is the figure without scripts.
+    assert kinds.count("script") == 5
     assert all((a.get("src") or "").startswith("data:image/svg") for t, a in elements.tags if t == "img")
     assert "onerror=alert(1)" in elements.text
     assert "{{ 7 * 7 }}" in elements.text
-    samples = _payload(hostile)["samples"]["summarisation"]
+    samples = _packed(hostile, "samples:summarisation")
     assert samples["prompts"][0]["text"].endswith(HOSTILE)
 
 
@@ -161,10 +210,11 @@ def test_too_many_samples_are_cut_by_order_and_the_page_says_so(
     monkeypatch.setattr("aligngap.report.page._SAMPLE_BYTES", 20_000)
     data = load(write_results(tmp_path, prompts=40))
     page = render(data)
-    kept = _payload(page)["samples"]["summarisation"]["prompts"]
+    samples = _packed(page, "samples:summarisation")
+    kept = samples["prompts"]
     assert [prompt["number"] for prompt in kept] == list(range(len(kept)))
     assert 0 < len(kept) < 40
-    assert f"The first {len(kept)} of 40 prompts" in page
+    assert f"the first {len(kept)} of 40 prompts" in samples["note"]
     assert data.samples.select(pl.col("prompt_number").n_unique()).item() == 40
 
 
@@ -195,3 +245,17 @@ def test_the_note_on_seeds() -> None:
     assert "prompts only" in seeds_note(1)
     assert "fewer than five" in seeds_note(4)
     assert "fewer" not in seeds_note(5)
+
+
+def test_arms_without_numbers_are_named_and_not_drawn(tmp_path: Path) -> None:
+    results = json.loads((write_results(tmp_path, seeds=(0,), fail_one=False) / "results.json").read_text())
+    online, replay, shuffled = results["tasks"]["summarisation"]["arms"][:3]
+    online["points"] = []
+    for point in replay["points"]:
+        point |= {"kl": None, "wins": {}}
+    shuffled["points"][2]["kl"] = math.nan
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = " ".join(Elements(render(load(tmp_path))).text.split())
+    assert text.count("finished it has no checkpoint with a KL and a win rate") == 2
+    assert "1 of its 16 points lack a KL or a win rate" in text
+    assert "No data of: Online, Absent." in text

@@ -11,6 +11,7 @@ from aligngap.stats.verdict import (
     bootstrap_p,
     equivalence_verdict,
     holm,
+    joint_verdict,
     seeds_needed,
     sign_verdict,
     threshold_verdict,
@@ -39,6 +40,24 @@ def est(low, high):
 )
 def test_sign_verdict(low, high, predicted, verdict):
     assert sign_verdict(est(low, high), predicted, 0.05) == verdict
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ([(0.01, 0.2), (0.02, 0.03)], "supported"),
+        ([(0.01, 0.2), (0.02, 0.3), (-0.2, -0.01)], "contradicted"),
+        ([(-0.04, 0.04), (-0.2, -0.01)], "contradicted"),
+        ([(0.01, 0.04), (-0.04, 0.04)], "contradicted"),  # all within the margin
+        ([(0.01, 0.04), (0.02, 0.03)], "supported"),  # small but certain
+        ([(0.01, 0.2), (-0.04, 0.04)], "inconclusive"),
+        ([(0.01, 0.2), (np.nan, np.nan)], "inconclusive"),
+        ([(-0.2, -0.01), (np.nan, np.nan)], "contradicted"),
+    ],
+)
+def test_joint_verdict(parts, verdict):
+    assert joint_verdict([est(*part) for part in parts], 0.05) == verdict
+    assert joint_verdict([est(*part) for part in reversed(parts)], 0.05) == verdict
 
 
 @pytest.mark.parametrize(

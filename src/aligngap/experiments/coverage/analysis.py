@@ -25,7 +25,7 @@ def analyse(data: TaskData) -> Analysis:
     above = data.gap(online, shuffled, "coverage", "online")["average_gap"]
     below = data.gap(shuffled, offline, "coverage", "offline")["average_gap"]
     estimates = {
-        "share_closed": Labelled("share of the online-offline gap closed by the shuffled stream", share, "share"),
+        "share_closed": Labelled("share of the online-offline gap closed by the shuffled stream", share, "share", HALF),
         "online_minus_shuffled": Labelled("average gap at equal KL, online minus shuffled", above),
         "shuffled_minus_offline": Labelled("average gap at equal KL, shuffled minus offline", below),
     }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from itertools import product
 
-from aligngap.experiments.base import Analysis, Labelled, TaskData
+import numpy as np
+
+from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.verdict import Verdict, sign_verdict
+from aligngap.pipeline.stages import SPLITS
+from aligngap.stats.bootstrap import Estimate, gap_band
+from aligngap.stats.verdict import gap_verdict
 
 RULE = (
     "Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
@@ -70,10 +73,7 @@ def analyse(data: TaskData) -> Analysis:
         )
         estimates[f"{family}_gao_a_{judge}"] = Labelled(f"{name}; a", fit.a, "win rate / sqrt(nats)")
         estimates[f"{family}_gao_b_{judge}"] = Labelled(f"{name}; b", fit.b, "win rate / sqrt(nats)")
-    verdicts = {sign_verdict(main[key], 1, settings.margin) for key in ("average_gap", "peak_difference")}
-    below = min(main["average_gap"].high, main["peak_difference"].high) < 0
-    contradicted = verdicts == {"contradicted"} or below
-    verdict: Verdict = "contradicted" if contradicted else verdicts.pop() if len(verdicts) == 1 else "inconclusive"
+    verdict = gap_verdict(main["average_gap"], main["peak_difference"], settings.margin)
     falls = [
         f"{name} {'falls' if main[f'{name}_fall'].low > 0 else 'shows no clear fall'} after its peak"
         for name in ("online", "offline")
@@ -83,4 +83,29 @@ def analyse(data: TaskData) -> Analysis:
         f"does, and its peak is {interval_words(main['peak_difference'], signed=True)} higher "
         f"({across(main['average_gap'])}); {falls[0]}, {falls[1]}."
     )
-    return Analysis(verdict, sentence, estimates)
+    other_split = [split for split in SPLITS if split != settings.split]
+    return Analysis(
+        verdict, sentence, estimates, [_difference(data, split) for split in (settings.split, *other_split)]
+    )
+
+
+def _difference(data: TaskData, split: str) -> Figure:
+    """Online minus offline at equal KL, by the golden judge and by true utility, with their max-t bands."""
+    points, notes = [], []
+    for judge, series in (("golden", "golden judge"), ("true", "true utility")):
+        online = data.runs("online", split=split, judge=judge)
+        offline = data.runs("offline", baseline=True, split=split, judge=judge)
+        rng = data.rng("goodhart", "band", split, judge)
+        band = gap_band(online, offline, rng, replicates=data.settings.replicates)
+        rows = np.stack([np.exp(band.kappa), band.value, band.low, band.high], axis=1).tolist()
+        points += [Point(series, kl, value, low, high) for kl, value, low, high in rows]
+        notes += [note for note in [band.note] if note and note not in notes]
+    return Figure(
+        name=f"difference_{split}",
+        title=f"Online minus offline at equal KL, {split.replace('_', '-')} prompts, with simultaneous 95% bands"
+        + "".join(f"; {note}" for note in notes),
+        x="KL(policy || SFT), nats",
+        y="difference of win rates",
+        points=points,
+        x_log=True,
+    )

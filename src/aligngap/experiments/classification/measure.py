@@ -1,0 +1,91 @@
+"""Classifiers of preferences along the online stream (section 5.3, figure 6)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import polars as pl
+import torch
+
+from aligngap.judges.base import Judge
+from aligngap.judges.true_utility import TrueUtilityJudge
+from aligngap.measure.classify import correct, pair_log_probs
+from aligngap.models.build import load_tokenizer
+from aligngap.pipeline.graph import Context, Stage
+from aligngap.pipeline.stages import Arm, Pairs, Preference, Sft, load_judge, load_policy, predictions
+from aligngap.tasks.pairs import read_pairs
+from aligngap.tasks.worlds import world
+
+
+def windows(length: int, batch: int, points: int, pairs: int) -> dict[int, torch.Tensor]:
+    """For `points` evenly spaced steps of a run, the last among them, the `pairs` recorded pairs closest to each.
+
+    length: pairs in the stream, `batch` a step. A step lies between the batch that it learned from and the next one,
+    so half of its pairs come from before it and half from after, as far as the stream goes. Returns positions in the
+    stream by step, int64 [min(pairs, length)].
+    """
+    found = {}
+    for k in range(1, points + 1):
+        step = round(length / batch * k / points)
+        start = min(max(0, step * batch - pairs // 2), max(0, length - pairs))
+        found[step] = torch.arange(start, min(start + pairs, length))
+    return found
+
+
+class StreamAccuracy(Stage):
+    """The proxy, the final online and the final offline policy as classifiers of the pairs that the online run saw,
+    against golden's labels. A policy's sign of the log-ratio margin against SFT is its decision.
+
+    table.parquet: step (of the online run), pair (position in its stream), classifier (proxy, online, offline, true:
+    the true utility), correct (1, 0, or 0.5 where the classifier calls a tie; NaN where golden does).
+    """
+
+    kind: ClassVar[str] = "stream_accuracy"
+
+    online: Arm
+    offline: Arm
+    sft: Sft
+    task: Pairs
+    golden: Preference
+    proxy: Preference
+    points: int = 10
+    pairs: int = 64
+
+    @property
+    def label(self) -> str:
+        return f"{self.task.task.world}: classifiers along the online stream (seed {self.online.seed})"
+
+    @property
+    def work(self) -> float:
+        judged = 5e-4 * (self.golden.base.size + self.proxy.base.size) + 1e-4
+        return self.points * self.pairs * (judged + 3 * 3e-4 * self.sft.base.size) + 3
+
+    def run(self, context: Context) -> None:
+        stream = read_pairs(context.one("online") / "stream.parquet")
+        reference, *policies = (
+            load_policy(context, context.one("sft"), weights)
+            for weights in (None, *(context.one(name) / "final.safetensors" for name in ("online", "offline")))
+        )
+        golden = load_judge(self.golden, context.one("golden"), context)
+        judges: dict[str, Judge] = {
+            "proxy": load_judge(self.proxy, context.one("proxy"), context),
+            "true": TrueUtilityJudge(world(self.task.task.world), load_tokenizer(self.task.base.path)),
+        }
+        near = windows(len(stream), self.online.optim.batch, self.points, self.pairs)
+        tables = []
+        for done, (step, index) in enumerate(near.items(), start=1):
+            pairs = stream.take(index)
+            labels, fixed = predictions(golden, pairs), pair_log_probs(reference, pairs)
+            scores = {
+                name: pair_log_probs(policy, pairs) - fixed
+                for name, policy in zip(("online", "offline"), policies, strict=True)
+            }
+            for name, judge in judges.items():
+                decided = predictions(judge, pairs)
+                scores[name] = torch.stack([decided, 1 - decided])
+            for name, (first, second) in scores.items():
+                right = correct(first, second, labels).masked_fill(labels == 0.5, torch.nan)
+                columns = {"pair": index.numpy(), "correct": right.double().numpy()}
+                tables.append(pl.DataFrame(columns).with_columns(step=pl.lit(step), classifier=pl.lit(name)))
+            context.progress(done, len(near), {})
+        pl.concat(tables).select("step", "pair", "classifier", "correct").write_parquet(context.out / "table.parquet")

@@ -1,0 +1,71 @@
+"""What a set of training pairs is like: how good, how far apart, and how near the SFT policy (section 6)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import polars as pl
+import torch
+
+from aligngap.judges.true_utility import TrueUtilityJudge
+from aligngap.measure.classify import pair_log_probs
+from aligngap.models.build import load_tokenizer
+from aligngap.pipeline.graph import Context, Stage
+from aligngap.pipeline.stages import Generate, Pairs, Preference, Relabel, Sft, load_judge, load_policy
+from aligngap.tasks.pairs import read_pairs
+from aligngap.tasks.worlds import world
+
+
+class PairProfile(Stage):
+    """Quality, contrast and proximity of the pairs that an offline arm trains on, a row a training pair.
+
+    reference: `D_golden`, with which the pairs' quality is compared on the same prompts, first response with first and
+    second with second.
+
+    table.parquet: prompt_number; golden_margin, golden's |r(x, y1, y2) - r(x, y2, y1)|; and for each side, first and
+    second: utility_*, the true utility; gain_*, its excess over the reference's response; win_*, golden's decision
+    against the reference's response (1, 0, or 0.5 for a tie); sft_log_prob_*, log pi_sft a token, nats.
+
+    Raises:
+        ValueError: pairs and reference do not hold the same prompts.
+    """
+
+    kind: ClassVar[str] = "pair_profile"
+
+    sft: Sft
+    task: Pairs
+    golden: Preference
+    pairs: Relabel | Generate
+    reference: Relabel
+
+    @property
+    def label(self) -> str:
+        what = self.pairs.origin if isinstance(self.pairs, Generate) else "D_golden"
+        return f"{self.task.task.world}: profile of pairs, {what}"
+
+    @property
+    def work(self) -> float:
+        each = 3 * 5e-4 * self.golden.base.size + 3e-4 * self.sft.base.size + 2e-4
+        return each * self.task.task.train_pairs + 3
+
+    def run(self, context: Context) -> None:
+        pairs, reference = (read_pairs(context.one(name) / "train.parquet") for name in ("pairs", "reference"))
+        if not torch.equal(pairs.prompt_numbers, reference.prompt_numbers):
+            raise ValueError("pairs whose quality is compared must be on the same prompts, in the same order")
+        golden = load_judge(self.golden, context.one("golden"), context)
+        true = TrueUtilityJudge(world(self.task.task.world), load_tokenizer(self.task.base.path))
+        log_probs = pair_log_probs(load_policy(context, context.one("sft")), pairs)
+        columns: dict[str, Any] = {
+            "prompt_number": pairs.prompt_numbers.numpy(),
+            "golden_margin": golden.margin(pairs.prompts, pairs.first, pairs.second).double().abs().numpy(),
+        }
+        for side, log_prob in zip(("first", "second"), log_probs, strict=True):
+            ours, theirs = (getattr(batch, side) for batch in (pairs, reference))
+            utility = true.utilities(pairs.prompts, ours)
+            columns |= {
+                f"utility_{side}": utility.numpy(),
+                f"gain_{side}": (utility - true.utilities(pairs.prompts, theirs)).numpy(),
+                f"win_{side}": golden.prefer(pairs.prompts, ours, theirs).double().numpy(),
+                f"sft_log_prob_{side}": (log_prob / ours.lengths).numpy(),
+            }
+        pl.DataFrame(columns).write_parquet(context.out / "table.parquet")

@@ -1,0 +1,17 @@
+"""Beyond the paper: where golden itself departs from the true utility, and whether further raters' pairs mend it."""
+
+from aligngap.experiments.base import Experiment
+from aligngap.experiments.golden.analysis import RULE, analyse
+from aligngap.experiments.golden.sweep import arms, measures
+
+EXPERIMENT = Experiment(
+    name="golden",
+    title="Golden against the true utility",
+    question="Golden stands for the human. Does a policy far from SFT win by golden what it does not win by the "
+    "utility that the raters feel; and do more raters' pairs, or as many on-policy ones, mend that?",
+    finding="Not in the paper, whose true utility nobody knows. Hypothesis: at high KL golden overrates the policy.",
+    rule=RULE,
+    arms=arms,
+    analyse=analyse,
+    measures=measures,
+)

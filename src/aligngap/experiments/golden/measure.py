@@ -1,0 +1,99 @@
+"""Golden audited: an arm's stored responses, judged by other goldens and by the true utility."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import polars as pl
+import torch
+
+from aligngap.pipeline.graph import Context, Stage
+from aligngap.pipeline.stages import SPLITS, Evaluate, Pairs, Preference, Responses, load_judge
+from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.types import Tokens
+
+GOLDENS = {
+    "golden": "golden",
+    "more_pairs": "golden, more pairs",
+    "on_policy": "golden, on-policy pairs",
+}
+"""Who judges, and what they are called: the study's golden, and with further raters' pairs, off and on policy."""
+
+
+class FreshPairs(Pairs):
+    """Raters' pairs on prompts that another draw of the task does not have, neither to train on nor held out.
+
+    Prompts that coincide are dropped here, once, so that whatever is made of these pairs keeps clear of the study's
+    held-out prompts. A world with few prompts gives fewer pairs than asked for. Prompt numbers are this draw's own.
+    """
+
+    kind: ClassVar[str] = "fresh_pairs"
+
+    apart: Pairs
+
+    @property
+    def label(self) -> str:
+        return f"{self.task.world}: further raters' pairs"
+
+    def run(self, context: Context) -> None:
+        super().run(context)
+        files = [f"{split}.parquet" for split in SPLITS]
+        known = {tuple(ids) for file in files for ids in read_pairs(context.one("apart") / file).prompts.rows()}
+        for file in files:
+            pairs = read_pairs(context.out / file)
+            fresh = torch.tensor([tuple(ids) not in known for ids in pairs.prompts.rows()])
+            write_pairs(pairs.take(torch.nonzero(fresh).squeeze(1)), context.out / file)
+
+
+class GoldenAudit(Stage):
+    """An arm's responses along its checkpoints against those of SFT, by several goldens and by the true utility.
+
+    evaluation: whose responses; opponent: those of SFT to the same prompts. golden: the study's; more_pairs, on_policy:
+    the same with further pairs. All are trained for equally many steps.
+
+    table.parquet, a row an evaluation prompt and checkpoint: step, split, prompt_number, kl (nats), win_true and
+    win_golden, win_more_pairs, win_on_policy: 1, 0, or 0.5 for a tie.
+    """
+
+    kind: ClassVar[str] = "golden_audit"
+
+    evaluation: Evaluate
+    opponent: Responses
+    task: Pairs
+    golden: Preference
+    more_pairs: Preference
+    on_policy: Preference
+
+    @property
+    def label(self) -> str:
+        return f"audit of golden on {self.evaluation.arm.label}"
+
+    @property
+    def work(self) -> float:
+        rows = len(SPLITS) * self.evaluation.prompts * len(self.evaluation.arm.keep)
+        return rows * len(GOLDENS) * 5e-4 * self.golden.base.size + 3
+
+    def run(self, context: Context) -> None:
+        # A prompt's number names it over both splits.
+        prompts, against = (
+            pl.concat(
+                pl.read_parquet(context.one(name) / f"{split}.parquet", columns=["prompt_number", column])
+                for split in SPLITS
+            ).rename({column: name})
+            for name, column in (("task", "prompt_ids"), ("opponent", "response_ids"))
+        )
+        rows = (
+            pl.read_parquet(context.one("evaluation") / "per_prompt.parquet")
+            .join(prompts, on="prompt_number", validate="m:1", maintain_order="left")
+            .join(against, on="prompt_number", validate="m:1", maintain_order="left")
+        )
+        asked = [Tokens.collate(rows[column].to_list()) for column in ("task", "response_ids", "opponent")]
+        wins: dict[str, Any] = {}
+        for done, name in enumerate(GOLDENS, start=1):
+            judge = load_judge(getattr(self, name), context.one(name), context)
+            wins[f"win_{name}"] = judge.prefer(*asked).double().numpy()
+            context.progress(done, len(GOLDENS), {})
+        table = rows.select("step", "split", "prompt_number", "kl", win_true="win_sft_true")
+        table.with_columns(pl.Series(name, values) for name, values in wins.items()).write_parquet(
+            context.out / "table.parquet"
+        )

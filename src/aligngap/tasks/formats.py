@@ -1,0 +1,430 @@
+"""Formats of preference data: from a record, as files and hub sets hold it, to a prompt with two answers.
+
+Pure: nothing is read or written here. A record that cannot be used raises `Dropped` with the reason, which the reader
+counts; a whole set that fits no format, or several, is the user's to mend.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from aligngap.errors import UserError, nearest
+
+Record = Mapping[str, Any]
+"""One row: column -> value, as JSON or Arrow gives it."""
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+PromptText = str | tuple[Message, ...]
+"""Text that an answer follows as it stands, or a conversation that the assistant is to go on with."""
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """A prompt, two answers and a preference, as text.
+
+    first, second: the answers, in the order in which the rater saw them where the data say so (`positioned`), else
+    the chosen one first. preference: probability that the first is preferred: 1, 0, or 0.5 for a tie. row: its number
+    in file or split, from 1; where: the same for people.
+    """
+
+    prompt: PromptText
+    first: str
+    second: str
+    preference: float = 1.0
+    positioned: bool = False
+    row: int = 0
+    split: str | None = None
+    where: str = ""
+
+    @property
+    def chosen(self) -> str:
+        """The preferred answer; of a tie, the first."""
+        return self.first if self.preference >= 0.5 else self.second
+
+    @property
+    def rejected(self) -> str:
+        """The other one."""
+        return self.second if self.preference >= 0.5 else self.first
+
+
+class Dropped(Exception):
+    """A record that cannot be used. Its text is the reason, under which it is counted."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A known format. columns: what it needs; fits: whether a record looks like it; convert raises `Dropped`."""
+
+    name: str
+    about: str
+    columns: tuple[str, ...]
+    fits: Callable[[Record], bool]
+    convert: Callable[[Record], TextPair]
+
+
+def shape(record: Record) -> str | None:
+    """What a record looks like, whatever its values; None when a part is missing. Rows of one set have one shape."""
+    if _holds(record, "info", "summaries"):
+        return "two summaries"
+    if _holds(record, "conversation_a", "conversation_b"):
+        return "two conversations"
+    if _holds(record, "completions"):
+        return "rated completions"
+    kind = _kind(record.get("chosen"))
+    if kind is None or _kind(record.get("rejected")) != kind:
+        return None
+    if "prompt" not in record:
+        return f"{kind} without a prompt"
+    prompt = _kind(record["prompt"])
+    return prompt and f"{kind} with a prompt of {prompt}"
+
+
+def detect(records: Sequence[Record], where: str) -> Schema:
+    """The format of a set, from its first records. Raises UserError when none fits them."""
+    fitting = (next((schema for schema in SCHEMAS if schema.fits(record)), None) for record in records)
+    found = Counter(schema for schema in fitting if schema is not None)
+    if not found:
+        raise _unknown(records, where)
+    return found.most_common(1)[0][0]
+
+
+def schema_named(name: str) -> Schema:
+    """A format by name. Raises UserError for an unknown one."""
+    for schema in SCHEMAS:
+        if schema.name == name:
+            return schema
+    raise UserError(
+        f"unknown data format '{name}'", where="format", mend=nearest(name, (schema.name for schema in SCHEMAS))
+    )
+
+
+def convert(schema: Schema, record: Record) -> TextPair:
+    """The pair that a record holds. Raises Dropped, with the reason, when it holds none."""
+    pair = schema.convert(record)
+    if pair.first == pair.second:
+        raise Dropped("the two answers are the same")
+    return pair
+
+
+def _unknown(records: Sequence[Record], where: str) -> UserError:
+    present = list(dict.fromkeys(column for record in records for column in record))
+    schema = max(SCHEMAS, key=lambda s: sum(1 if column in present else -1 for column in s.columns))
+    missing = [column for column in schema.columns if column not in present]
+    if len(missing) == len(schema.columns):
+        formats = "; ".join(f"{s.name} ({', '.join(s.columns)})" for s in SCHEMAS)
+        what = f"no known preference format has these columns: {', '.join(present)}"
+        known = {column for s in SCHEMAS for column in s.columns}
+        return UserError(what, where=where, mend=f"{_hints(sorted(known), present)}Known formats: {formats}.")
+    if missing:
+        what = f"column {_quoted(missing)} is missing: there is {_quoted(present)}"
+        mend = f"{_hints(missing, present)}The format nearest to this data is '{schema.name}': {schema.about}."
+        return UserError(what, where=where, mend=mend)
+    try:
+        convert(schema, records[0])
+        reason = "chosen and rejected are not of one kind"
+    except Dropped as dropped:
+        reason = str(dropped)
+    return UserError(
+        f"no row among the first {len(records)} can be read as '{schema.name}' ({reason})",
+        where=where,
+        mend=f"'{schema.name}' is {schema.about}.",
+    )
+
+
+def _hints(missing: Sequence[str], present: Sequence[str]) -> str:
+    known = {column for schema in SCHEMAS for column in schema.columns}
+    others = [column for column in present if column not in known]
+    close = ((name, get_close_matches(name, others, n=1, cutoff=0.6)) for name in missing)
+    return "".join(
+        f"'{found[0]}' may be meant for '{name}' (--column {name}={found[0]}). " for name, found in close if found
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _holds(record: Record, *columns: str) -> bool:
+    return all(record.get(column) is not None for column in columns)
+
+
+def _kind(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    rows = _rows(value)
+    return "messages" if rows and all("role" in row and "content" in row for row in rows) else None
+
+
+def _rows(value: object) -> list[Mapping[str, Any]] | None:
+    """A list of structs; None when it is none. One struct is a list of one, and a struct of lists, which is how older
+    versions of `datasets` hold a list of structs, is turned over.
+    """
+    if isinstance(value, Mapping):
+        if not value or not all(isinstance(part, list) for part in value.values()):
+            return [value]
+        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
+    return value if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) else None
+
+
+def _text(value: object, name: str, *, blank: bool = False) -> str:
+    if value is None:
+        raise Dropped(f"{name} is missing")
+    if not isinstance(value, str):
+        raise Dropped(f"{name} is not text")
+    if not blank and not value.strip():
+        raise Dropped(f"{name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and no tokenizer can read
+        raise Dropped(f"{name} is not valid Unicode") from None
+    return value
+
+
+def _messages(value: object, name: str) -> tuple[Message, ...]:
+    if value is None:
+        raise Dropped(f"{name} is missing")
+    rows = _rows(value)
+    if not rows or _kind(value) is None:
+        raise Dropped(f"{name} is empty" if value == [] else f"{name} is not a list of messages")
+    return tuple(Message(_text(row["role"], name), _content(row["content"], name)) for row in rows)
+
+
+def _content(value: object, name: str) -> str:
+    if isinstance(value, list):  # blocks, as in multimodal sets; only those of text can be used
+        if not all(isinstance(block, Mapping) and isinstance(block.get("text"), str) for block in value):
+            raise Dropped(f"{name} holds more than text")
+        value = "".join(block["text"] for block in value)
+    return _text(value, name, blank=True)  # an empty system message is no fault
+
+
+def _number(value: object, name: str) -> float:
+    if value is None:
+        raise Dropped(f"{name} is missing")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise Dropped(f"{name} is not a number") from None
+
+
+def _preference(record: Record) -> TextPair:
+    prompt, chosen, rejected = (_text(record.get(name), name) for name in ("prompt", "chosen", "rejected"))
+    return TextPair(prompt, chosen, rejected)
+
+
+def _implicit(record: Record) -> TextPair:
+    chosen, rejected = (_text(record.get(name), name) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise Dropped("the two answers are the same")
+    # Back to the last gap between words, and the gap goes with the answers: a cut inside a word, or behind the gap,
+    # gives tokens that no model writes.
+    shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - by character is what is meant
+    *_, word = re.split(r"\s", shared)
+    cut = len(shared.removesuffix(word).rstrip())
+    if not chosen[:cut].strip():
+        raise Dropped("chosen and rejected begin differently: there is no prompt")
+    return TextPair(chosen[:cut], _text(chosen[cut:], "chosen"), _text(rejected[cut:], "rejected"))
+
+
+_TURN = "\n\nAssistant:"
+
+
+def _transcripts(record: Record) -> TextPair:
+    """Each side is cut at its own last turn: a common prefix would move what the two answers share into the prompt."""
+    prompts, answers = [], []
+    for name in ("chosen", "rejected"):
+        head, turn, answer = _text(record.get(name), name).rpartition(_TURN)
+        if not turn:
+            raise Dropped(f"{name} has no turn of the assistant")
+        prompts.append(head + turn)
+        answers.append(answer)
+    if prompts[0] != prompts[1]:
+        raise Dropped("the prompts differ")
+    chosen, rejected = (
+        _text(a, f"the answer in {name}") for a, name in zip(answers, ("chosen", "rejected"), strict=True)
+    )
+    _text(prompts[0].removesuffix(_TURN), "prompt")
+    return TextPair(prompts[0], chosen, rejected)
+
+
+def _conversational(record: Record) -> TextPair:
+    (context, chosen), (other, rejected) = (_last_turn(record.get(name), name) for name in ("chosen", "rejected"))
+    if context != other:
+        raise Dropped("the prompts differ")
+    prompt: tuple[Message, ...] = ()
+    if "prompt" in record:
+        given = record["prompt"]
+        prompt = (Message("user", _text(given, "prompt")),) if isinstance(given, str) else _messages(given, "prompt")
+    # Some sets say the prompt a second time at the head of either answer, a few with a system message before it.
+    repeated = bool(prompt) and prompt in (context[: len(prompt)], context[-len(prompt) :])
+    whole = context if repeated else prompt + context
+    if not any(message.content.strip() for message in whole):
+        raise Dropped("prompt is empty" if whole else "prompt is missing")
+    return TextPair(whole, chosen, rejected)
+
+
+def _last_turn(value: object, name: str) -> tuple[tuple[Message, ...], str]:
+    if isinstance(value, str):
+        return (), _text(value, name)
+    *context, last = _messages(value, name)
+    if last.role != "assistant":
+        raise Dropped(f"{name} does not end with the assistant's turn")
+    return tuple(context), _text(last.content, name)
+
+
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)
+
+
+def _scores(record: Record) -> tuple[str, str] | None:
+    return next((names for names in _SCORES if all(name in record for name in names)), None)
+
+
+def _scored(record: Record) -> TextPair:
+    chosen, rejected = (_number(record.get(name), name) for name in _scores(record) or _SCORES[0])
+    pair = next((schema for schema in _PLAIN if schema.fits(record)), _PLAIN[0]).convert(record)
+    if not chosen >= rejected:
+        raise Dropped("the scores contradict the order")
+    return pair if chosen > rejected else TextPair(pair.prompt, pair.first, pair.second, 0.5)
+
+
+def _completions(record: Record) -> TextPair:
+    name = "instruction" if "instruction" in record else "prompt"
+    prompt, rows = _text(record.get(name), name), _rows(record.get("completions"))
+    if not rows or len(rows) < 2:
+        raise Dropped("fewer than two completions")
+    rated = [
+        (_number(row.get("overall_score", row.get("score")), "a completion's score"), row.get("response"))
+        for row in rows
+    ]
+    best, worst = (pick(rated, key=lambda item: item[0]) for pick in (max, min))
+    chosen, rejected = (_text(answer, "a completion") for _, answer in (best, worst))
+    return TextPair((Message("user", prompt),), chosen, rejected, 1.0 if best[0] > worst[0] else 0.5)
+
+
+def _summaries(record: Record) -> TextPair:
+    info, rows = record.get("info"), _rows(record.get("summaries"))
+    if not isinstance(info, Mapping):
+        raise Dropped("info is missing")
+    if not rows or len(rows) != 2:
+        raise Dropped("there are not two summaries")
+    choice = _number(record.get("choice"), "choice")
+    if choice not in (0, 1):
+        raise Dropped("choice is neither 0 nor 1")
+    if info.get("post"):
+        head = {"SUBREDDIT: r/": "subreddit", "TITLE: ": "title", "POST: ": "post"}
+        prompt = "".join(f"{label}{_text(info[key], key)}\n\n" for label, key in head.items() if info.get(key))
+    else:  # a story of CNN or Daily Mail
+        prompt = f"Article:\n{_text(info.get('article'), 'post or article')}\n\n"
+    first, second = (_text(row.get("text"), "a summary") for row in rows)
+    return TextPair(f"{prompt}TL;DR:", first, second, 1.0 - choice, positioned=True)
+
+
+_WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
+
+
+def _arena(record: Record) -> TextPair:
+    (context, first), (other, second) = (
+        _last_turn(record.get(name), name) for name in ("conversation_a", "conversation_b")
+    )
+    turns = record.get("turn")
+    if turns is None:
+        turns = sum(message.role == "user" for message in context)
+    if _number(turns, "turn") != 1:
+        raise Dropped("more than one turn")
+    if context != other:
+        raise Dropped("the prompts differ")
+    winner = record.get("winner")
+    if winner is None:
+        raise Dropped("winner is missing")
+    if winner not in _WINNERS:
+        raise Dropped(f"winner is none of {', '.join(_WINNERS)}")
+    if not any(message.content.strip() for message in context):
+        raise Dropped("prompt is empty")
+    return TextPair(context, first, second, _WINNERS[winner], positioned=True)
+
+
+def _is_transcript(record: Record) -> bool:
+    return shape(record) == "text without a prompt" and any(_TURN in record[name] for name in ("chosen", "rejected"))
+
+
+_PLAIN = (
+    Schema(
+        "preference",
+        "a text prompt with a chosen and a rejected answer (TRL, standard; tldr-preference, CarperAI's summaries)",
+        ("prompt", "chosen", "rejected"),
+        lambda record: shape(record) == "text with a prompt of text",
+        _preference,
+    ),
+    Schema(
+        "conversational",
+        "lists of messages, with a prompt of its own or within chosen and rejected (TRL, conversational)",
+        ("chosen", "rejected"),
+        lambda record: "messages" in (shape(record) or ""),
+        _conversational,
+    ),
+    Schema(
+        "hh",
+        "two whole transcripts of 'Human:' and 'Assistant:' turns that differ in the last answer (Anthropic/hh-rlhf)",
+        ("chosen", "rejected"),
+        _is_transcript,
+        _transcripts,
+    ),
+    Schema(
+        "implicit",
+        "two texts that begin alike; what they share, up to a gap between words, is the prompt (TRL, implicit prompt)",
+        ("chosen", "rejected"),
+        lambda record: shape(record) == "text without a prompt",
+        _implicit,
+    ),
+)
+
+SCHEMAS = (
+    Schema(
+        "summarize_from_feedback",
+        "OpenAI's comparisons of summaries: info with post or article, two summaries, choice",
+        ("info", "summaries", "choice"),
+        lambda record: shape(record) == "two summaries",
+        _summaries,
+    ),
+    Schema(
+        "arena",
+        "Chatbot Arena's conversations side by side; those of one turn are kept",
+        ("conversation_a", "conversation_b", "winner"),
+        lambda record: shape(record) == "two conversations",
+        _arena,
+    ),
+    Schema(
+        "completions",
+        "rated completions of an instruction (UltraFeedback); the best and the worst make a pair",
+        ("instruction", "completions"),
+        lambda record: shape(record) == "rated completions",
+        _completions,
+    ),
+    Schema(
+        "scored",
+        "chosen and rejected in any of the plain formats, each with a score; equal scores are a tie",
+        ("chosen", "rejected", "score_chosen", "score_rejected"),
+        lambda record: _scores(record) is not None and shape(record) is not None,
+        _scored,
+    ),
+    *_PLAIN,
+)
+"""The known formats; the first that fits a record names it."""

@@ -1,0 +1,162 @@
+"""Every known format on rows of its exact shape, and the traps of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aligngap.errors import UserError
+from aligngap.tasks.formats import SCHEMAS, Dropped, Message, TextPair, convert, detect, schema_named
+from unit.tasks import rows
+from unit.tasks.rows import Row
+
+SKY = (Message("user", "What colour is the sky?"),)
+
+
+def pair_of(row: Row) -> TextPair:
+    return convert(detect([row], "here"), row)
+
+
+def reason(row: Row, schema: str) -> str:
+    with pytest.raises(Dropped) as dropped:
+        convert(schema_named(schema), row)
+    return str(dropped.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        ("preference", rows.TLDR, (rows.TLDR["prompt"], " My cat left, sad.", " Cat.")),
+        ("preference", rows.CARPER, (rows.CARPER["prompt"], "TL;DR: Cat left me.", "TL;DR: Cat.")),
+        (
+            "hh",
+            rows.hh(" Yes", " No"),
+            ("\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: A pun?\n\nAssistant:", " Yes", " No"),
+        ),
+        ("implicit", rows.IMPLICIT, ("The sky is", " blue.", " black.")),
+        ("conversational", rows.CONVERSATION, (SKY, "Blue.", "Green.")),
+        ("conversational", rows.IMPLICIT_CONVERSATION, (SKY, "Blue.", "Green.")),
+        ("conversational", {**rows.CONVERSATION, "chosen": "Blue.", "rejected": "Green."}, (SKY, "Blue.", "Green.")),
+        ("scored", rows.ULTRAFEEDBACK, (SKY, "Blue.", "Green.")),
+        ("scored", {**rows.TLDR, "chosen-rating": 5, "rejected-rating": 1}, tuple(rows.TLDR.values())),
+        ("completions", rows.COMPLETIONS, (SKY, "Blue.", "Green.")),
+        ("arena", rows.battle("model_a"), ((Message("user", "Why?"),), "Because.", "No idea.")),
+        (
+            "summarize_from_feedback",
+            rows.comparison(0),
+            ("SUBREDDIT: r/pets\n\nTITLE: Cat\n\nPOST: My cat left.\n\nTL;DR:", " Cat left.", " My cat left, sad."),
+        ),
+        (
+            "summarize_from_feedback",
+            rows.comparison(0, post=None, article="A cat has left."),
+            ("Article:\nA cat has left.\n\nTL;DR:", " Cat left.", " My cat left, sad."),
+        ),
+    ],
+)
+def test_rows_of_every_format(name: str, row: Row, expected: tuple[Any, str, str]) -> None:
+    assert detect([row], "here").name == name
+    pair = pair_of(row)
+    assert (pair.prompt, pair.first, pair.second, pair.preference) == (*expected, 1.0)
+    assert pair.positioned is (name in ("arena", "summarize_from_feedback"))
+
+
+def test_the_answer_that_the_rater_saw_second_may_be_the_chosen_one() -> None:
+    for row in (rows.battle("model_b"), rows.comparison(1)):
+        pair = pair_of(row)
+        assert pair.preference == 0.0
+        assert (pair.chosen, pair.rejected) == (pair.second, pair.first)
+
+
+def test_hh_is_cut_at_each_sides_own_last_turn() -> None:
+    """A common prefix would put `I think` into the prompt, or end the prompt at the wrong turn."""
+    pair = pair_of(rows.hh(" I think so.", " I think not.\n\nHuman: Oh?"))
+    assert (pair.first, pair.second) == (" I think so.", " I think not.\n\nHuman: Oh?")
+    longer = rows.hh(" One\n\nHuman: Two\n\nAssistant: Three", " Four")
+    assert reason(longer, "hh") == "the prompts differ"
+    assert reason(rows.hh(" Yes", " \n"), "hh") == "the answer in rejected is empty"
+    assert reason({"chosen": "\n\nHuman: x", "rejected": rows.hh(" a", " b")["rejected"]}, "hh").startswith(
+        "chosen has no"
+    )
+
+
+def test_a_common_prefix_ends_between_words() -> None:
+    pair = pair_of({"chosen": "Q: skyline or sky? skyline", "rejected": "Q: skyline or sky? sky"})
+    assert (pair.prompt, pair.first, pair.second) == ("Q: skyline or sky?", " skyline", " sky")
+    assert "there is no prompt" in reason({"chosen": "Yes", "rejected": "Yet"}, "implicit")
+    assert "the same" in reason({"chosen": "a b", "rejected": "a b"}, "implicit")
+    assert reason({"chosen": "a b ", "rejected": "a b c"}, "implicit") == "chosen is empty"
+
+
+def test_arena_keeps_single_turns_and_knows_ties() -> None:
+    assert pair_of(rows.battle("tie")).preference == pair_of(rows.battle("tie (bothbad)")).preference == 0.5
+    assert reason(rows.battle(turns=2), "arena") == "more than one turn"
+    assert reason(rows.battle("model_c"), "arena").startswith("winner is none of")
+
+
+def test_conversations_with_a_repeated_prompt_and_a_system_message() -> None:
+    system = rows.message("system", "")
+    sides = {name: [system, *rows.IMPLICIT_CONVERSATION[name]] for name in ("chosen", "rejected")}
+    whole = (Message("system", ""), *SKY)
+    assert pair_of({**sides, "prompt": rows.SKY["content"]}).prompt == whole
+    assert pair_of({**sides, "prompt": [system, rows.SKY]}).prompt == whole
+    assert pair_of({**rows.CONVERSATION, "prompt": [system, rows.SKY]}).prompt == whole
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({**rows.CONVERSATION, "rejected": [rows.GREEN, rows.SKY]}, "rejected does not end with the assistant's turn"),
+        ({**rows.CONVERSATION, "rejected": [rows.SKY, rows.GREEN]}, "the prompts differ"),
+        ({**rows.CONVERSATION, "prompt": []}, "prompt is empty"),
+        ({**rows.CONVERSATION, "chosen": [{"role": "assistant", "content": None}]}, "chosen is missing"),
+        (
+            {**rows.CONVERSATION, "chosen": [{"role": "assistant", "content": [{"type": "image"}]}]},
+            "chosen holds more than text",
+        ),
+        ({**rows.CONVERSATION, "chosen": [rows.GREEN]}, "the two answers are the same"),
+    ],
+)
+def test_conversations_that_give_no_pair(row: Row, expected: str) -> None:
+    assert reason(row, "conversational") == expected
+
+
+def test_scores() -> None:
+    assert pair_of({**rows.ULTRAFEEDBACK, "score_rejected": 8.5}).preference == 0.5
+    assert reason({**rows.ULTRAFEEDBACK, "score_rejected": 9.0}, "scored") == "the scores contradict the order"
+    assert reason({**rows.ULTRAFEEDBACK, "score_chosen": None}, "scored") == "score_chosen is missing"
+    assert reason({**rows.ULTRAFEEDBACK, "score_chosen": float("nan")}, "scored") == "the scores contradict the order"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"rejected": None}, "rejected is missing"),
+        ({"rejected": 3}, "rejected is not text"),
+        ({"rejected": " \n"}, "rejected is empty"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"chosen": "\ud800"}, "chosen is not valid Unicode"),
+        ({"chosen": " Cat."}, "the two answers are the same"),
+    ],
+)
+def test_rows_that_give_no_pair(change: Row, expected: str) -> None:
+    assert reason({**rows.TLDR, **change}, "preference") == expected
+
+
+def test_wrong_field_names_are_named_with_the_nearest() -> None:
+    with pytest.raises(UserError) as error:
+        detect([{"prompt": "p", "choosen": "a", "rejected": "b"}], "pairs.jsonl, row 1")
+    assert error.value.where == "pairs.jsonl, row 1"
+    assert "'chosen' is missing" in error.value.what
+    assert "--column chosen=choosen" in str(error.value.mend)
+
+
+def test_a_set_of_another_kind_is_told_the_known_formats() -> None:
+    with pytest.raises(UserError) as error:
+        detect([{"question": "q", "label": True}], "x")
+    assert "question, label" in error.value.what
+    assert all(schema.name in str(error.value.mend) for schema in SCHEMAS)
+    with pytest.raises(UserError, match="no row among the first 1 can be read as 'preference'"):
+        detect([{**rows.TLDR, "rejected": None}], "x")
+    with pytest.raises(UserError, match="Did you mean 'arena'"):
+        schema_named("arenas")
