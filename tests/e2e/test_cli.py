@@ -152,7 +152,7 @@ def test_pretrain_makes_a_base_that_loads(tmp_path: Path, capsys: pytest.Capture
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 0
-    assert "small  1/1  " in capsys.readouterr().out
+    assert "small  2/2  " in capsys.readouterr().out  # a step a cycle
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "small"))
     assert json.loads((tmp_path / "small.json").read_text())["spec"]["size"] == "small"

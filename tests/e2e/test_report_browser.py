@@ -53,7 +53,7 @@ def browser() -> Iterator[Any]:
 
 def _open(browser: Any, report: Path, **options: Any) -> Opened:
     page = browser.new_page(viewport={"width": 1280, "height": 900}, **options)
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(30_000)
     opened = Opened(page)
     page.on("console", lambda m: opened.complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: opened.complaints.append(str(error)))

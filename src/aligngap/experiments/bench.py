@@ -171,10 +171,24 @@ class Bench:
         return LossSpec.model_validate(self.study.baseline.loss.model_dump() | changes)
 
     def online(
-        self, seed: int, family: str = "online", name: str | None = None, *, loss: LossSpec | None = None
+        self,
+        seed: int,
+        family: str = "online",
+        name: str | None = None,
+        *,
+        loss: LossSpec | None = None,
+        lr_factor: float = 1.0,
+        step_factor: float = 1.0,
     ) -> ArmEntry:
         """Online: sampled from the policy itself, labelled by the proxy."""
-        stage = self.arm(seed=seed, source=SampledSpec(), judge=self.proxy(seed), loss=loss)
+        stage = self.arm(
+            seed=seed,
+            source=SampledSpec(),
+            judge=self.proxy(seed),
+            loss=loss,
+            lr_factor=lr_factor,
+            step_factor=step_factor,
+        )
         return ArmEntry(name or family, family, stage, baseline=loss in (None, self.study.baseline.loss))
 
     def offline(

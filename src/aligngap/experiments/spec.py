@@ -61,11 +61,14 @@ class BaselineSpec(Section):
 
 
 class SweepSpec(Section):
-    """The offline sweep around the baseline: every combination of learning-rate factor, beta and length factor."""
+    """The offline sweep around the baseline: every combination of learning-rate factor, beta and length factor.
+    online: sweep online training over the same points too, for a comparison of best with best at equal budgets.
+    """
 
     lr_factors: tuple[float, ...] = (1.0,)
     betas: tuple[float, ...] = (0.1,)
     step_factors: tuple[float, ...] = (1.0,)
+    online: bool = False
 
 
 class EvaluationSpec(Section):
@@ -156,7 +159,9 @@ class StudySpec(Section):
                 "golden": smaller(self.golden),
                 "proxy": smaller(self.proxy),
                 "baseline": self.baseline.model_copy(update={"optim": shorter(self.baseline.optim, 24)}),
-                "sweep": SweepSpec(lr_factors=self.sweep.lr_factors[:2], betas=self.sweep.betas[:1]),
+                "sweep": SweepSpec(
+                    lr_factors=self.sweep.lr_factors[:2], betas=self.sweep.betas[:1], online=self.sweep.online
+                ),
                 "evaluation": self.evaluation.model_copy(update={"prompts": 32, "pairs": 32, "checkpoints": 3}),
                 "analysis": self.analysis.model_copy(update={"replicates": 200}),
             }

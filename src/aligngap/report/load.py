@@ -205,7 +205,7 @@ def load(folder: Path) -> ReportData:
                 "task": name,
                 "run": len(run_rows),
                 "arm": str(arm.get("name")),
-                "family": str(arm.get("family") or "other"),
+                "family": _line(arm.get("family")) or "other",
                 "seed": _whole(arm.get("seed")),
                 "baseline": bool(arm.get("baseline")),
                 "base": None if arm.get("base") is None else str(arm["base"]),
@@ -285,6 +285,11 @@ def _whole(value: object) -> int | None:
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def _line(value: object) -> str:
+    """On one line: Vega cannot read a name that holds a separator of lines."""
+    return " ".join(_text(value).split())
 
 
 def _point(keys: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
@@ -370,22 +375,22 @@ def _drawing(experiment: str, content: dict[str, Any]) -> Drawing:
     points = []
     for row in rows:
         value = number(row.get("x"))
-        x = _text(row.get("x")) if named else value
+        x = _line(row.get("x")) if named else value
         y = number(row.get("y"))
         if x is not None and y is not None and not (log and value is not None and value <= 0):
             bounds = {side: number(row.get(side)) for side in ("low", "high")}
             points.append(
-                {"series": _text(row.get("series")), "x": x, "y": y, **bounds, "seed": _whole(row.get("seed"))}
+                {"series": _line(row.get("series")), "x": x, "y": y, **bounds, "seed": _whole(row.get("seed"))}
             )
     return Drawing(
         experiment=experiment,
-        name=_text(content.get("name")) or "figure",
-        title=_text(content.get("title")),
-        x=_text(content.get("x")),
-        y=_text(content.get("y")),
+        name=_line(content.get("name")) or "figure",
+        title=_line(content.get("title")),
+        x=_line(content.get("x")),
+        y=_line(content.get("y")),
         mark=mark if mark in ("line", "point", "bar") else "point",
         x_log=log,
-        families=tuple(_text(family) for family in content.get("families") or []),
+        families=tuple(_line(family) for family in content.get("families") or []),
         points=tuple(points),
         dropped=len(rows) - len(points),
     )

@@ -89,11 +89,11 @@
     let turn = Promise.resolve();
     let waiting = 0;
     section.dataset.busy = "false";
-    const work = () => {
+    const work = (every = false) => {
       waiting += 1;
       section.dataset.busy = "true";
       turn = turn.then(async () => {
-        for (const chart of charts.filter((item) => item.seen && item.stale)) {
+        for (const chart of charts.filter((item) => (every || item.seen) && item.stale)) {
           await pause();
           await renew(chart).catch((error) => { chart.element.textContent = `This chart could not be drawn: ${error.message}`; });
         }
@@ -149,7 +149,7 @@
       }
       box.append(table);
     });
-    return { drawAll: () => { for (const chart of charts) chart.seen = true; return work(); } };
+    return { drawAll: () => work(true) };
   };
 
   // --- samples -------------------------------------------------------------------------------------------------------

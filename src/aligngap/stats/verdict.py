@@ -96,6 +96,19 @@ def joint_verdict(parts: Sequence[Estimate], margin: float = 0.0) -> Verdict:
     return "contradicted" if none or any(part.high < 0 for part in parts) else "inconclusive"
 
 
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """For a finding of several halves, each judged by a rule of its own: supported if all are, contradicted if any is.
+
+    Raises:
+        ValueError: no verdicts.
+    """
+    if not verdicts:
+        raise ValueError("a finding must have at least one part")
+    if all(verdict == "supported" for verdict in verdicts):
+        return "supported"
+    return "contradicted" if "contradicted" in verdicts else "inconclusive"
+
+
 def bootstrap_p(draws: Floats, null: float = 0.0) -> float:
     """Two-sided p-value of `null` from an `Estimate`'s draws [B]; NaN draws are dropped, none left gives NaN.
 

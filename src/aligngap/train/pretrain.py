@@ -106,7 +106,9 @@ def extend_vocabulary(model: LlamaForCausalLM, size: int, seed: int) -> None:
         added = torch.randn(size - known, hidden, generator=generator) * model.config.initializer_range
         model.resize_token_embeddings(size, mean_resizing=False)
         embedding = model.get_input_embeddings()
-        embedding.weight[known:] = added
+        # A parameter of its own: resizing swaps the data of the old one, whose gradient keeps the old shape.
+        embedding.weight = torch.nn.Parameter(torch.cat([embedding.weight[:known], added]))
+        model.tie_weights()
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from aligngap.errors import UserError
+from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped, shipped_text
-from aligngap.experiments.spec import log_steps
-from aligngap.experiments.study import arms, load_study, targets
+from aligngap.experiments.spec import fifth, log_steps
+from aligngap.experiments.study import arms, asked_by, load_study, measures, targets
 from aligngap.pipeline.graph import all_stages
 from aligngap.pipeline.stages import Arm, Evaluate
 
@@ -86,6 +87,84 @@ def test_a_file_of_ones_own_is_named_after_itself(tmp_path: Path) -> None:
     assert {entry.family for entry in arms(study, "summarisation")} == {"golden_policy", "online", "replay"}
 
 
+def test_a_study_extends_a_shipped_one(tmp_path: Path) -> None:
+    """Its keys stand in the place of the other's, mapping by mapping; lists are replaced whole."""
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        "extends: full\ntitle: Mine\nexperiments: [tandem]\nbaseline: {optim: {lr: 0.25}}\nsweep: {betas: [0.7]}\n"
+    )
+    mine, parent = load_study(str(own)), load_study("full")
+    assert (mine.name, mine.title, mine.experiments) == ("mine", "Mine", ("tandem",))
+    assert (mine.tasks, mine.seeds, mine.golden) == (parent.tasks, parent.seeds, parent.golden)
+    assert mine.baseline.optim == parent.baseline.optim.model_copy(update={"lr": 0.25})
+    assert mine.baseline.loss == parent.baseline.loss
+    assert mine.sweep == parent.sweep.model_copy(update={"betas": (0.7,)})
+    # `full` extends `paper` in its turn.
+    assert mine.sft == load_study("paper").sft
+
+
+def test_studies_that_extend_others_share_their_stages() -> None:
+    quick, paper = (
+        {stage.identity for stage in all_stages(targets(load_study(name, ["experiments=[goodhart]"])))}
+        for name in ("quick", "paper")
+    )
+    assert quick == paper
+
+
+def test_an_unknown_parent_names_the_nearest(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    for parent in ("papper", str(tmp_path / "paper.yaml"), 3):
+        own.write_text(yaml.safe_dump({"extends": parent}))
+        with pytest.raises(UserError) as caught:
+            load_study(str(own))
+        assert f"no shipped study '{parent}'" in caught.value.what
+        assert caught.value.where == f"{own}, extends"
+        assert "paper" in str(caught.value.mend)
+    own.write_text("extends: papper\n")
+    with pytest.raises(UserError, match="Did you mean 'paper'"):
+        load_study(str(own))
+
+
+def test_who_asked_for_a_stage() -> None:
+    study = load_study("quick", ["experiments=[goodhart, coverage]"])
+    users, stages = asked_by(study), all_stages(targets(study))
+    assert set(users) == {stage.identity for stage in stages}
+    assert all(names in (["goodhart"], ["coverage"], ["goodhart", "coverage"]) for names in users.values())
+    of = {entry.family: entry.stage.identity for entry in arms(study, "summarisation") if entry.baseline}
+    assert users[of["online"]] == ["goodhart", "coverage"]
+    assert users[of["shuffled"]] == ["coverage"]
+    assert users[of["golden_policy"]] == ["goodhart", "coverage"]
+    swept = [entry.stage.identity for entry in arms(study, "summarisation") if not entry.baseline]
+    assert swept
+    # What the sweep adds is the first experiment's alone, unless the second draws it as well.
+    assert all(users[identity][0] == "goodhart" for identity in swept)
+
+
+def test_measures_are_targets_and_stand_on_the_arms_of_others() -> None:
+    study = load_study("quick", ["experiments=[goodhart]"])
+    assert measures(study, "summarisation") == []
+    more = load_study("quick", ["experiments=[goodhart, classification]"], seeds=2)
+    found = measures(more, "summarisation")
+    assert sorted(entry.seed for entry in found) == [0, 1]
+    wanted = {stage.identity for stage in targets(more)}
+    assert {entry.stage.identity for entry in found} <= wanted
+    plain = load_study("quick", ["experiments=[goodhart]"], seeds=2)
+    added = {stage.identity for stage in all_stages(targets(more))} - {
+        stage.identity for stage in all_stages(targets(plain))
+    }
+    assert added == {entry.stage.identity for entry in found}  # nothing is trained for it
+
+
+def test_a_measure_that_two_experiments_ask_for_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = EXPERIMENTS["classification"]
+    monkeypatch.setitem(EXPERIMENTS, "twin", twin)
+    study = load_study("quick", ["experiments=[classification, twin]"])
+    (entry,) = measures(study, "summarisation")
+    assert asked_by(study)[entry.stage.identity] == ["classification", "twin"]
+    stages = all_stages(targets(study))
+    assert [stage.identity for stage in stages].count(entry.stage.identity) == 1
+
+
 def test_experiments_share_arms_and_stages() -> None:
     """Adding an experiment trains nothing that exists."""
     one = all_stages(targets(load_study("quick", ["experiments=[goodhart]"])))
@@ -124,6 +203,8 @@ def test_checkpoints_are_log_spaced_from_the_start_to_the_end(total: int, count:
     assert steps[0] == 0
     assert steps[-1] == total
     assert list(steps) == sorted(set(steps))
+    assert fifth(total) in steps  # where the quality and dataset experiments sample
     if total == 1000:
-        ratios = [b / a for a, b in pairwise(steps[1:])]
+        ratios = [b / a for a, b in pairwise(step for step in steps[1:] if step != fifth(total))]
+        assert len(ratios) == count - 1
         assert max(ratios) / min(ratios) < 1.2

@@ -24,10 +24,11 @@ CHANCE = 0.5
 
 RULE = (
     "Accuracy = share of D_golden pairs on which the sign of the policy's log-ratio margin against SFT agrees with "
-    "golden, at the last step; a tie counts one half. Two differences at the baseline configuration, paired by seed, on the study's primary "
-    "split: offline's accuracy minus online's, pair by pair; and online's win rate minus offline's (primary opponent "
-    "and judge), averaged over ln KL on the range both reach. Supported (discrimination does not explain generation) if"
-    " the 95% intervals of both lie wholly above 0; contradicted if either lies wholly below 0; else inconclusive."
+    "golden, at the last step; a tie counts one half. Two differences at the baseline configuration, paired by seed, on"
+    " the study's primary split: offline's accuracy minus online's, pair by pair; and online's win rate minus "
+    "offline's (primary opponent and judge), averaged over ln KL on the range both reach. Supported (discrimination "
+    "does not explain generation) if the 95% intervals of both lie wholly above 0; contradicted if either lies wholly "
+    "below 0; else inconclusive."
 )
 
 CORRELATIONS = {

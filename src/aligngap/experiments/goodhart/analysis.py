@@ -9,7 +9,8 @@ import numpy as np
 from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
 from aligngap.experiments.words import across, interval_words
 from aligngap.pipeline.stages import SPLITS
-from aligngap.stats.bootstrap import Estimate, gap_band
+from aligngap.stats.bootstrap import Estimate, gap_band, select_best, split_prompts
+from aligngap.stats.curves import Run
 from aligngap.stats.verdict import gap_verdict
 
 RULE = (
@@ -65,6 +66,7 @@ def analyse(data: TaskData) -> Analysis:
         ),
     }
     estimates |= {key: Labelled(label, found["average_gap"]) for key, (label, found) in further.items()}
+    estimates |= best_of_sweep(data)
     for family, judge in product(("online", "offline"), ("golden", "true")):
         runs = data.runs(family, baseline=True, opponent="sft", judge=judge)
         fit = data.over_optimisation(runs, "goodhart", "gao", judge)
@@ -87,6 +89,30 @@ def analyse(data: TaskData) -> Analysis:
     return Analysis(
         verdict, sentence, estimates, [_difference(data, split) for split in (settings.split, *other_split)]
     )
+
+
+def best_of_sweep(data: TaskData) -> dict[str, Labelled]:
+    """Estimand (b): the best of either sweep, at equal budgets, chosen on one half of the prompts by its peak and
+    compared on the other. Nothing unless both were swept over the same points for the same seeds.
+    """
+    swept: dict[str, dict[str, list[Run]]] = {"online": {}, "offline": {}}
+    for family in ("online", "online_sweep", "offline"):
+        method = family.removesuffix("_sweep")
+        for arm in data.finished(family):
+            point = f"lr={arm.entry.stage.optim.lr:g} beta={arm.entry.stage.loss.beta:g} {arm.entry.stage.optim.steps}"
+            key = (data.settings.split, data.settings.opponent, data.settings.judge)
+            swept[method].setdefault(point, []).append(arm.runs[key])
+    budgets = [{(point, run.seed) for point, runs in points.items() for run in runs} for points in swept.values()]
+    if budgets[0] != budgets[1] or len(swept["online"]) < 2:
+        return {}
+    runs = next(iter(swept["online"].values()))
+    chosen = select_best(swept, split_prompts(runs[0].n_prompts, data.rng("goodhart", "selection")))
+    found = data.gap(chosen["online"].runs, chosen["offline"].runs, "goodhart", "best")
+    points = " and ".join(f"{method} at {best.arm} steps" for method, best in chosen.items())
+    which = f"best of sweep ({points}; chosen on half of the prompts, compared on the other)"
+    return {
+        f"best_{key}": Labelled(f"{LABELS[key][0]}: {which}", found[key]) for key in ("average_gap", "peak_difference")
+    }
 
 
 def _difference(data: TaskData, split: str) -> Figure:

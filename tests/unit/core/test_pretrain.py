@@ -1,0 +1,146 @@
+"""The bases' recipe: worlds join cycle by cycle, the vocabulary grows, and a recipe may go on where another stopped."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from aligngap.models.build import SHIPPED, SPECIAL_TOKENS, Architecture, base_path, load_tokenizer, random_model
+from aligngap.store import read_json
+from aligngap.tasks.worlds import WORLDS, world
+from aligngap.train.pretrain import RECIPES, Cycle, PretrainSpec, extend_vocabulary, pretrain
+
+TINY = Architecture(hidden=8, layers=1, heads=2, intermediate=8)
+FIRST = Cycle(worlds=("summarisation",), steps=3, lr=1e-2)
+BASES = Path(base_path("small")).parent
+MADE = sorted(path.stem for path in BASES.glob("*.json"))
+"""Sizes whose base is shipped."""
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size of seconds, without the evaluation that ends a recipe."""
+    monkeypatch.setitem(SHIPPED, "tiny", TINY)
+    monkeypatch.setattr("aligngap.train.pretrain.evaluate_base", lambda *_: {})
+
+
+def recipe(*cycles: Cycle, seed: int = 0) -> PretrainSpec:
+    return PretrainSpec(size="tiny", cycles=cycles, rows=2, warmup=2, seed=seed)
+
+
+def made(spec: PretrainSpec, folder: Path, start: Any = None) -> dict[str, torch.Tensor]:
+    """The weights that a recipe leaves in a folder."""
+    pretrain(spec, folder, lambda done, total, metrics: None, start)
+    return LlamaForCausalLM.from_pretrained(folder).state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def embedding(model: LlamaForCausalLM) -> torch.Tensor:
+    return model.get_input_embeddings().weight.detach().clone()  # type: ignore[no-any-return,operator,union-attr]
+
+
+def test_new_words_leave_the_old_ones_alone() -> None:
+    model = random_model(TINY, 10, 0)
+    before = embedding(model)
+    extend_vocabulary(model, 400, 0)
+    after = embedding(model)
+    assert after.shape == (400, 8)
+    assert torch.equal(after[:10], before)
+    assert model.config.vocab_size == 400
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()  # still tied
+    # Drawn as first rows are: no word begins as the average of the others.
+    assert float(after[10:].std()) == pytest.approx(model.config.initializer_range, rel=0.1)
+    extend_vocabulary(model, 400, 0)
+    extend_vocabulary(model, 5, 0)
+    assert torch.equal(embedding(model), after)
+
+
+def test_new_words_depend_on_the_seed_and_nothing_else() -> None:
+    rows = []
+    for state, seed in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(state)
+        model = random_model(TINY, 10, 0)
+        extend_vocabulary(model, 14, seed)
+        rows.append(embedding(model)[10:])
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
+def test_a_model_learns_on_with_its_new_words() -> None:
+    """Also while the graph of its last step is still there, as it is in a loop."""
+    model = random_model(TINY, 10, 0)
+    before = model(input_ids=torch.tensor([[1, 3, 4]])).logits.sum()
+    before.backward()
+    extend_vocabulary(model, 14, 0)
+    model.zero_grad()
+    model(input_ids=torch.tensor([[1, 3, 13]])).logits.sum().backward()
+    gradient = model.get_input_embeddings().weight.grad
+    assert isinstance(gradient, torch.Tensor)
+    assert gradient.shape == (14, 8)
+    assert gradient[13].abs().sum() > 0
+
+
+def test_a_recipe_goes_on_as_if_it_had_never_stopped(tiny: None, tmp_path: Path) -> None:
+    spec = recipe(FIRST, Cycle(steps=3, lr=1e-2))
+    whole = made(spec, tmp_path / "whole")
+    assert equal(whole, made(spec, tmp_path / "again"))
+    first = made(recipe(FIRST), tmp_path / "first")
+    assert len(first["model.embed_tokens.weight"]) < len(whole["model.embed_tokens.weight"])
+    start = (1, LlamaForCausalLM.from_pretrained(tmp_path / "first"))
+    assert equal(whole, made(spec, tmp_path / "on", start))
+    assert (tmp_path / "whole" / "tokenizer.json").read_bytes() == (tmp_path / "on" / "tokenizer.json").read_bytes()
+    assert not equal(whole, made(recipe(*spec.cycles, seed=1), tmp_path / "other"))
+
+
+def test_a_cycle_sees_its_own_worlds_only(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    for name, place in WORLDS.items():
+
+        def document(self: Any, rng: Any, name: str = name, of: Any = place.document) -> str:
+            seen.append(name)
+            return str(of(self, rng))
+
+        monkeypatch.setattr(place, "document", document)
+    made(recipe(FIRST), tmp_path / "first")
+    assert set(seen) == {"summarisation"}
+    made(recipe(FIRST, Cycle(steps=3, lr=1e-2)), tmp_path / "both")
+    assert set(seen) == set(WORLDS)
+
+
+def test_the_record_says_what_was_done(tiny: None, tmp_path: Path) -> None:
+    spec = recipe(FIRST, Cycle(worlds=("summarisation", "arena"), steps=2, lr=1e-2))
+    done: list[tuple[int, int]] = []
+    record = pretrain(spec, tmp_path, lambda at, total, metrics: done.append((at, total)))
+    assert PretrainSpec.model_validate(record["spec"]) == spec
+    assert record["tokens"] == 5 * 2 * 96
+    assert set(record["held_out"]) == {"summarisation", "arena"}  # type: ignore[call-overload]
+    assert done == [(5, 5)]
+
+
+@pytest.mark.parametrize("size", RECIPES)
+def test_vocabularies_of_a_recipe_grow_at_their_end(size: str) -> None:
+    """Else a word would change its number from cycle to cycle."""
+    words = [
+        list(dict.fromkeys(word for name in cycle.worlds for word in world(name).words()))
+        for cycle in RECIPES[size].cycles
+    ]
+    for shorter, longer in pairwise(words):
+        assert longer[: len(shorter)] == shorter
+    assert RECIPES[size].cycles[-1].worlds == tuple(WORLDS)
+
+
+@pytest.mark.parametrize("size", MADE)
+def test_shipped_bases_follow_their_recipe_and_know_every_word(size: str) -> None:
+    assert PretrainSpec.model_validate(read_json(BASES / f"{size}.json")["spec"]) == RECIPES[size]
+    known = load_tokenizer(base_path(size)).get_vocab()
+    words = dict.fromkeys(word for place in WORLDS.values() for word in place().words())
+    assert sorted(known, key=known.__getitem__) == [*SPECIAL_TOKENS, *words]
+    assert read_json(BASES / size / "config.json")["vocab_size"] == len(known)
