@@ -20,7 +20,7 @@ help:
 	@echo "make install  install with everything for development, in $(VENV)"
 	@echo "make test     run the tests            (ARGS=... goes to pytest)"
 	@echo "make lint     style, types, direction of imports"
-	@echo "make smoke    the quick study cut down to a check of the machinery"
+	@echo "make smoke    every experiment and task, cut down to a check of the machinery"
 	@echo "make bench    speed, beside other libraries"
 
 # One stamp a set of extras, so that nothing is installed twice unless what to install has changed.
@@ -56,7 +56,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 smoke: $(VENV)/.installed
-	$(BIN)/aligngap run quick --smoke --out "$(SMOKE_OUT)" $(ARGS)
+	$(BIN)/aligngap run paper --smoke --out "$(SMOKE_OUT)" $(ARGS)
 
 bench: $(VENV)/.installed-peers
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -161,7 +161,8 @@ def test_judge_opponent_and_prompts_are_the_readers_choice(opened: Opened) -> No
     def places(figure: str) -> list[str]:
         _look_at(page, f"[data-figure={figure}]")
         marks = page.locator(f".chart[data-figure={figure}][data-panel='0'] g.mark-symbol path")
-        return [str(mark.get_attribute("transform")) for mark in marks.all()]
+        found: list[str] = marks.evaluate_all("marks => marks.map(mark => mark.getAttribute('transform'))")
+        return sorted(found)  # a mark that was hidden comes back last
 
     for figure in ("goodhart", "coverage-curves"):
         seen = [places(figure)]
@@ -229,7 +230,7 @@ def test_fits_a_phone_in_the_dark(browser: Any, report: Path) -> None:
 def test_prints_every_chart_in_the_light(browser: Any, report: Path) -> None:
     opened = _open(browser, report, color_scheme="dark")
     page = opened.page
-    page.evaluate("window.print = () => { document.body.dataset.printed = 'yes'; }")
+    page.evaluate("() => { window.print = () => { document.body.dataset.printed = 'yes'; }; }")
     page.locator("[data-print]").click()
     page.wait_for_selector("body[data-printed=yes]")
     assert page.locator(".chart svg").count() == page.locator(".chart").count()

@@ -16,7 +16,7 @@ from aligngap.models.build import Architecture, random_model, word_tokenizer
 from aligngap.seeds import digest, uniforms
 from aligngap.sources.order import prompt_schedule
 from aligngap.tasks.spec import TaskSpec, make_pairs
-from aligngap.tasks.worlds import world
+from aligngap.tasks.worlds import WORLDS, world
 
 
 def test_streams() -> None:
@@ -25,15 +25,16 @@ def test_streams() -> None:
     assert prompt_schedule(0)(8, 0).tolist() == SCHEDULE
 
 
-def test_pairs_of_the_summarisation_world() -> None:
-    place = world("summarisation")
+@pytest.mark.parametrize("name", WORLDS)
+def test_pairs(name: str) -> None:
+    place = world(name)
     tokenizer = word_tokenizer(place.words())
-    data = make_pairs(TaskSpec(world="summarisation", train_pairs=50, held_out_pairs=10), tokenizer)
+    data = make_pairs(TaskSpec(world=name, train_pairs=50, held_out_pairs=10), tokenizer)
     parts = [
         [p.prompts.rows(), p.first.rows(), p.second.rows(), p.preference.tolist(), p.provenance]
         for p in (data.train, data.held_out)
     ]
-    assert hashlib.sha256(json.dumps([parts, list(place.words())]).encode()).hexdigest() == PAIRS
+    assert hashlib.sha256(json.dumps([parts, list(place.words())]).encode()).hexdigest() == PAIRS[name]
 
 
 def test_initial_weights() -> None:
@@ -44,5 +45,10 @@ def test_initial_weights() -> None:
 DIGEST = 189489056545895233029558973161925320403
 UNIFORMS = [0.5449908989679988, 0.24055468762468313, 0.44114851446583736]
 SCHEDULE = [0, 7, 2, 5, 1, 6, 4, 3]
-PAIRS = "15f371f2d1f796bae45f8d464a6b7a80da2dd8e2e11cf91bc8ed6eb5f14c997e"
+PAIRS = {
+    "summarisation": "15f371f2d1f796bae45f8d464a6b7a80da2dd8e2e11cf91bc8ed6eb5f14c997e",
+    "helpfulness": "7b600d25805e811f9a5bdbd2ab9f29ea841b13a484d4cfada2ac889fbb4d30b7",
+    "harmlessness": "fd3347ecb28c98b8467ff11b06a65fd7e70f3651cd39130bff29950ad6f5db08",
+    "arena": "6e9ffee0d7e26653d2159219d22e3923ed8444a8145ec0b773465f31462f50ea",
+}
 WEIGHTS = [0.038486, -0.012591, -0.001683, -0.001928]

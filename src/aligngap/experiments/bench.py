@@ -189,7 +189,8 @@ class Bench:
             lr_factor=lr_factor,
             step_factor=step_factor,
         )
-        return ArmEntry(name or family, family, stage, baseline=loss in (None, self.study.baseline.loss))
+        baseline = (stage.optim, stage.loss) == (self.study.baseline.optim, self.study.baseline.loss)
+        return ArmEntry(name or family, family, stage, baseline=baseline)
 
     def offline(
         self, seed: int, lr_factor: float = 1.0, beta: float | None = None, step_factor: float = 1.0

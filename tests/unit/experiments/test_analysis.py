@@ -12,6 +12,7 @@ from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import load_study
+from aligngap.sources.recorded import RecordedSpec
 from aligngap.stats.curves import Run
 
 PROMPTS = 400
@@ -99,15 +100,52 @@ def test_coverage_is_undefined_without_a_gap() -> None:
     assert "cannot be told" in found.sentence
 
 
+def tandem(replay: Finished | None, mismatched: Finished | None) -> Analysis:
+    return analysed("tandem", [finished(BENCH.online(0), RISING), *filter(None, (replay, mismatched))])
+
+
+TANDEM = {entry.family: entry for entry in EXPERIMENTS["tandem"].arms(BENCH)}
+DIVERGED = finished(TANDEM["replay_mismatched"], LOW, "third")
+
+
 @pytest.mark.parametrize(
     ("weights", "wins", "verdict"),
     [("w", RISING, "supported"), ("other", RISING, "supported"), ("other", LOW, "contradicted")],
 )
 def test_tandem_by_weights_or_by_equivalence(weights: str, wins: list[float], verdict: str) -> None:
-    replay = next(entry for entry in EXPERIMENTS["tandem"].arms(BENCH) if entry.family == "replay")
-    found = analysed("tandem", [finished(BENCH.online(0), RISING), finished(replay, wins, weights)])
+    found = tandem(finished(TANDEM["replay"], wins, weights), DIVERGED)
     assert found.verdict == verdict
     assert f"for {int(weights == 'w')} of 1 seeds" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("wins", "kl_factor", "verdict"),
+    [
+        (LOW, 1.0, "supported"),
+        ([win + 0.2 for win in RISING], 1.0, "supported"),  # better is not the same either
+        (RISING, 1.0, "contradicted"),  # identical with or without end tokens
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.51], 1.0, "supported"),  # about the same gap, but another peak
+        ([win - 0.018 for win in RISING], 1.0, "inconclusive"),  # by about the margin
+        (LOW, 1000.0, "supported"),  # no KL in common: the peaks alone tell
+    ],
+)
+def test_tandem_needs_a_mismatch_to_diverge(wins: list[float], kl_factor: float, verdict: str) -> None:
+    mismatched = finished(TANDEM["replay_mismatched"], wins, "third", kl_factor)
+    found = tandem(finished(TANDEM["replay"], RISING), mismatched)
+    assert found.verdict == verdict
+    gap = found.estimates["mismatched_average_gap"].estimate
+    assert np.isnan(gap.value) == (kl_factor != 1)
+
+
+@pytest.mark.parametrize("missing", ["replay", "replay_mismatched"])
+def test_half_a_tandem_decides_nothing(missing: str) -> None:
+    arms = {"replay": finished(TANDEM["replay"], RISING), "replay_mismatched": DIVERGED}
+    assert tandem(*(None if family == missing else arm for family, arm in arms.items())).verdict == "inconclusive"
+
+
+def test_tandem_arms_differ_in_the_end_tokens_alone() -> None:
+    exact, mismatched = (TANDEM[family].stage for family in ("replay", "replay_mismatched"))
+    assert mismatched == exact.model_copy(update={"source": RecordedSpec(order="sequence", ends="dropped")})
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))

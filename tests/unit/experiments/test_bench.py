@@ -103,6 +103,7 @@ def test_changed_losses_and_factors(bench: Bench) -> None:
     assert bench.online(0).stage.identity == bench.online(0, loss=bench.loss()).stage.identity
     assert bench.online(0).baseline
     assert not bench.online(0, loss=bench.loss(beta=0.3)).baseline
+    assert not bench.online(0, lr_factor=3.0).baseline
     longer = bench.offline(0, lr_factor=3.0, step_factor=2.0)
     assert longer.stage.optim.steps == longer.stage.keep[-1] == 2 * baseline.optim.steps
     assert longer.stage.optim.lr == pytest.approx(3 * baseline.optim.lr)

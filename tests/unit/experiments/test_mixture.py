@@ -29,7 +29,7 @@ QUICKLY_CLOSED = {
 }
 
 
-def concluded(changes: Mapping[str, list[float]], seeds: int = 2, missing: str = "") -> Analysis:
+def concluded(changes: Mapping[str, list[float]], seeds: int = 1, missing: str = "") -> Analysis:
     curves = QUICKLY_CLOSED | changes
     found = entries("mixture", seeds).items()
     return analysed("mixture", [finished(entry, curves[family]) for (family, _), entry in found if family != missing])

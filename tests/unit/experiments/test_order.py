@@ -24,7 +24,7 @@ AS_IN_THE_PAPER = {
 }
 
 
-def concluded(changes: Mapping[str, list[float]], seeds: int = 2, missing: str = "") -> Analysis:
+def concluded(changes: Mapping[str, list[float]], seeds: int = 1, missing: str = "") -> Analysis:
     curves = AS_IN_THE_PAPER | changes
     arms = [
         finished(entry, curves[family]) for (family, _), entry in entries("order", seeds).items() if family != missing
@@ -41,7 +41,7 @@ def concluded(changes: Mapping[str, list[float]], seeds: int = 2, missing: str =
         ({"replay": LOW, "window_4": LOW, "shuffled": RISING}, "contradicted"),  # order does harm
         ({"window_4": [win - 0.02 for win in RISING]}, "inconclusive"),  # a cost about as large as the margin
         # Small windows and the whole shuffle cost the same, within the margin: robust, but nothing gets worse.
-        (dict.fromkeys(("window_4", "window_eighth", "shuffled"), [win - 0.003 for win in RISING]), "contradicted"),
+        ({key: [win - 0.003 for win in RISING] for key in ("window_4", "shuffled")}, "contradicted"),
     ],
 )
 def test_both_halves_are_needed(changes: dict[str, list[float]], verdict: str) -> None:

@@ -8,6 +8,7 @@ from statsmodels.stats.power import TTestPower
 
 from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.verdict import (
+    all_of,
     bootstrap_p,
     equivalence_verdict,
     holm,
@@ -126,6 +127,24 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p):
 def test_holm_counts_the_untestable():
     np.testing.assert_allclose(holm([0.01, np.nan, 0.04]), [0.03, np.nan, 0.08])
     assert len(holm([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        (["supported", "supported"], "supported"),
+        (["supported", "inconclusive"], "inconclusive"),
+        (["inconclusive", "contradicted"], "contradicted"),
+        (["supported", "contradicted"], "contradicted"),
+    ],
+)
+def test_all_of_needs_every_part(parts, verdict):
+    assert all_of(parts) == verdict
+
+
+def test_all_of_nothing_is_no_finding():
+    with pytest.raises(ValueError, match="at least one part"):
+        all_of([])
 
 
 def test_bootstrap_p():

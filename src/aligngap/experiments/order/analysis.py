@@ -66,8 +66,8 @@ def analyse(data: TaskData) -> Analysis:
         if found.n_seeds
     ]
     sentence = (
-        f"Shuffled within {LABELS['window_4']}, the stream trains a policy "
-        f"{interval_words(small, signed=True)} from the one in exact order, at equal KL; exact order is "
+        f"At equal KL, the stream shuffled within {LABELS['window_4']} is {interval_words(small, signed=True)} above "
+        f"its exact order; exact order is "
         f"{interval_words(whole, signed=True)} above the wholly shuffled stream ({across(whole)}), and small windows "
         f"are {interval_words(further, signed=True)} above it."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
@@ -56,7 +58,10 @@ def analyse(data: TaskData) -> Analysis:
     def trends(*purpose: str, split: str | None = None, judge: str | None = None) -> Estimate:
         families = ("online", *PERIODS)
         groups = {family: data.runs(family, baseline=True, split=split, judge=judge) for family in families}
-        return data.estimate(groups, trend, "staleness", "trend", *purpose)
+        found = data.estimate(groups, trend, "staleness", "trend", *purpose)
+        # Draws are centred on the value, and may pass what a correlation can be.
+        low, high = np.clip([found.low, found.high], -1, 1).tolist()
+        return replace(found, low=low, high=high)
 
     to_online = {family: gaps("online", family) for family in NAMES}
     end, rank = to_online["stale_never"], trends()
