@@ -20,6 +20,7 @@ from aligngap.tasks.worlds import WORLDS
 
 PROMPTS, STEPS = 12, 6
 SMALL = [
+    "experiments=[goodhart, coverage, tandem, classification]",
     "data.train_pairs=64",
     "data.held_out_pairs=32",
     "sft.steps=3",
@@ -97,7 +98,7 @@ def test_results_have_the_documented_keys(once: Finished) -> None:
     assert {"schema", "study", "smoke", "revision", "tasks", "timings", "versions"} <= set(written)
     task = written["tasks"]["summarisation"]
     assert {"arms", "stages", "experiments"} <= set(task)
-    assert set(task["experiments"]) == {"goodhart", "coverage", "tandem"}
+    assert set(task["experiments"]) == {"goodhart", "coverage", "tandem", "classification"}
     for found in task["experiments"].values():
         assert found["verdict"] in ("supported", "contradicted", "inconclusive")
         assert found["rule"]
@@ -132,6 +133,24 @@ def test_every_arm_is_finished_and_measured_at_every_checkpoint(once: Finished) 
                         assert win["n"] == PROMPTS
                         assert 0 <= win["rate"] <= 1
                         assert 0 <= win["ties"] <= PROMPTS
+
+
+def test_an_experiments_own_measure_is_made_and_read(once: Finished) -> None:
+    task = once.results["tasks"]["summarisation"]
+    (measure,) = task["measures"]
+    assert (measure["name"], measure["seed"], measure["status"]) == ("stream_accuracy", 0, "finished")
+    table = pl.read_parquet(Store(once.folder / "store").get(measure["identity"]).path / "table.parquet")
+    assert table["pair"].max() == STEPS * 4 - 1  # the whole stream: six batches of four
+    assert all(estimate["n_seeds"] == 1 for estimate in task["experiments"]["classification"]["estimates"].values())
+
+
+def test_sft_is_pooled_over_all_worlds_and_arms_are_of_one(once: Finished) -> None:
+    stages = [stage["label"] for stage in once.results["timings"]["stages"]]
+    assert {f"{name}: raters' pairs" for name in WORLDS} <= set(stages)
+    assert sum(label.startswith("SFT policy") for label in stages) == 1
+    assert {label.partition(" ")[0] for label in stages if " arm: " in label and "evaluate" not in label} == {
+        "summarisation"
+    }
 
 
 def test_every_arm_starts_at_sft_and_moves(once: Finished) -> None:

@@ -158,11 +158,11 @@ class StudySpec(Section):
                 "sft": shorter(self.sft, 20),
                 "golden": smaller(self.golden),
                 "proxy": smaller(self.proxy),
-                "baseline": self.baseline.model_copy(update={"optim": shorter(self.baseline.optim, 24)}),
+                "baseline": self.baseline.model_copy(update={"optim": shorter(self.baseline.optim, 12)}),
                 "sweep": SweepSpec(
                     lr_factors=self.sweep.lr_factors[:2], betas=self.sweep.betas[:1], online=self.sweep.online
                 ),
-                "evaluation": self.evaluation.model_copy(update={"prompts": 32, "pairs": 32, "checkpoints": 3}),
+                "evaluation": self.evaluation.model_copy(update={"prompts": 24, "pairs": 24, "checkpoints": 3}),
                 "analysis": self.analysis.model_copy(update={"replicates": 200}),
             }
         )
