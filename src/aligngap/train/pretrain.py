@@ -116,7 +116,7 @@ def evaluate_base(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, worlds: list[World], batches: int
 ) -> dict[str, float]:
     """Held-out language-model loss (nats a token), and the share of questions answered rightly, by the question's
-    first word.
+    first word; without the questions that no document of these worlds asks.
     """
     rng = numpy_stream("pretrain", "held-out")
     # The answer is the third or, after a whole claim, the fourth word of a question; `same` is followed by its answer.
@@ -136,7 +136,7 @@ def evaluate_base(
             hits[word] += [int(found.sum()), len(found)]
     return {
         "loss": round(float(np.mean(losses)), 4),
-        **{word: round(float(a / max(1, b)), 4) for word, (a, b) in hits.items()},
+        **{word: round(float(a / b), 4) for word, (a, b) in hits.items() if b},
     }
 
 
