@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_up import LOW, RISING, analysed, finished
 
 from aligngap.experiments.base import Finished
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.goodhart.sweep import arms
 from aligngap.experiments.study import load_study
+from made_up import LOW, RISING, analysed, finished
 
 BENCH = Bench(load_study("quick", ["sweep.online=true"], seeds=3), "summarisation")
 
