@@ -11,7 +11,9 @@ from aligngap.experiments.goodhart.sweep import arms
 from aligngap.experiments.study import load_study
 from made_up import LOW, RISING, analysed, finished
 
-BENCH = Bench(load_study("quick", ["sweep.online=true"], seeds=3), "summarisation")
+BENCH = Bench(
+    load_study("quick", ["sweep={lr_factors: [1.0, 3.0], betas: [0.1, 0.03], online: true}"], seeds=3), "summarisation"
+)
 
 
 def swept(wins: dict[str, list[float]]) -> list[Finished]:
