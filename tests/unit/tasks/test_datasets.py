@@ -22,7 +22,7 @@ from unit.tasks import rows
 from unit.tasks.rows import Row
 
 TEXTS = [{**rows.TLDR, "prompt": f'Post {i}, "quoted"\nand é:'} for i in range(5)]
-REAL = Path("/work/shared/data/hh-harmless-sample.jsonl.gz")
+REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "hh-harmless-sample.jsonl.gz"
 
 
 def write(path: Path, data: Sequence[Any]) -> Path:
