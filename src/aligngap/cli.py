@@ -39,7 +39,9 @@ Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder.
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the study.")]
 Seeds = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of seeds.  [default: the study's]")]
 Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes side by side.  [default: one a core]")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Shrink the study to a try-out of minutes; its numbers mean nothing.")]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="Shrink the study to a try-out of minutes; its numbers mean nothing.")
+]
 StorePath = Annotated[
     Path | None,
     typer.Option(
