@@ -1,4 +1,4 @@
-"""Seconds per unit of each stage kind's work, on one thread, as `pipeline/stages.py` counts it in `work`.
+"""Seconds per unit of each stage kind's work, on one thread, as `pipeline/stages/` counts it in `work`.
 
     python -m benchmarks.rates [--seconds S]
 

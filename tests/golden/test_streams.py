@@ -1,6 +1,6 @@
 """Values that must not change unnoticed: every artefact in every store was made from them.
 
-If one of these changes on purpose, raise the `version` of the stages that it changes (pipeline/stages.py), then put the
+If one of these changes on purpose, raise the `version` of the stages that it changes (pipeline/stages/), then put the
 new value here.
 """
 

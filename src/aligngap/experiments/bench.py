@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from aligngap.experiments.spec import PreferenceSpec, StudySpec, fifth, log_steps
+from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.stages import (
     Agreement,
@@ -16,7 +17,9 @@ from aligngap.pipeline.stages import (
     Base,
     Evaluate,
     Generate,
+    JudgeStage,
     Pairs,
+    PairsStage,
     Preference,
     Relabel,
     Responses,
@@ -63,21 +66,21 @@ class Bench:
 
     study: StudySpec
     task: str
-    size: str | None = None
+    size: Checkpoint | None = None
 
-    def at_size(self, size: str) -> Bench:
+    def at_size(self, size: Checkpoint) -> Bench:
         """The same bench for policies of another size; data, golden, proxies and opponents stay."""
         return replace(self, size=None if size == self.study.models.policy else size)
 
     @cached_property
     def policy_base(self) -> Base:
         """What the SFT policy starts from."""
-        return Base.named(self.size or self.study.models.policy)
+        return Base.of(self.size or self.study.models.policy)
 
     def _pairs(self, task: str) -> Pairs:
         data = self.study.data
         spec = TaskSpec(world=task, train_pairs=data.train_pairs, held_out_pairs=data.held_out_pairs)
-        return Pairs(task=spec, base=Base.named(self.study.models.policy))
+        return Pairs(task=spec, base=Base.of(self.study.models.policy))
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -91,11 +94,17 @@ class Bench:
         return Sft(pairs=pooled, base=self.policy_base, optim=self.study.sft, seed=SHARED_SEED)
 
     def _preference(
-        self, role: str, spec: PreferenceSpec, base: str, pairs: Stage, seed: int, more: tuple[Stage, ...] = ()
+        self,
+        role: str,
+        spec: PreferenceSpec,
+        base: Checkpoint,
+        pairs: PairsStage,
+        seed: int,
+        more: tuple[PairsStage, ...] = (),
     ) -> Preference:
         return Preference(
             pairs=pairs,
-            base=Base.named(base),
+            base=Base.of(base),
             role=role,
             model=spec.model,
             train_pairs=spec.train_pairs,
@@ -109,7 +118,7 @@ class Bench:
         """The golden preference model, on the raters' labels."""
         return self._preference("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED)
 
-    def golden_with(self, more: Stage) -> Preference:
+    def golden_with(self, more: PairsStage) -> Preference:
         """Golden trained as ever, for as many steps, on further raters' pairs beside its own."""
         return self._preference(
             "golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more=(more,)
@@ -120,7 +129,7 @@ class Bench:
         """`D_golden`."""
         return Relabel(pairs=self.pairs, judge=self.golden)
 
-    def proxy(self, seed: int, *, model: str | None = None, base: str | None = None) -> Preference:
+    def proxy(self, seed: int, *, model: str | None = None, base: Checkpoint | None = None) -> Preference:
         """The proxy preference model of a seed, on golden's labels; of another form or base where given."""
         spec = self.study.proxy if model is None else self.study.proxy.model_copy(update={"model": model})
         return self._preference("proxy", spec, base or self.study.models.proxy, self.golden_pairs, seed)
@@ -130,8 +139,8 @@ class Bench:
         *,
         seed: int,
         source: SampledSpec | RecordedSpec | MixtureSpec,
-        judge: Preference | None = None,
-        recorded: Stage | None = None,
+        judge: JudgeStage | None = None,
+        recorded: PairsStage | None = None,
         loss: LossSpec | None = None,
         lr_factor: float = 1.0,
         step_factor: float = 1.0,
@@ -209,7 +218,7 @@ class Bench:
         self,
         seed: int,
         family: str,
-        pairs: Stage,
+        pairs: PairsStage,
         source: RecordedSpec | None = None,
         *,
         name: str | None = None,

@@ -261,7 +261,7 @@ class Texts:
     }
 
     def __init__(self, bench: Bench, store: Store, shown: int = 32) -> None:
-        self._tokenizer = load_tokenizer(bench.policy_base.path)
+        self._tokenizer = load_tokenizer(bench.policy_base.checkpoint)
         self.prompts: dict[int, str] = {}
         for split in SPLITS:
             pairs = read_pairs(store.get(bench.pairs.identity).path / f"{split}.parquet")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from aligngap.errors import nearest
 from aligngap.models.preference import PREFERENCE_MODELS
+from aligngap.models.spec import Checkpoint
 from aligngap.tasks.worlds import WORLDS
 from aligngap.train.loop import LossSpec
 from aligngap.train.step import OptimSpec
@@ -27,15 +28,15 @@ class DataSpec(Section):
     held_out_pairs: int = Field(1000, ge=16)
 
 
-class ModelSpec(Section):
+class ModelsSpec(Section):
     """Bases: a shipped size, a folder or a hub id. All share the policy's tokenizer. sizes: policies of the scaling
     experiment, smallest first; the study's own policy is one of them.
     """
 
-    policy: str = "small"
-    golden: str = "medium"
-    proxy: str = "small"
-    sizes: tuple[str, ...] = ("small", "medium", "large")
+    policy: Checkpoint = Checkpoint(path="small")
+    golden: Checkpoint = Checkpoint(path="medium")
+    proxy: Checkpoint = Checkpoint(path="small")
+    sizes: tuple[Checkpoint, ...] = (Checkpoint(path="small"), Checkpoint(path="medium"), Checkpoint(path="large"))
 
 
 class PreferenceSpec(Section):
@@ -110,7 +111,7 @@ class StudySpec(Section):
     seeds: tuple[int, ...] = (0,)
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     data: DataSpec = DataSpec()
-    models: ModelSpec = ModelSpec()
+    models: ModelsSpec = ModelsSpec()
     sft: OptimSpec
     golden: PreferenceSpec
     proxy: PreferenceSpec

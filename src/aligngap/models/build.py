@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +23,9 @@ from transformers.utils import logging as hf_logging
 
 from aligngap.errors import UserError, nearest
 from aligngap.seeds import torch_seed
+
+if TYPE_CHECKING:
+    from aligngap.models.spec import Checkpoint
 
 hf_logging.disable_progress_bar()  # a bar per loaded checkpoint drowns the study's own progress
 
@@ -115,8 +118,13 @@ def base_path(name: str) -> str:
     )
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def _location(given: str | Checkpoint) -> str:
+    return given if isinstance(given, str) else given.location
+
+
+def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model, with a pad token and left padding. UserError when it cannot be read."""
+    path = _location(model)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -129,8 +137,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer  # type: ignore[no-any-return]
 
 
-def load_causal_model(path: str, device: str = "cpu") -> PreTrainedModel:
+def load_causal_model(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
     """A decoder in evaluation mode, fp32, scaled-dot-product attention. Raises UserError when it cannot be read."""
+    path = _location(checkpoint)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError) as error:

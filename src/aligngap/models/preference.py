@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from aligngap.models.packing import pack
+from aligngap.models.spec import Checkpoint
 from aligngap.types import Tokens
 
 
@@ -147,9 +148,11 @@ def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.T
     return Tokens(ids, lengths), masks[0], masks[1]
 
 
-def build_preference_model(kind: str, base: str, separator: int, device: str = "cpu") -> PreferenceModel:
+def build_preference_model(kind: str, base: str | Checkpoint, separator: int, device: str = "cpu") -> PreferenceModel:
     """An untrained preference model on a base's weights."""
-    backbone: Any = AutoModel.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa")
+    backbone: Any = AutoModel.from_pretrained(
+        base if isinstance(base, str) else base.location, dtype=torch.float32, attn_implementation="sdpa"
+    )
     return PREFERENCE_MODELS[kind](backbone, separator).to(device)
 
 

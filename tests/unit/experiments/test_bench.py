@@ -9,6 +9,7 @@ import pytest
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.spec import fifth
 from aligngap.experiments.study import load_study
+from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import all_stages
 from aligngap.pipeline.stages import Arm, Generate, Pairs, Sft
 from aligngap.sources.recorded import RecordedSpec
@@ -22,7 +23,7 @@ def bench() -> Bench:
 
 
 def test_a_bench_of_another_size_shares_all_but_the_policy(bench: Bench) -> None:
-    other = bench.at_size("medium")
+    other = bench.at_size(Checkpoint(path="medium"))
     for name in ("pairs", "golden", "golden_pairs", "golden_policy"):
         assert getattr(other, name).identity == getattr(bench, name).identity, name
     assert other.proxy(0).identity == bench.proxy(0).identity
@@ -34,8 +35,8 @@ def test_a_bench_of_another_size_shares_all_but_the_policy(bench: Bench) -> None
         assert measured.sft.identity == other.sft.identity
         assert measured.golden.identity == bench.golden.identity
         assert measured.proxy.identity == bench.proxy(0).identity
-    assert other.at_size("small").online(0).stage.identity == bench.online(0).stage.identity
-    assert bench.at_size("small") == bench
+    assert other.at_size(Checkpoint(path="small")).online(0).stage.identity == bench.online(0).stage.identity
+    assert bench.at_size(Checkpoint(path="small")) == bench
 
 
 def test_sft_is_pooled_over_the_studys_sft_tasks() -> None:
@@ -111,7 +112,7 @@ def test_changed_losses_and_factors(bench: Bench) -> None:
 
 
 def test_proxies_of_another_form_or_base_learn_from_the_same_labels(bench: Bench) -> None:
-    own, pointwise, large = bench.proxy(0), bench.proxy(0, model="pointwise"), bench.proxy(0, base="medium")
+    own, pointwise, large = bench.proxy(0), bench.proxy(0, model="pointwise"), bench.proxy(0, base=Checkpoint(path="medium"))
     assert len({stage.identity for stage in (own, pointwise, large)}) == 3
     for stage in (own, pointwise, large):
         assert stage.pairs.identity == bench.golden_pairs.identity

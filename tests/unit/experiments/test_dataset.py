@@ -149,7 +149,7 @@ def golden_says(tiny: Tiny, pairs: PairBatch) -> torch.Tensor:
 
 
 def truth(tiny: Tiny) -> TrueUtilityJudge:
-    return TrueUtilityJudge(world("summarisation"), load_tokenizer(tiny.bench.policy_base.path))
+    return TrueUtilityJudge(world("summarisation"), load_tokenizer(tiny.bench.policy_base.checkpoint))
 
 
 def test_generated_pairs_are_goldens_and_in_the_order_of_the_prompts(tiny: Tiny) -> None:

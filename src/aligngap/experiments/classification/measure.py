@@ -8,13 +8,10 @@ import polars as pl
 import torch
 
 from aligngap.judges.base import Judge
-from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import correct, pair_log_probs
-from aligngap.models.build import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Arm, Pairs, Preference, Sft, load_judge, load_policy, predictions
+from aligngap.pipeline.stages import Arm, JudgeStage, Pairs, Sft, load_judge, load_policy, predictions
 from aligngap.tasks.pairs import read_pairs
-from aligngap.tasks.worlds import world
 
 
 def windows(length: int, batch: int, points: int, pairs: int) -> dict[int, torch.Tensor]:
@@ -46,18 +43,18 @@ class StreamAccuracy(Stage):
     offline: Arm
     sft: Sft
     task: Pairs
-    golden: Preference
-    proxy: Preference
+    golden: JudgeStage
+    proxy: JudgeStage
     points: int = 10
     pairs: int = 64
 
     @property
     def label(self) -> str:
-        return f"{self.task.task.world}: classifiers along the online stream (seed {self.online.seed})"
+        return f"{self.task.name}: classifiers along the online stream (seed {self.online.seed})"
 
     @property
     def work(self) -> float:
-        judged = 5e-4 * (self.golden.base.size + self.proxy.base.size) + 1e-4
+        judged = self.golden.seconds + self.proxy.seconds + 1e-4
         return self.points * self.pairs * (judged + 3 * 3e-4 * self.sft.base.size) + 3
 
     def run(self, context: Context) -> None:
@@ -69,8 +66,9 @@ class StreamAccuracy(Stage):
         golden = load_judge(self.golden, context.one("golden"), context)
         judges: dict[str, Judge] = {
             "proxy": load_judge(self.proxy, context.one("proxy"), context),
-            "true": TrueUtilityJudge(world(self.task.task.world), load_tokenizer(self.task.base.path)),
         }
+        if truth := self.task.truth():
+            judges["true"] = truth
         near = windows(len(stream), self.online.optim.batch, self.points, self.pairs)
         tables = []
         for done, (step, index) in enumerate(near.items(), start=1):

@@ -7,13 +7,10 @@ from typing import Any, ClassVar
 import polars as pl
 import torch
 
-from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import pair_log_probs
-from aligngap.models.build import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Generate, Pairs, Preference, Relabel, Sft, load_judge, load_policy
+from aligngap.pipeline.stages import Generate, JudgeStage, Pairs, Relabel, Sft, load_judge, load_policy, utilities
 from aligngap.tasks.pairs import read_pairs
-from aligngap.tasks.worlds import world
 
 
 class PairProfile(Stage):
@@ -34,26 +31,26 @@ class PairProfile(Stage):
 
     sft: Sft
     task: Pairs
-    golden: Preference
+    golden: JudgeStage
     pairs: Relabel | Generate
     reference: Relabel
 
     @property
     def label(self) -> str:
         what = self.pairs.origin if isinstance(self.pairs, Generate) else "D_golden"
-        return f"{self.task.task.world}: profile of pairs, {what}"
+        return f"{self.task.name}: profile of pairs, {what}"
 
     @property
     def work(self) -> float:
-        each = 3 * 5e-4 * self.golden.base.size + 3e-4 * self.sft.base.size + 2e-4
-        return each * self.task.task.train_pairs + 3
+        each = 3 * self.golden.seconds + 3e-4 * self.sft.base.size + 2e-4
+        return each * self.task.count + 3
 
     def run(self, context: Context) -> None:
         pairs, reference = (read_pairs(context.one(name) / "train.parquet") for name in ("pairs", "reference"))
         if not torch.equal(pairs.prompt_numbers, reference.prompt_numbers):
             raise ValueError("pairs whose quality is compared must be on the same prompts, in the same order")
         golden = load_judge(self.golden, context.one("golden"), context)
-        true = TrueUtilityJudge(world(self.task.task.world), load_tokenizer(self.task.base.path))
+        truth = self.task.truth()
         log_probs = pair_log_probs(load_policy(context, context.one("sft")), pairs)
         columns: dict[str, Any] = {
             "prompt_number": pairs.prompt_numbers.numpy(),
@@ -61,10 +58,10 @@ class PairProfile(Stage):
         }
         for side, log_prob in zip(("first", "second"), log_probs, strict=True):
             ours, theirs = (getattr(batch, side) for batch in (pairs, reference))
-            utility = true.utilities(pairs.prompts, ours)
+            utility = utilities(truth, pairs.prompts, ours)
             columns |= {
-                f"utility_{side}": utility.numpy(),
-                f"gain_{side}": (utility - true.utilities(pairs.prompts, theirs)).numpy(),
+                f"utility_{side}": utility,
+                f"gain_{side}": utility - utilities(truth, pairs.prompts, theirs),
                 f"win_{side}": golden.prefer(pairs.prompts, ours, theirs).double().numpy(),
                 f"sft_log_prob_{side}": (log_prob / ours.lengths).numpy(),
             }

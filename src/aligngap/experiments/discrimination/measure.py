@@ -12,8 +12,8 @@ from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages import (
     SPLITS,
     Arm,
+    JudgeStage,
     Pairs,
-    Preference,
     Sft,
     evaluation_prompts,
     load_judge,
@@ -40,7 +40,7 @@ class SelfAccuracy(Stage):
     arm: Arm
     sft: Sft
     task: Pairs
-    golden: Preference
+    golden: JudgeStage
     prompts: int
 
     @property
@@ -55,7 +55,7 @@ class SelfAccuracy(Stage):
     @property
     def work(self) -> float:
         # Two responses to sample, to judge, and to score under policy and SFT.
-        each = (1.6e-3 + 2 * 3e-4) * self.sft.base.size + 5e-4 * self.golden.base.size
+        each = (1.6e-3 + 2 * 3e-4) * self.sft.base.size + self.golden.seconds
         return len(SPLITS) * self.prompts * len(self.steps) * each + 3
 
     def run(self, context: Context) -> None:

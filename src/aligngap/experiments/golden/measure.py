@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import SPLITS, Evaluate, Pairs, Preference, Responses, load_judge
+from aligngap.pipeline.stages import SPLITS, Evaluate, JudgeStage, Pairs, Responses, load_judge
 from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.types import Tokens
 
@@ -33,7 +33,7 @@ class FreshPairs(Pairs):
 
     @property
     def label(self) -> str:
-        return f"{self.task.world}: further raters' pairs"
+        return f"{self.name}: further raters' pairs"
 
     def run(self, context: Context) -> None:
         super().run(context)
@@ -60,9 +60,9 @@ class GoldenAudit(Stage):
     evaluation: Evaluate
     opponent: Responses
     task: Pairs
-    golden: Preference
-    more_pairs: Preference
-    on_policy: Preference
+    golden: JudgeStage
+    more_pairs: JudgeStage
+    on_policy: JudgeStage
 
     @property
     def label(self) -> str:
@@ -71,7 +71,7 @@ class GoldenAudit(Stage):
     @property
     def work(self) -> float:
         rows = len(SPLITS) * self.evaluation.prompts * len(self.evaluation.arm.keep)
-        return rows * len(GOLDENS) * 5e-4 * self.golden.base.size + 3
+        return rows * len(GOLDENS) * self.golden.seconds + 3
 
     def run(self, context: Context) -> None:
         # A prompt's number names it over both splits.

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Pairs, Preference, Relabel, load_judge, predictions
+from aligngap.pipeline.stages import JudgeStage, Pairs, Relabel, load_judge, predictions
 from aligngap.tasks.pairs import read_pairs
 
 
@@ -22,7 +22,7 @@ class ProxyAgreement(Stage):
     kind: ClassVar[str] = "proxy_agreement"
 
     golden_pairs: Relabel
-    proxies: tuple[Preference, ...]
+    proxies: tuple[JudgeStage, ...]
     names: tuple[str, ...]
 
     @property
@@ -32,11 +32,11 @@ class ProxyAgreement(Stage):
 
     @property
     def label(self) -> str:
-        return f"{self.task.task.world}: proxies' agreement with golden (seed {self.proxies[0].seed})"
+        return f"{self.task.name}: proxies' agreement with golden (seed {self.proxies[0].seed})"
 
     @property
     def work(self) -> float:
-        return 5e-4 * self.task.task.held_out_pairs * sum(proxy.base.size for proxy in self.proxies) + 2
+        return self.task.count / 8 * sum(proxy.seconds for proxy in self.proxies) + 2
 
     def run(self, context: Context) -> None:
         pairs = read_pairs(context.one("golden_pairs") / "held_out.parquet")

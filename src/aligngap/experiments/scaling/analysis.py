@@ -55,7 +55,7 @@ def sizes(data: TaskData) -> list[Size]:
     for arms in found.values():
         base = arms[0].entry.stage.sft.base
         grouped = {m: [arm for arm in arms if arm.entry.family in (m, family(m, base.name))] for m in METHODS}
-        listed.append(Size(base.name.rsplit("/", 1)[-1], arms[0].parameters, grouped))
+        listed.append(Size(base.name, arms[0].parameters, grouped))
     return sorted(listed, key=lambda size: size.parameters)
 
 

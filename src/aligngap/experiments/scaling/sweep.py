@@ -8,9 +8,9 @@ from aligngap.sources.recorded import RecordedSpec
 METHODS = ("online", "offline", "shuffled")
 
 
-def family(method: str, size: str) -> str:
-    """Family of a method's arms at a size that is not the study's own. `size`: name of the base, maybe a path."""
-    return f"{method}_{size.rsplit('/', 1)[-1]}"
+def family(method: str, base: str) -> str:
+    """Family of a method's arms at a size that is not the study's own."""
+    return f"{method}_{base}"
 
 
 def arms(bench: Bench) -> list[ArmEntry]:
@@ -21,7 +21,7 @@ def arms(bench: Bench) -> list[ArmEntry]:
     for seed in bench.study.seeds:
         for size in bench.study.models.sizes:
             sized = bench.at_size(size)
-            online, offline, shuffled = (family(method, size) if sized.size else method for method in METHODS)
+            online, offline, shuffled = (family(method, size.name) if sized.size else method for method in METHODS)
             entries += [
                 sized.online(seed, online),
                 sized.recorded(seed, offline, sized.golden_pairs) if sized.size else sized.offline(seed),

@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 from aligngap.judges.base import Judge
 from aligngap.models.policy import Policy
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Arm, Pairs, Preference, Sft, load_judge, load_policy, sample_in_chunks
+from aligngap.pipeline.stages import Arm, JudgeStage, Pairs, Sft, load_judge, load_policy, sample_in_chunks
 from aligngap.seeds import numpy_stream, uniforms
 from aligngap.sources.order import Walk, in_sequence, prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -166,7 +166,7 @@ class ClosedForm(Stage):
     sft: Sft
     task: Pairs
     online: Arm
-    golden: Preference
+    golden: JudgeStage
     loss: LossSpec
     optim: OptimSpec
     prompts: int = 48
@@ -176,13 +176,13 @@ class ClosedForm(Stage):
 
     @property
     def label(self) -> str:
-        return f"{self.task.task.world}: closed form and training on enumerated responses (seed {self.seed})"
+        return f"{self.task.name}: closed form and training on enumerated responses (seed {self.seed})"
 
     @property
     def work(self) -> float:
         # Under 60 s at the default sizes: two trainings of 500 steps on the small base are most of it.
         sampled = 4 * self.responses * 8e-4 * self.sft.base.size
-        judged = self.responses * (self.responses - 1) / 2 * 5e-4 * self.golden.base.size
+        judged = self.responses * (self.responses - 1) / 2 * self.golden.seconds
         trained = 2 * 0.035 * self.sft.base.size * self.optim.steps * self.optim.batch / 32
         return self.prompts * (sampled + judged) + trained + 5
 

@@ -1,0 +1,80 @@
+"""What every stage of the protocol stands on: the splits, models with their identity, and what pairs and judges are to
+the stages that use them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from aligngap.judges.base import Judge
+from aligngap.models.spec import Checkpoint
+from aligngap.pipeline.graph import Context, Stage
+from aligngap.types import PairBatch
+
+SPLITS = ("train", "held_out")
+
+
+class Base(BaseModel):
+    """A pretrained model and its tokenizer. The digest of their files is part of every identity built on them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: Checkpoint = Field(exclude=True)  # holds a path, which no identity may depend on
+    digest: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Base:
+        """From what a study says of a model. Raises UserError when there is no such model."""
+        return cls(checkpoint=checkpoint, digest=checkpoint.digest())
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.checkpoint.name
+
+    @property
+    def size(self) -> float:
+        """Cost of a training step relative to the small base, measured."""
+        return {"small": 1.0, "medium": 2.3, "large": 7.0}.get(self.name, 1.0)
+
+
+class PairsStage(Stage):
+    """A stage whose artefact holds pairs to train on, in `train_file`."""
+
+    train_file: ClassVar[str] = "train.parquet"
+
+    @property
+    @abstractmethod
+    def origin(self) -> str:
+        """Where the pairs or their labels come from, in a word or two for people."""
+
+
+class JudgeStage(Stage):
+    """A judge as a stage: trained here, or given. role: `golden` or `proxy`."""
+
+    role: str
+    seed: int
+
+    @property
+    @abstractmethod
+    def seconds(self) -> float:
+        """Estimated seconds to judge one pair, on one core of the reference machine."""
+
+    @abstractmethod
+    def judge(self, folder: Path, context: Context) -> Judge:
+        """The judge that this stage's artefact in `folder` holds."""
+
+
+def load_judge(stage: JudgeStage, folder: Path, context: Context) -> Judge:
+    """The judge of a stage; `folder`: the stage's artefact."""
+    return stage.judge(folder, context)
+
+
+def predictions(judge: Judge, pairs: PairBatch) -> torch.Tensor:
+    """A judge's labels of pairs, float32 [n]."""
+    return judge.prefer(pairs.prompts, pairs.first, pairs.second)

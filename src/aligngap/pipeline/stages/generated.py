@@ -1,0 +1,81 @@
+"""Pairs generated from fixed policies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+
+from aligngap.pipeline.graph import Context
+from aligngap.pipeline.stages.base import SPLITS, JudgeStage, PairsStage, load_judge
+from aligngap.pipeline.stages.pairs import Pairs
+from aligngap.pipeline.stages.policies import Arm, Sft, load_policy
+from aligngap.sources.sampled import Sampled
+from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.types import Prompt, concatenate
+
+
+class Generate(PairsStage):
+    """New pairs on the task's prompts, one a prompt: a response each from two fixed policies, and a label.
+
+    first, second: arms whose checkpoints (`first_step`, `second_step`) respond; None is the SFT policy. judge: labels
+    the pairs; None asks the world's raters.
+    """
+
+    kind: ClassVar[str] = "generate"
+
+    sft: Sft
+    task: Pairs
+    first: Arm | None = None
+    first_step: int | None = None
+    second: Arm | None = None
+    second_step: int | None = None
+    judge: JudgeStage | None = None
+    prompts: int | None = None
+    seed: int
+
+    @property
+    def origin(self) -> str:
+        """Whose responses, against whose."""
+        sides = ((self.first, self.first_step), (self.second, self.second_step))
+        names = ["sft" if arm is None else f"step {step} of seed {arm.seed}" for arm, step in sides]
+        return f"{names[0]} vs {names[1]}"
+
+    @property
+    def label(self) -> str:
+        who = f"{self.judge.role} labels" if self.judge else "raters' labels"
+        return f"{self.task.name}: pairs of {self.origin}, {who}"
+
+    @property
+    def work(self) -> float:
+        judged = self.judge.seconds if self.judge else 1e-4
+        return (1.6e-3 * self.sft.base.size + judged) * (self.prompts or self.task.count) + 3
+
+    def run(self, context: Context) -> None:
+        policies = []
+        for name, step in (("first", self.first_step), ("second", self.second_step)):
+            weights = context.one(name) / f"steps/{step:06d}.safetensors" if getattr(self, name) else None
+            policies.append(load_policy(context, context.one("sft"), weights))
+        truth = self.task.truth()
+        judge = load_judge(self.judge, context.one("judge"), context) if self.judge else truth
+        assert judge is not None, "a real data set's raters cannot be asked again"
+        for split in SPLITS:
+            given = read_pairs(context.one("task") / f"{split}.parquet")
+            given = given.take(torch.arange(min(self.prompts or len(given), len(given))))
+            rows = zip(given.prompt_numbers.tolist(), given.prompts.rows(), strict=True)
+            prompts = [Prompt(number, tuple(ids)) for number, ids in rows]
+            frozen = (policies[0], policies[1])
+            source = Sampled(prompts, judge, self.seed, frozen=frozen, purpose="generate")
+            parts = []
+            for index in torch.arange(len(prompts)).split(32):
+                parts.append(source.next_batch(len(index)))
+                if split == "train":
+                    context.progress(int(index[-1]) + 1, len(prompts), {})
+            pairs = concatenate(parts)
+            # In the order of the prompts, as every other set of pairs on them, so that arms keep one schedule.
+            pairs = pairs.take(torch.argsort(pairs.prompt_numbers))
+            if self.judge is None and truth is not None:
+                labels = truth.rated(pairs.prompts, pairs.first, pairs.second, self.seed)
+                pairs = replace(pairs, preference=labels)
+            write_pairs(pairs, context.out / f"{split}.parquet")

@@ -1,0 +1,132 @@
+"""Judges: trained on pairs, or given; and how far they agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from aligngap.judges.base import Judge
+from aligngap.judges.model import ModelJudge
+from aligngap.measure.winrate import win_rate
+from aligngap.models.build import load_tokenizer, parameter_count
+from aligngap.models.preference import build_preference_model, load_preference_model
+from aligngap.pipeline.graph import Context, Stage
+from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
+from aligngap.pipeline.stages.pairs import Pairs, Relabel
+from aligngap.sources.order import prompt_schedule
+from aligngap.sources.recorded import Recorded
+from aligngap.store.store import write_json
+from aligngap.tasks.pairs import read_pairs
+from aligngap.train.step import OptimSpec
+from aligngap.train.supervised import fit, preference_loss
+from aligngap.types import concatenate
+
+
+class Preference(JudgeStage):
+    """A preference model: golden on the raters' labels, proxy on golden's (appendix A). `more`: further pairs with
+    labels of the same kind, beside those that `train_pairs` counts.
+    """
+
+    kind: ClassVar[str] = "preference"
+
+    pairs: PairsStage
+    base: Base
+    model: str
+    train_pairs: int | None
+    optim: OptimSpec
+    more: tuple[PairsStage, ...] = ()
+
+    @property
+    def label(self) -> str:
+        seed = f", seed {self.seed}" if self.role == "proxy" else ""
+        more = "".join(f" + {stage.label}" for stage in self.more)
+        return f"{self.role} preference model ({self.model}, {self.base.name}{seed}){more}"
+
+    @property
+    def work(self) -> float:
+        return 0.03 * self.base.size * self.optim.steps + 3
+
+    @property
+    def seconds(self) -> float:
+        return 5e-4 * self.base.size
+
+    def judge(self, folder: Path, context: Context) -> Judge:
+        separator = separator_of(load_tokenizer(self.base.checkpoint))
+        return ModelJudge(load_preference_model(self.model, folder, separator, context.device))
+
+    def run(self, context: Context) -> None:
+        folder = context.one("pairs")
+        train_pairs, held_out = (read_pairs(folder / f"{split}.parquet") for split in SPLITS)
+        if self.train_pairs is not None:
+            train_pairs = train_pairs.take(torch.arange(min(self.train_pairs, len(train_pairs))))
+        if self.more:
+            train_pairs = concatenate(
+                [train_pairs, *(read_pairs(part / "train.parquet") for part in context.many("more"))]
+            )
+        tokenizer = load_tokenizer(self.base.checkpoint)
+        model = build_preference_model(self.model, self.base.checkpoint, separator_of(tokenizer), context.device)
+        source = Recorded(train_pairs, prompt_schedule(self.seed))
+        fit(
+            model,
+            lambda batch, step: preference_loss(model, batch, step, self.seed),
+            source,
+            self.optim,
+            context.progress,
+        )
+        model.save(context.out)
+        judge = ModelJudge(model.eval().requires_grad_(False))
+        metrics: dict[str, Any] = {"parameters": parameter_count(model), "train_pairs": len(train_pairs)}
+        for split, pairs in (
+            ("train", train_pairs.take(torch.arange(min(len(train_pairs), len(held_out))))),
+            ("held_out", held_out),
+        ):
+            metrics[f"{split}_agreement"] = agreement(predictions(judge, pairs), pairs.preference)
+        write_json(context.out / "metrics.json", metrics)
+
+
+def separator_of(tokenizer: Any) -> int:
+    """The token between two responses: the tokenizer's separator, or its end token where it has none."""
+    return int(tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id)
+
+
+def agreement(a: torch.Tensor, b: torch.Tensor) -> dict[str, float | int | None]:
+    """Share of pairs on which two judges say the same, over pairs that neither calls a tie; with its standard error
+    and count.
+    """
+    decided = (a != 0.5) & (b != 0.5)
+    rate = win_rate(((a == b)[decided]).double().numpy())
+    return {"value": rate.rate if rate.n else None, "se": rate.se if rate.n > 1 else None, "n": rate.n}
+
+
+class Agreement(Stage):
+    """How raters, golden, proxy and the true utility agree with each other on held-out pairs."""
+
+    kind: ClassVar[str] = "agreement"
+
+    pairs: Pairs
+    golden_pairs: Relabel
+    proxy: JudgeStage
+
+    @property
+    def label(self) -> str:
+        return f"{self.pairs.name}: judges' agreement (seed {self.proxy.seed})"
+
+    @property
+    def work(self) -> float:
+        return self.proxy.seconds * self.pairs.count / 8 + 2
+
+    def run(self, context: Context) -> None:
+        raters, golden = (read_pairs(context.one(name) / "held_out.parquet") for name in ("pairs", "golden_pairs"))
+        truth = self.pairs.truth()
+        labels = {
+            "rater": raters.preference,
+            "golden": golden.preference,
+            "proxy": predictions(load_judge(self.proxy, context.one("proxy"), context), raters),
+        }
+        if truth is not None:
+            labels["true"] = predictions(truth, raters)
+        names = list(labels)
+        found = {f"{a}_{b}": agreement(labels[a], labels[b]) for i, b in enumerate(names) for a in names[i + 1 :]}
+        write_json(context.out / "agreement.json", found)

@@ -1,0 +1,84 @@
+"""A task's pairs with its raters' labels, and the same pairs with a judge's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from aligngap.judges.true_utility import TrueUtilityJudge
+from aligngap.models.build import load_tokenizer
+from aligngap.pipeline.graph import Context
+from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
+from aligngap.store.store import write_json
+from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.tasks.spec import TaskSpec, make_pairs
+from aligngap.tasks.worlds import world
+
+
+class Pairs(PairsStage):
+    """`D_initial`: prompts, two responses each, a rater's preference."""
+
+    kind: ClassVar[str] = "pairs"
+
+    task: TaskSpec
+    base: Base
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task.world
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}: raters' pairs"
+
+    @property
+    def origin(self) -> str:
+        return "raters' labels"
+
+    @property
+    def count(self) -> int:
+        """About how many pairs there are, both splits, for estimates of work."""
+        return self.task.train_pairs + self.task.held_out_pairs
+
+    def truth(self) -> TrueUtilityJudge | None:
+        """The task's hidden utility, where there is one: in built-in worlds only."""
+        return TrueUtilityJudge(world(self.task.world), load_tokenizer(self.base.checkpoint))
+
+    @property
+    def work(self) -> float:
+        return 3.6e-4 * self.count + 1
+
+    def run(self, context: Context) -> None:
+        data = make_pairs(self.task, load_tokenizer(self.base.checkpoint))
+        for split in SPLITS:
+            write_pairs(getattr(data, split), context.out / f"{split}.parquet")
+        write_json(context.out / "task.json", {"max_new_tokens": data.max_new_tokens})
+
+
+class Relabel(PairsStage):
+    """The same pairs with a preference model's labels in place of the rater's; golden's make `D_golden`."""
+
+    kind: ClassVar[str] = "relabel"
+
+    pairs: Pairs
+    judge: JudgeStage
+
+    @property
+    def origin(self) -> str:
+        return f"{self.judge.role} labels"
+
+    @property
+    def label(self) -> str:
+        seed = f" (seed {self.judge.seed})" if self.judge.role == "proxy" else ""
+        return f"{self.pairs.name}: {self.judge.role} labels{seed}"
+
+    @property
+    def work(self) -> float:
+        return self.judge.seconds * self.pairs.count + 2
+
+    def run(self, context: Context) -> None:
+        judge = load_judge(self.judge, context.one("judge"), context)
+        for split in SPLITS:
+            pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
+            write_pairs(replace(pairs, preference=predictions(judge, pairs)), context.out / f"{split}.parquet")

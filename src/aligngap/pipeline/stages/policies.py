@@ -1,0 +1,193 @@
+"""Policies: the SFT policy and the arms that start from it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from aligngap.models.build import load_causal_model, load_tokenizer, parameter_count
+from aligngap.models.policy import Policy
+from aligngap.pipeline.graph import Context, Stage
+from aligngap.pipeline.stages.base import Base, JudgeStage, PairsStage, load_judge
+from aligngap.pipeline.stages.pairs import Pairs
+from aligngap.sources.base import Ingredients
+from aligngap.sources.order import prompt_schedule
+from aligngap.sources.recorded import Recorded
+from aligngap.sources.recording import Recording
+from aligngap.sources.registry import AnySource
+from aligngap.store.identity import file_digest
+from aligngap.store.store import read_json, write_json
+from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.train.loop import Checkpointer, LossSpec, train
+from aligngap.train.step import OptimSpec
+from aligngap.train.supervised import fit, sft_loss
+from aligngap.types import PairBatch, Prompt, Tokens, concatenate
+
+
+class Sft(Stage):
+    """The policy every arm starts from: fine-tuned on both responses of every pair, pooled over the tasks."""
+
+    kind: ClassVar[str] = "sft"
+    version: ClassVar[int] = 2
+
+    pairs: tuple[Pairs, ...]
+    base: Base
+    optim: OptimSpec
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"SFT policy ({self.base.name})"
+
+    @property
+    def work(self) -> float:
+        return 0.03 * self.base.size * self.optim.steps + 2
+
+    def run(self, context: Context) -> None:
+        folders = context.many("pairs")
+        tokenizer = load_tokenizer(self.base.checkpoint)
+        model = load_causal_model(self.base.checkpoint, context.device)
+        policy = Policy(model, int(tokenizer.eos_token_id), 1)
+        pooled = concatenate([read_pairs(folder / "train.parquet") for folder in folders])
+        held_out = concatenate([read_pairs(folder / "held_out.parquet") for folder in folders])
+        before = nll(policy, held_out)
+        source = Recorded(pooled, prompt_schedule(self.seed))
+        fit(model, lambda batch, step: sft_loss(policy, batch), source, self.optim, context.progress)
+        model.save_pretrained(context.out / "model")
+        tokenizer.save_pretrained(context.out / "model")
+        metrics = {
+            "parameters": parameter_count(model),
+            "held_out_nll_before": before,
+            "held_out_nll": nll(policy, held_out),
+            # Evenly over the pool, or it would be the first task's alone.
+            "train_nll": nll(
+                policy, pooled.take(torch.linspace(0, len(pooled) - 1, min(len(pooled), len(held_out))).long())
+            ),
+        }
+        write_json(context.out / "metrics.json", metrics)
+
+
+@torch.no_grad()
+def nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
+    """Negative log-likelihood per token of both responses, nats."""
+    total = tokens = 0.0
+    for index in torch.arange(len(pairs)).split(chunk):
+        part = pairs.take(index).to(policy.device)
+        count = int(part.first.lengths.sum() + part.second.lengths.sum())
+        total += float(sft_loss(policy, part)) * count
+        tokens += count
+    return total / tokens
+
+
+class Arm(PairsStage):
+    """A policy trained from the SFT policy by one loss on the pairs of one source. Golden policy, online, offline,
+    replay: all are this stage.
+    """
+
+    kind: ClassVar[str] = "arm"
+    train_file: ClassVar[str] = "stream.parquet"
+
+    sft: Sft
+    task: Pairs
+    source: AnySource
+    judge: JudgeStage | None = None
+    recorded: PairsStage | None = None
+    loss: LossSpec
+    optim: OptimSpec
+    seed: int
+    keep: tuple[int, ...]
+
+    @property
+    def origin(self) -> str:
+        return "online stream"
+
+    @property
+    def label(self) -> str:
+        source = self.source.model_dump()
+        what = [source["kind"]]
+        if self.recorded is not None:
+            what.append(self.recorded.origin)
+        what += [f"{key}={source[key]}" for key in ("order", "sync_period", "on_policy") if key in source]
+        if source.get("order") == "window":
+            what[-1] += f" of {source['window']}"
+        if self.judge:
+            what.append(f"labelled by {self.judge.role}")
+        loss = self.loss.name + (f" + {self.loss.sft:g} sft" if self.loss.sft else "")
+        how = f"{self.sft.base.name}, {loss}, lr {self.optim.lr:g}, beta {self.loss.beta:g}, {self.optim.steps} steps"
+        return f"{self.task.name} arm: {' '.join(what)}, {how}, seed {self.seed}"
+
+    @property
+    def work(self) -> float:
+        live = 0.025 * self.sft.base.size + 40 * self.judge.seconds if self.judge else 0.0
+        return (0.035 * self.sft.base.size + live) * self.optim.steps * self.optim.batch / 32 + 3
+
+    def run(self, context: Context) -> None:
+        start = time.perf_counter()
+        policy, reference = (load_policy(context, context.one("sft")) for _ in range(2))
+        reference.model.requires_grad_(False)
+        source = self.source.build(self._ingredients(context))
+        recording = Recording(source) if self.source.needs_judge else None
+        kept = context.partial / "steps"
+        kept.mkdir(parents=True, exist_ok=True)
+        train(
+            policy,
+            reference,
+            recording or source,
+            self.loss,
+            self.optim,
+            keep=self.keep,
+            save_policy=lambda step, p: p.save_weights(kept / f"{step:06d}.safetensors"),
+            checkpointer=Checkpointer(context.partial, context.checkpoint_seconds),
+            progress=context.progress,
+        )
+        final = context.out / "final.safetensors"
+        policy.save_weights(final)
+        if recording:
+            write_pairs(recording.stream(), context.out / "stream.parquet")
+        (context.out / "steps").mkdir()
+        for path in sorted(kept.iterdir()):
+            (context.out / "steps" / path.name).write_bytes(path.read_bytes())
+        cost = {
+            "tokens_sampled": source.cost.tokens_sampled,
+            "judge_calls": source.cost.judge_calls,
+            "steps": self.optim.steps,
+        }
+        write_json(context.out / "cost.json", cost)
+        write_json(context.out / "weights.json", {"weights_sha256": file_digest(final)})
+        write_json(context.out / "seconds.json", {"seconds": time.perf_counter() - start})
+
+    def _ingredients(self, context: Context) -> Ingredients:
+        train_pairs = read_pairs(context.one("task") / "train.parquet")
+        prompts = [
+            Prompt(number, tuple(ids))
+            for number, ids in zip(train_pairs.prompt_numbers.tolist(), train_pairs.prompts.rows(), strict=True)
+        ]
+        judge = load_judge(self.judge, context.one("judge"), context) if self.judge else None
+        recorded = None
+        if self.recorded is not None:
+            recorded = read_pairs(context.one("recorded") / self.recorded.train_file)
+        end = int(load_tokenizer(str(context.one("sft") / "model")).eos_token_id)
+        return Ingredients(
+            seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded, end_token=end
+        )
+
+
+def load_policy(context: Context, sft: Path, weights: Path | None = None) -> Policy:
+    """The SFT policy, or an arm's weights in its shape."""
+    tokenizer = load_tokenizer(str(sft / "model"))
+    limit = int(read_json(context.one("task") / "task.json")["max_new_tokens"])
+    policy = Policy(load_causal_model(str(sft / "model"), context.device), int(tokenizer.eos_token_id), limit)
+    if weights is not None:
+        policy.load_weights(weights)
+    return policy
+
+
+def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor, chunk: int = 32) -> Tokens:
+    """One response a prompt, on the CPU."""
+    rows: list[list[int]] = []
+    for index in torch.arange(len(prompts.ids)).split(chunk):
+        rows += policy.sample(prompts.take(index).to(policy.device), 1, noise[index]).to("cpu").rows()
+    return Tokens.collate(rows)
