@@ -112,7 +112,11 @@ def test_changed_losses_and_factors(bench: Bench) -> None:
 
 
 def test_proxies_of_another_form_or_base_learn_from_the_same_labels(bench: Bench) -> None:
-    own, pointwise, large = bench.proxy(0), bench.proxy(0, model="pointwise"), bench.proxy(0, base=Checkpoint(path="medium"))
+    own, pointwise, large = (
+        bench.proxy(0),
+        bench.proxy(0, model="pointwise"),
+        bench.proxy(0, base=Checkpoint(path="medium")),
+    )
     assert len({stage.identity for stage in (own, pointwise, large)}) == 3
     for stage in (own, pointwise, large):
         assert stage.pairs.identity == bench.golden_pairs.identity
