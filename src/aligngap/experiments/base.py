@@ -92,13 +92,14 @@ class Finished:
 @dataclass(frozen=True)
 class TaskData:
     """Everything measured on one task. Failed arms are missing here, and are named in the results. tables: what the
-    experiments' own measures wrote, by (name, seed).
+    experiments' own measures wrote, by (name, seed). truth: whether the task's true utility is known.
     """
 
     task: str
     settings: AnalysisSpec
     arms: Sequence[Finished]
     tables: Mapping[tuple[str, int], pl.DataFrame] = field(default_factory=dict)
+    truth: bool = True
 
     def table(self, name: str) -> pl.DataFrame:
         """A measure's tables of all seeds, one below the other, with a column `seed`; empty when there is none."""
@@ -124,7 +125,8 @@ class TaskData:
         """Curves of a family, by the study's primary split, opponent and judge unless others are asked for."""
         given = self.settings
         key = (split or given.split, opponent or given.opponent, judge or given.judge)
-        return [arm.runs[key] for arm in self.finished(family, baseline=baseline)]
+        # On a task without a true utility, no arm has curves by it.
+        return [arm.runs[key] for arm in self.finished(family, baseline=baseline) if key in arm.runs]
 
     def gap(self, a: Sequence[Run], b: Sequence[Run], *purpose: str) -> dict[str, Estimate]:
         """All estimates that compare `a` (as online) with `b` (as offline); see `stats.bootstrap.gap_estimates`."""
@@ -164,7 +166,9 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question of the study. `rule` is fixed here, in code, before any run, and quoted in the report."""
+    """A question of the study. `rule` is fixed here, in code, before any run, and quoted in the report. obstacle: why
+    the question cannot be asked on a task, in a sentence for the report; empty where it can.
+    """
 
     name: str
     title: str
@@ -174,3 +178,4 @@ class Experiment:
     arms: Callable[[Bench], list[ArmEntry]]
     analyse: Callable[[TaskData], Analysis]
     measures: Callable[[Bench], list[Measure]] = lambda bench: []
+    obstacle: Callable[[Bench], str] = lambda bench: ""

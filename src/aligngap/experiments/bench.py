@@ -28,7 +28,7 @@ from aligngap.pipeline.stages import (
 from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
-from aligngap.tasks.spec import TaskSpec
+from aligngap.tasks.spec import DatasetTask, TaskSpec
 from aligngap.train.loop import LossSpec
 
 SHARED_SEED = 0
@@ -72,14 +72,23 @@ class Bench:
         """The same bench for policies of another size; data, golden, proxies and opponents stay."""
         return replace(self, size=None if size == self.study.models.policy else size)
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether the task's true utility is known, and its raters can be asked again: in built-in worlds."""
+        return self.task not in self.study.datasets
+
     @cached_property
     def policy_base(self) -> Base:
         """What the SFT policy starts from."""
         return Base.of(self.size or self.study.models.policy)
 
     def _pairs(self, task: str) -> Pairs:
-        data = self.study.data
-        spec = TaskSpec(world=task, train_pairs=data.train_pairs, held_out_pairs=data.held_out_pairs)
+        data, own = self.study.data, self.study.datasets.get(task)
+        spec = (
+            TaskSpec(world=task, train_pairs=data.train_pairs, held_out_pairs=data.held_out_pairs)
+            if own is None
+            else DatasetTask.of(task, own)
+        )
         return Pairs(task=spec, base=Base.of(self.study.models.policy))
 
     @cached_property

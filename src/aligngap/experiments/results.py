@@ -17,7 +17,7 @@ from aligngap.experiments.base import Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, measures, targets
+from aligngap.experiments.study import arms, asked, measures, obstacles, targets
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.models.build import load_tokenizer
 from aligngap.pipeline.graph import Outcome, Stage, all_stages
@@ -105,13 +105,14 @@ def _task(
     if texts:
         samples += _opponent_samples(bench, task, store, texts)
     tables, measured = _tables(study, task, store, outcome)
-    data = TaskData(task, study.analysis, finished, tables)
-    concluded = {name: _concluded(name, data) for name in study.experiments}
+    data = TaskData(task, study.analysis, finished, tables, bench.has_truth)
+    concluded = {name: _concluded(name, data) for name in asked(study, task)}
     return {
         "arms": listed,
         "measures": measured,
         "stages": _stages(bench, store),
         "experiments": concluded,
+        "not_asked": obstacles(study, task),
         "holm": _holm({name: content["estimates"] for name, content in concluded.items()}),
     }
 
@@ -217,6 +218,8 @@ def _runs(entry: ArmEntry, frame: pl.DataFrame) -> dict[tuple[str, str, str], Ru
 
         for opponent, judges in COMPARISONS.items():
             for judge in judges:
+                if part[f"win_{opponent}_{judge}"].null_count() == len(part):
+                    continue  # nobody knows the true utility
                 found[(split, opponent, judge)] = Run(
                     entry.name, entry.stage.seed, steps, matrix("kl"), matrix(f"win_{opponent}_{judge}")
                 )
@@ -288,7 +291,10 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
     """Agreements, losses and sizes of what the arms stand on; what is not there is null."""
 
     def metrics(stage: Stage, file: str = "metrics.json") -> Any:
-        return read_json(store.get(stage.identity).path / file) if store.has(stage.identity) else None
+        if not store.has(stage.identity):
+            return None
+        path = store.get(stage.identity).path / file
+        return read_json(path) if path.is_file() else None
 
     seeds = bench.study.seeds
     found = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
@@ -297,6 +303,7 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
     return {
         "agreement": _agreements({seed: table for seed, table in judges.items() if table}),
         "sizes": sizes,
+        "data": metrics(bench.pairs, "data.json"),
         **found,
         "proxy": {str(seed): metrics(bench.proxy(seed)) for seed in seeds},
         "golden_policy": bench.golden_policy.specification,
@@ -318,7 +325,7 @@ def _agreements(tables: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Agreement of each pair of judges on held-out pairs; those with a proxy averaged over seeds, with each seed's."""
     found = {}
     for name, stored in AGREEMENTS.items():
-        rows = {str(seed): table[stored] for seed, table in tables.items()}
+        rows = {str(seed): table[stored] for seed, table in tables.items() if stored in table}
         values = [row["value"] for row in rows.values() if row["value"] is not None]
         if values:
             found[name] = {"value": sum(values) / len(values), "n": next(iter(rows.values()))["n"]}

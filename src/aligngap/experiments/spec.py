@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from aligngap.errors import nearest
 from aligngap.models.preference import PREFERENCE_MODELS
 from aligngap.models.spec import Checkpoint
+from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.worlds import WORLDS
 from aligngap.train.loop import LossSpec
 from aligngap.train.step import OptimSpec
@@ -97,8 +99,10 @@ class AnalysisSpec(Section):
 
 
 class StudySpec(Section):
-    """Experiments x tasks x seeds, and every setting that decides their numbers. sft_tasks: the tasks whose pairs the
-    SFT policy is fine-tuned on (null: the study's own).
+    """Experiments x tasks x seeds, and every setting that decides their numbers.
+
+    tasks: built-in worlds, or names of `datasets`, the user's own; sft_tasks: the tasks whose pairs the SFT policy is
+    fine-tuned on (null: the study's own); data: how much of each world.
     """
 
     name: str
@@ -106,6 +110,7 @@ class StudySpec(Section):
     description: str = ""
     smoke: bool = False
     tasks: tuple[str, ...] = ("summarisation",)
+    datasets: dict[str, DatasetSpec] = {}
     sft_tasks: tuple[str, ...] | None = None
     experiments: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
@@ -121,15 +126,26 @@ class StudySpec(Section):
     evaluation: EvaluationSpec = EvaluationSpec()
     analysis: AnalysisSpec = AnalysisSpec()
 
+    @field_validator("datasets")
+    @classmethod
+    def _names(cls, value: dict[str, DatasetSpec]) -> dict[str, DatasetSpec]:
+        for name in value:
+            if name in WORLDS or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ValueError(f"a data set cannot be called '{name}': letters, digits, _ and -, and no world's name")
+        return value
+
     @field_validator("tasks", "sft_tasks")
     @classmethod
-    def _tasks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is None:
-            return None
-        for name in value:
-            if name not in WORLDS:
-                raise ValueError(f"there is no task '{name}'. {nearest(name, WORLDS)}")
-        return _not_empty(value, "task")
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value if value is None else _not_empty(value, "task")
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> Self:
+        known = [*WORLDS, *self.datasets]
+        for name in (*self.tasks, *(self.sft_tasks or ())):
+            if name not in known:
+                raise ValueError(f"there is no task '{name}'. {nearest(name, known)}")
+        return self
 
     @field_validator("seeds")
     @classmethod
@@ -149,9 +165,19 @@ class StudySpec(Section):
         def smaller(spec: PreferenceSpec) -> PreferenceSpec:
             return spec.model_copy(update={"optim": shorter(spec.optim, 40)})
 
+        datasets = {
+            name: spec.model_copy(
+                update={
+                    "train_pairs": min(spec.train_pairs or 640, 640),
+                    "held_out_pairs": min(spec.held_out_pairs or 128, 128),
+                }
+            )
+            for name, spec in self.datasets.items()
+        }
         return self.model_copy(
             update={
                 "smoke": True,
+                "datasets": datasets,
                 "seeds": self.seeds[:1],
                 "data": DataSpec(
                     train_pairs=min(self.data.train_pairs, 640), held_out_pairs=min(self.data.held_out_pairs, 128)

@@ -15,6 +15,7 @@ from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
+from aligngap.models.build import SHIPPED
 from aligngap.pipeline.graph import Stage, all_stages
 
 
@@ -40,7 +41,10 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
             raise UserError(
                 f"the study file cannot be read: {error}", where=name, mend="Check the path and that it is UTF-8 text."
             ) from error
-    content = _extended(_parse(text, where), where)
+    content = _parse(text, where)
+    if name not in known:
+        _placed(content, Path(name).parent)
+    content = _extended(content, where)
     content.setdefault("name", default)
     for override in overrides:
         _set(content, override)
@@ -85,6 +89,23 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return content
 
 
+def _placed(content: dict[str, Any], folder: Path) -> None:
+    """Paths of data and models that lie beside the study's file are taken from there."""
+
+    def placed(value: Any, key: str) -> Any:
+        """value: a path, a mapping that holds one under `key`, or a list of such."""
+        if isinstance(value, list):
+            return [placed(item, key) for item in value]
+        if isinstance(value, dict):
+            return value | {key: placed(value[key], key)} if key in value else value
+        known = isinstance(value, str) and value not in SHIPPED and not Path(value).is_absolute()
+        return str((folder / value).resolve()) if known and (folder / value).exists() else value
+
+    for part, key in (("datasets", "source"), ("models", "path")):
+        if isinstance(content.get(part), dict):
+            content[part] = {name: placed(value, key) for name, value in content[part].items()}
+
+
 def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
     """A study that `extends` a shipped one: that one's settings, with this one's keys in their place."""
     parent = content.pop("extends", None)
@@ -96,6 +117,10 @@ def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
         )
     base = _extended(_parse(shipped_text(parent), f"study '{parent}'"), f"study '{parent}'")
     base.pop("name", None)
+    if content.get("datasets"):
+        # Data of one's own: their pairs, and no built-in world's, unless the file says so.
+        base.pop("sft_tasks", None)
+        base["tasks"] = list(content["datasets"])
     return _merged(base, content)
 
 
@@ -161,10 +186,23 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     return sorted(getattr(model, "model_fields", {}))
 
 
+def obstacles(study: StudySpec, task: str) -> dict[str, str]:
+    """The study's experiments that cannot be asked on a task, and why."""
+    bench = Bench(study, task)
+    found = {name: EXPERIMENTS[name].obstacle(bench) for name in study.experiments}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def asked(study: StudySpec, task: str) -> list[str]:
+    """The study's experiments that can be asked on a task."""
+    hindered = obstacles(study, task)
+    return [name for name in study.experiments if name not in hindered]
+
+
 def arms(study: StudySpec, task: str) -> list[ArmEntry]:
     """Every arm that the study's experiments ask for on a task, each once, the golden policy last."""
     bench = Bench(study, task)
-    entries = [entry for name in study.experiments for entry in EXPERIMENTS[name].arms(bench)]
+    entries = [entry for name in asked(study, task) for entry in EXPERIMENTS[name].arms(bench)]
     entries.append(ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True))
     return list({(entry.family, entry.stage.identity): entry for entry in entries}.values())
 
@@ -172,7 +210,7 @@ def arms(study: StudySpec, task: str) -> list[ArmEntry]:
 def measures(study: StudySpec, task: str) -> list[Measure]:
     """Every measure that the study's experiments ask for on a task, each once."""
     bench = Bench(study, task)
-    entries = [entry for name in study.experiments for entry in EXPERIMENTS[name].measures(bench)]
+    entries = [entry for name in asked(study, task) for entry in EXPERIMENTS[name].measures(bench)]
     return list({(entry.name, entry.stage.identity): entry for entry in entries}.values())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from aligngap.models.build import base_path
-from aligngap.store.identity import folder_digest
+from aligngap.store.identity import content_digest
 
 
 class Checkpoint(BaseModel):
@@ -41,4 +41,4 @@ class Checkpoint(BaseModel):
     def digest(self) -> str:
         """What names the files' contents. Raises UserError when there are none."""
         place = self.location
-        return folder_digest(Path(place)) if Path(place).is_dir() else f"hub:{place}"
+        return content_digest(place) if Path(place).is_dir() else f"hub:{place}"

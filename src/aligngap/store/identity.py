@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 # Of the canonical form itself: to be raised when its rules change, which renames every artefact.
@@ -88,6 +89,21 @@ def folder_digest(path: str | os.PathLike[str]) -> str:
         encoded = os.fsencode(name)
         digest.update(f"{len(encoded)}:".encode() + encoded + bytes.fromhex(file_digest(file)))
     return digest.hexdigest()
+
+
+def content_digest(path: str | os.PathLike[str]) -> str:
+    """The digest of a file or folder, read once a process unless a size or time of change differs. Raises as
+    `file_digest` and `folder_digest` do.
+    """
+    place = Path(os.path.abspath(path))
+    files = [place] if place.is_file() else sorted(file for _, file in _visible_files(place))
+    seen = tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files)
+    return _content_digest(place, seen)
+
+
+@lru_cache(maxsize=256)
+def _content_digest(place: Path, seen: tuple[object, ...]) -> str:
+    return file_digest(place) if place.is_file() else folder_digest(place)
 
 
 def _visible_files(root: Path) -> Iterator[tuple[str, Path]]:

@@ -27,7 +27,7 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aligngap.errors import UserError, nearest
-from aligngap.store.identity import file_digest, folder_digest
+from aligngap.store.identity import content_digest
 from aligngap.tasks.formats import Dropped, Record, Schema, TextPair, convert, detect, schema_named, shape
 
 
@@ -229,10 +229,8 @@ def source_digest(spec: DatasetSpec) -> str:
     configuration and revision (the commit, where `revision` gives one).
     """
     path = Path(spec.source).expanduser()
-    if path.is_file():
-        return file_digest(path)
-    if path.is_dir():
-        return folder_digest(path)
+    if path.exists():
+        return content_digest(path)
     return f"hub:{spec.source}:{spec.config or ''}@{spec.revision or 'main'}"
 
 

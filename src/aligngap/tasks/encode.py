@@ -60,6 +60,19 @@ class PreparedData:
     tally: Tally
     cuts: Cuts
 
+    def as_json(self) -> dict[str, object]:
+        """What was read, kept, dropped and cut, as JSON values."""
+        return {
+            "format": self.format,
+            "train_pairs": len(self.data.train),
+            "held_out_pairs": len(self.data.held_out),
+            "rows_read": self.tally.read,
+            "rows_dropped": dict(self.tally.dropped.most_common()),
+            "cut_prompts": self.cuts.prompts,
+            "cut_responses": self.cuts.responses,
+            "end_tokens_in_responses": self.cuts.end_tokens,
+        }
+
 
 def prompt_key(prompt: PromptText) -> int:
     """A 128-bit number that is the same for equal prompts only."""

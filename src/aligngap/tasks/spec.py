@@ -1,14 +1,17 @@
-"""What a study says about its tasks, and the pairs of a built-in world."""
+"""What a task is: a built-in world, or a data set of the user's own; and the pairs of a built-in world."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 from transformers import PreTrainedTokenizerBase
 
+from aligngap.errors import UserError
 from aligngap.seeds import numpy_stream
+from aligngap.tasks.datasets import DatasetSpec, source_digest
 from aligngap.tasks.worlds import world
 from aligngap.tasks.worlds.base import Written
 from aligngap.types import PairBatch, Tokens
@@ -25,6 +28,48 @@ class TaskSpec(BaseModel):
     train_pairs: int = Field(8000, gt=0)
     held_out_pairs: int = Field(1000, gt=0)
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The world's."""
+        return self.world
+
+    @property
+    def count(self) -> int:
+        """Pairs of both splits."""
+        return self.train_pairs + self.held_out_pairs
+
+
+class DatasetTask(BaseModel):
+    """A real data set as a task. Nobody knows its raters' true utility, and they cannot be asked again.
+
+    name: what the study calls it; digest: of its contents, which stands for name and path in every identity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dataset: DatasetSpec
+    digest: str
+
+    @classmethod
+    def of(cls, name: str, dataset: DatasetSpec) -> DatasetTask:
+        """From what a study says. Raises UserError when the file cannot be read."""
+        try:
+            return cls(name=name, dataset=dataset, digest=source_digest(dataset))
+        except OSError as error:
+            raise UserError(
+                f"the data cannot be read: {error.strerror}", where=dataset.source, mend="Check path and rights."
+            ) from error
+
+    @model_serializer
+    def _contents(self) -> dict[str, Any]:
+        return {**self.dataset.model_dump(mode="json", exclude={"source"}), "digest": self.digest}
+
+    @property
+    def count(self) -> int:
+        """Pairs of both splits as far as the study limits them; else a guess, for estimates of work alone."""
+        return (self.dataset.train_pairs or 8000) + (self.dataset.held_out_pairs or 1000)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from aligngap.experiments.base import Experiment
 from aligngap.experiments.golden.analysis import RULE, analyse
-from aligngap.experiments.golden.sweep import arms, measures
+from aligngap.experiments.golden.sweep import arms, measures, obstacle
 
 EXPERIMENT = Experiment(
     name="golden",
@@ -14,4 +14,5 @@ EXPERIMENT = Experiment(
     arms=arms,
     analyse=analyse,
     measures=measures,
+    obstacle=obstacle,
 )

@@ -19,6 +19,13 @@ def over_optimised(bench: Bench, seed: int) -> ArmEntry:
     return bench.online(seed, OVER_OPTIMISED, loss=bench.loss(beta=LOW_BETA))
 
 
+def obstacle(bench: Bench) -> str:
+    """The true utility is what golden is held against, and raters label further pairs."""
+    return (
+        "" if bench.has_truth else "Nobody knows a real data set's true utility, and its raters cannot be asked again."
+    )
+
+
 def arms(bench: Bench) -> list[ArmEntry]:
     """Three arms a seed."""
     return [

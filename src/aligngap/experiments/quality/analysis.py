@@ -23,7 +23,8 @@ RULE = (
     "pairs only; online is the baseline; paired by seed. Excess over half-way = (final-vs-final minus offline) minus "
     "one half of (online minus offline), each averaged over ln KL on the range all three reach. The pairs are truly of "
     "higher quality if, on the training prompts, the 95% intervals of golden's win rate of their responses over those "
-    "of D_golden lies wholly above one half and that of their gain in true utility wholly above 0. Given that: "
+    "of D_golden lies wholly above one half and that of their gain in true utility wholly above 0 (where nobody knows "
+    "the true utility, golden's word is taken). Given that: "
     "supported (quality is not the cure) if the interval of the excess lies wholly below 0, which is to close less than"
     " half of the gap, or to stay below offline where there is no gap; contradicted if it lies wholly above 0 and "
     "online minus offline does so too; else inconclusive. Inconclusive, too, where the pairs are not of higher quality."
@@ -95,7 +96,8 @@ def analyse(data: TaskData) -> Analysis:
             "final-vs-final above half-way, by true utility", of_three(excess, "true", judge="true")
         ),
     }
-    better = [threshold_verdict(win, HALF, 1), threshold_verdict(gain, 0.0, 1)] == ["supported", "supported"]
+    tests = [threshold_verdict(win, HALF, 1), *([threshold_verdict(gain, 0.0, 1)] if data.truth else [])]
+    better = set(tests) == {"supported"}
     verdict: Verdict = threshold_verdict(main, 0.0, -1) if better else "inconclusive"
     if verdict == "contradicted" and not gap.low > 0:
         verdict = "inconclusive"

@@ -2,7 +2,7 @@
 
 from aligngap.experiments.base import Experiment
 from aligngap.experiments.scaling.analysis import RULE, analyse
-from aligngap.experiments.scaling.sweep import arms
+from aligngap.experiments.scaling.sweep import arms, obstacle
 
 EXPERIMENT = Experiment(
     name="scaling",
@@ -15,4 +15,5 @@ EXPERIMENT = Experiment(
     rule=RULE,
     arms=arms,
     analyse=analyse,
+    obstacle=obstacle,
 )

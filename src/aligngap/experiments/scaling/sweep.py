@@ -13,6 +13,14 @@ def family(method: str, base: str) -> str:
     return f"{method}_{base}"
 
 
+def obstacle(bench: Bench) -> str:
+    """At least two sizes, the study's own among them."""
+    models = bench.study.models
+    if models.policy in models.sizes and len(set(models.sizes)) > 1:
+        return ""
+    return "models.sizes names no policies of other sizes beside the study's own, models.policy."
+
+
 def arms(bench: Bench) -> list[ArmEntry]:
     """Three arms a seed and size, all at the baseline configuration; at the study's own size the ones that other
     experiments have too. Each size replays its own online stream.

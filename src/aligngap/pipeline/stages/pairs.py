@@ -10,8 +10,9 @@ from aligngap.models.build import load_tokenizer
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
 from aligngap.store.store import write_json
+from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.pairs import read_pairs, write_pairs
-from aligngap.tasks.spec import TaskSpec, make_pairs
+from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs
 from aligngap.tasks.worlds import world
 
 
@@ -20,13 +21,13 @@ class Pairs(PairsStage):
 
     kind: ClassVar[str] = "pairs"
 
-    task: TaskSpec
+    task: TaskSpec | DatasetTask
     base: Base
 
     @property
     def name(self) -> str:
         """The task's name."""
-        return self.task.world
+        return self.task.name
 
     @property
     def label(self) -> str:
@@ -39,10 +40,12 @@ class Pairs(PairsStage):
     @property
     def count(self) -> int:
         """About how many pairs there are, both splits, for estimates of work."""
-        return self.task.train_pairs + self.task.held_out_pairs
+        return self.task.count
 
     def truth(self) -> TrueUtilityJudge | None:
         """The task's hidden utility, where there is one: in built-in worlds only."""
+        if isinstance(self.task, DatasetTask):
+            return None
         return TrueUtilityJudge(world(self.task.world), load_tokenizer(self.base.checkpoint))
 
     @property
@@ -50,7 +53,13 @@ class Pairs(PairsStage):
         return 3.6e-4 * self.count + 1
 
     def run(self, context: Context) -> None:
-        data = make_pairs(self.task, load_tokenizer(self.base.checkpoint))
+        tokenizer = load_tokenizer(self.base.checkpoint)
+        if isinstance(self.task, DatasetTask):
+            prepared = make_dataset_pairs(self.task.dataset, tokenizer)
+            data = prepared.data
+            write_json(context.out / "data.json", prepared.as_json())
+        else:
+            data = make_pairs(self.task, tokenizer)
         for split in SPLITS:
             write_pairs(getattr(data, split), context.out / f"{split}.parquet")
         write_json(context.out / "task.json", {"max_new_tokens": data.max_new_tokens})
