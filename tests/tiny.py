@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from aligngap.experiments.bench import Bench
-from aligngap.experiments.study import load_study
+from aligngap.experiments.results import collect
+from aligngap.experiments.spec import StudySpec
+from aligngap.experiments.study import load_study, targets
 from aligngap.models.build import Architecture, random_model, word_tokenizer
-from aligngap.pipeline.graph import Context, Stage, all_stages
+from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
 from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
 
@@ -29,6 +32,35 @@ SETTINGS = [
 ]
 
 
+def make(stage: Stage, store: Store) -> Path:
+    """The folder of a stage's artefact, made in this process with all it needs, unless it is there."""
+    for part in all_stages([stage]):
+        if not store.has(part.identity):
+            with store.writing(part.identity, {"kind": part.kind}) as out:
+                part.run(context_of(part, store, out))
+    return store.get(stage.identity).path
+
+
+def context_of(stage: Stage, store: Store, out: Path) -> Context:
+    """What a stage is given to write into `out`; its inputs must have been made."""
+    inputs: dict[str, Path | list[Path]] = {
+        name: [store.get(part.identity).path for part in value]
+        if isinstance(value, tuple)
+        else store.get(value.identity).path
+        for name, value in stage.inputs.items()
+    }
+    return Context(inputs, out, store.partial(stage.identity), lambda done, total, metrics: None)
+
+
+def make_study(study: StudySpec, folder: Path) -> dict[str, Any]:
+    """Everything a study wants, and its results, in `folder`."""
+    store, outcome = Store(folder / "store"), Outcome()
+    for stage in targets(study):
+        make(stage, store)
+    outcome.status |= {stage.identity: "finished" for stage in all_stages(targets(study))}
+    return collect(study, store, outcome, folder)
+
+
 class Tiny:
     """A bench on random bases in a folder, and a store there."""
 
@@ -44,21 +76,8 @@ class Tiny:
 
     def made(self, target: Stage) -> Path:
         """The folder of a stage's artefact, made with all it needs unless it is there."""
-        for stage in all_stages([target]):
-            if not self.store.has(stage.identity):
-                self._make(stage)
-        return self.store.get(target.identity).path
-
-    def _make(self, stage: Stage) -> None:
-        with self.store.writing(stage.identity, {"kind": stage.kind}) as out:
-            stage.run(self.context(stage, out))
+        return make(target, self.store)
 
     def context(self, stage: Stage, out: Path) -> Context:
         """What a stage is given to write into `out`; its inputs must have been made."""
-        inputs: dict[str, Path | list[Path]] = {
-            name: [self.store.get(part.identity).path for part in value]
-            if isinstance(value, tuple)
-            else self.store.get(value.identity).path
-            for name, value in stage.inputs.items()
-        }
-        return Context(inputs, out, self.store.partial(stage.identity), lambda done, total, metrics: None)
+        return context_of(stage, self.store, out)

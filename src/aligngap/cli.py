@@ -390,6 +390,39 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 @app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The study to write.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="A preference data set: file, folder or hub set.")],
+    policy: Annotated[str, typer.Option(metavar="MODEL", help="The policy's base: a folder or hub id.")],
+    golden: Annotated[str | None, typer.Option(metavar="MODEL", help="Golden's base.  [default: the policy's]")] = None,
+    proxy: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The proxy's base.  [default: the policy's]")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The data's format.  [default: found from the data]")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="The split to train on.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration or folder of a hub set.")] = None,
+) -> None:
+    """Write a study of your own data and models, with every setting in it, to be changed and run."""
+    from aligngap.experiments.starter import starter
+    from aligngap.tasks.datasets import DatasetSpec
+
+    if file.suffix not in (".yaml", ".yml"):
+        raise UserError("a study's file ends in .yaml", where=str(file), mend=f"Write {file.stem or 'study'}.yaml.")
+    if file.exists():
+        raise UserError("the file is there already", where=str(file), mend="Give another name, or remove it.")
+    spec = DatasetSpec(source=data, format=format, split=split, config=config)
+    text = starter(file, spec, policy, golden, proxy)
+    try:
+        with file.open("x", encoding="utf-8") as handle:
+            handle.write(text)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(file), mend="Give another place.") from error
+    _say(f"{file}\nNext: aligngap plan {file}; aligngap run {file} --smoke")
+
+
+@app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Each size is written to DIR/SIZE.")],
     sizes: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="Sizes.  [default: all]")] = None,

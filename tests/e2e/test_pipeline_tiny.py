@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from aligngap.experiments.results import collect, summary
-from aligngap.experiments.study import load_study, targets
+from aligngap.experiments.results import summary
+from aligngap.experiments.study import load_study
 from aligngap.models.build import Architecture, random_model, word_tokenizer
-from aligngap.pipeline.graph import Context, Outcome, all_stages
 from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
+from tiny import make_study
 
 PROMPTS, STEPS = 12, 6
 SMALL = [
@@ -64,19 +64,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(bases: Path, folder: Path, *overrides: str) -> Finished:
     """As the executor does, in this process: every stage after its inputs."""
     models = [f"models.policy={bases}/small", f"models.proxy={bases}/small", f"models.golden={bases}/medium"]
-    study = load_study("quick", [*models, *SMALL, *overrides])
-    store, outcome = Store(folder / "store"), Outcome()
-    for stage in all_stages(targets(study)):
-        inputs: dict[str, Path | list[Path]] = {
-            name: [store.get(part.identity).path for part in value]
-            if isinstance(value, tuple)
-            else store.get(value.identity).path
-            for name, value in stage.inputs.items()
-        }
-        with store.writing(stage.identity, {"kind": stage.kind}) as out:
-            stage.run(Context(inputs, out, store.partial(stage.identity), lambda done, total, metrics: None))
-        outcome.status[stage.identity] = "finished"
-    results = collect(study, store, outcome, folder)
+    results = make_study(load_study("quick", [*models, *SMALL, *overrides]), folder)
     return Finished(folder, results, summary(results))
 
 

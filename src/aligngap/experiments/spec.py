@@ -102,7 +102,8 @@ class StudySpec(Section):
     """Experiments x tasks x seeds, and every setting that decides their numbers.
 
     tasks: built-in worlds, or names of `datasets`, the user's own; sft_tasks: the tasks whose pairs the SFT policy is
-    fine-tuned on (null: the study's own); data: how much of each world.
+    fine-tuned on (null: the study's own); data: how much of each world; sft: null where models.policy is an SFT
+    policy already.
     """
 
     name: str
@@ -117,7 +118,7 @@ class StudySpec(Section):
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     data: DataSpec = DataSpec()
     models: ModelsSpec = ModelsSpec()
-    sft: OptimSpec
+    sft: OptimSpec | None
     golden: PreferenceSpec
     proxy: PreferenceSpec
     baseline: BaselineSpec
@@ -182,7 +183,7 @@ class StudySpec(Section):
                 "data": DataSpec(
                     train_pairs=min(self.data.train_pairs, 640), held_out_pairs=min(self.data.held_out_pairs, 128)
                 ),
-                "sft": shorter(self.sft, 20),
+                "sft": shorter(self.sft, 20) if self.sft else None,
                 "golden": smaller(self.golden),
                 "proxy": smaller(self.proxy),
                 "baseline": self.baseline.model_copy(update={"optim": shorter(self.baseline.optim, 12)}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 import yaml
@@ -165,7 +165,9 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 def _explained(error: ValidationError, where: str) -> UserError:
     """The first problem of a validation, in words; unknown keys name the nearest known one."""
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key is often the reason for a missing one.
+    first = next((problem for problem in found if problem["type"] == "extra_forbidden"), found[0])
     path = [str(part) for part in first["loc"]]
     mend = "Mend the value in the file or the --set option."
     what = first["msg"].removeprefix("Value error, ")
@@ -181,6 +183,9 @@ def _explained(error: ValidationError, where: str) -> UserError:
 def _known_keys(path: Sequence[str]) -> list[str]:
     model: Any = StudySpec
     for part in path:
+        if get_origin(model) is dict:  # by names of the user's own
+            model = get_args(model)[1]
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field else None
     return sorted(getattr(model, "model_fields", {}))

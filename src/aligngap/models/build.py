@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -135,6 +136,20 @@ def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer  # type: ignore[no-any-return]
+
+
+def context_length(model: str | Checkpoint) -> int:
+    """How many tokens a model takes; a large number where its configuration sets no limit. UserError as above."""
+    path = _location(model)
+    try:
+        config: Any = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the model cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
+        ) from error
+    # Under these names by the kinds of models; relative positions (T5) have none.
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((limit for limit in found if isinstance(limit, int) and limit > 0), 1 << 30)
 
 
 def load_causal_model(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:

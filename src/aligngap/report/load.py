@@ -154,6 +154,8 @@ class Task:
     measures: tuple[dict[str, Any], ...]
     #: KL of the finished golden policy on each split, where the results have it: the budget others are compared at.
     golden_kl: dict[str, float]
+    #: Experiments of the study that cannot be asked on this task, and why.
+    not_asked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,8 @@ def load(folder: Path) -> ReportData:
         stages = _dict(content.get("stages"))
         measures = tuple(_dict(measure) for measure in content.get("measures") or [])
         golden_kl = _golden_kl(ours, point_rows, name, stages)
-        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl))
+        not_asked = {str(key): _line(reason) for key, reason in _dict(content.get("not_asked")).items()}
+        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl, not_asked))
     return ReportData(
         study=_dict(raw.get("study")),
         smoke=bool(raw.get("smoke")),

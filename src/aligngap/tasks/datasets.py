@@ -206,11 +206,17 @@ def select(parts: Sequence[Part], split: str | None, source: str) -> tuple[Seque
 
 def open_parts(spec: DatasetSpec) -> list[Part]:
     """The files or splits of a source. Raises UserError when there is no such file, folder or hub set."""
+    path = _local(spec)
+    if path is None:
+        return _hub_parts(spec)
+    return [_file_part(path, str(path), None)] if path.is_file() else _folder_parts(path, spec)
+
+
+def _local(spec: DatasetSpec) -> Path | None:
+    """The file or folder; None for a hub set's name. Raises UserError for what is neither."""
     path = Path(spec.source).expanduser()
-    if path.is_file():
-        return [_file_part(path, str(path), None)]
-    if path.is_dir():
-        return _folder_parts(path, spec)
+    if path.exists():
+        return path
     is_path = path.is_absolute() or spec.source.startswith((".", "~")) or _suffix(path) in _READERS
     if is_path or spec.source.count("/") != 1 or not all(spec.source.split("/")):
         folder = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -221,15 +227,15 @@ def open_parts(spec: DatasetSpec) -> list[Part]:
             where=spec.source,
             mend=f"{hint} Give a file, a folder or a hub name (owner/set).".strip(),
         )
-    return _hub_parts(spec)
+    return None
 
 
 def source_digest(spec: DatasetSpec) -> str:
     """What names the data's contents, for an artefact's identity: a file's or folder's sha256, or the hub name with
-    configuration and revision (the commit, where `revision` gives one).
+    configuration and revision (the commit, where `revision` gives one). Raises UserError for what is neither.
     """
-    path = Path(spec.source).expanduser()
-    if path.exists():
+    path = _local(spec)
+    if path is not None:
         return content_digest(path)
     return f"hub:{spec.source}:{spec.config or ''}@{spec.revision or 'main'}"
 

@@ -28,23 +28,25 @@ from aligngap.types import PairBatch, Prompt, Tokens, concatenate
 
 
 class Sft(Stage):
-    """The policy every arm starts from: fine-tuned on both responses of every pair, pooled over the tasks."""
+    """The policy every arm starts from: fine-tuned on both responses of every pair, pooled over the tasks; or, without
+    `optim`, a base that is an SFT policy already.
+    """
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 2
 
     pairs: tuple[Pairs, ...]
     base: Base
-    optim: OptimSpec
+    optim: OptimSpec | None
     seed: int
 
     @property
     def label(self) -> str:
-        return f"SFT policy ({self.base.name})"
+        return f"SFT policy ({self.base.name}{'' if self.optim else ', as given'})"
 
     @property
     def work(self) -> float:
-        return 0.03 * self.base.size * self.optim.steps + 2
+        return 0.03 * self.base.size * (self.optim.steps if self.optim else 0) + 2
 
     def run(self, context: Context) -> None:
         folders = context.many("pairs")
@@ -54,8 +56,9 @@ class Sft(Stage):
         pooled = concatenate([read_pairs(folder / "train.parquet") for folder in folders])
         held_out = concatenate([read_pairs(folder / "held_out.parquet") for folder in folders])
         before = nll(policy, held_out)
-        source = Recorded(pooled, prompt_schedule(self.seed))
-        fit(model, lambda batch, step: sft_loss(policy, batch), source, self.optim, context.progress)
+        if self.optim is not None:
+            source = Recorded(pooled, prompt_schedule(self.seed))
+            fit(model, lambda batch, step: sft_loss(policy, batch), source, self.optim, context.progress)
         model.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
         metrics = {

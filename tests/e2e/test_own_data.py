@@ -1,0 +1,167 @@
+"""A study on data of one's own, with a checkpoint of one's own, written as a user writes it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from aligngap.cli import main
+from aligngap.errors import UserError
+from aligngap.experiments.bench import Bench
+from aligngap.experiments.study import asked, load_study, obstacles, targets
+from aligngap.models.build import Architecture, random_model
+from aligngap.pipeline.graph import all_stages
+from aligngap.report.page import write_report
+from tiny import make_study
+
+EXPERIMENTS = ["goodhart", "quality", "classification", "scaling", "golden"]
+SETTINGS = {
+    "extends": "paper",
+    "title": "Own data",
+    "description": "a test",
+    "datasets": {"walks": {"source": "walks.jsonl", "max_prompt_tokens": 24, "max_response_tokens": 8}},
+    "models": {"policy": "base", "golden": "base", "proxy": "base"},
+    "experiments": EXPERIMENTS,
+    "sft": {"lr": 1e-3, "steps": 2, "batch": 8},
+    "golden": {"model": "pairwise", "optim": {"lr": 1e-3, "steps": 3, "batch": 8}},
+    "proxy": {"model": "pairwise", "train_pairs": 32, "optim": {"lr": 1e-3, "steps": 3, "batch": 8}},
+    "baseline": {"optim": {"lr": 1e-2, "steps": 6, "batch": 4, "warmup_steps": 1}},
+    "sweep": {"lr_factors": [1.0], "betas": [0.1], "online": False},
+    "evaluation": {"prompts": 10, "pairs": 10, "checkpoints": 2},
+    "analysis": {"replicates": 100},
+}
+
+
+def rows() -> list[dict[str, str]]:
+    draw = random.Random(0)
+    walks = ["the dog ran home", "a cat sat there", "we went out", "rain fell all day", "she slept"]
+    return [
+        {"prompt": f"Tell me of walk {number}.", "chosen": f" {a}, and so did I.", "rejected": f" {b}"}
+        for number, (a, b) in enumerate(draw.sample(walks, 2) for _ in range(90))
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data file, a checkpoint and a study side by side, the study naming both by relative paths."""
+    place = tmp_path_factory.mktemp("own")
+    (place / "walks.jsonl").write_text("\n".join(json.dumps(row) for row in rows()), "utf-8")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator((text for row in rows() for text in row.values()), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    shape = Architecture(hidden=16, layers=1, heads=2, intermediate=16)
+    random_model(shape, len(tokenizer), 0).save_pretrained(place / "base")
+    tokenizer.save_pretrained(place / "base")
+    (place / "study.yaml").write_text(yaml.safe_dump(SETTINGS), "utf-8")
+    return place
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
+    return make_study(load_study(str(folder / "study.yaml")), folder / "run")
+
+
+def test_the_whole_study_runs_and_concludes_without_a_true_utility(results: dict[str, Any], folder: Path) -> None:
+    task = results["tasks"]["walks"]
+    assert {arm["status"] for arm in task["arms"]} == {"finished"}
+    assert set(task["experiments"]) == {"goodhart", "quality", "classification"}
+    assert set(task["not_asked"]) == {"scaling", "golden"}
+    last = next(arm for arm in task["arms"] if arm["family"] == "online")["points"][-1]
+    assert last["wins"]["golden_policy"]["golden"]["n"] > 0
+    assert last["wins"]["golden_policy"]["true"] == {"rate": None, "se": None, "n": 0, "ties": 0}
+    assert last["utility"] is None
+    by_truth = task["experiments"]["goodhart"]["estimates"]["average_gap_true"]
+    assert (by_truth["value"], by_truth["n_prompts"]) == (None, 0)
+    assert task["experiments"]["goodhart"]["estimates"]["average_gap"]["value"] is not None
+    assert task["stages"]["data"]["train_pairs"] + task["stages"]["data"]["held_out_pairs"] == 90
+    assert task["stages"]["agreement"].keys() == {"golden_rater", "proxy_golden", "proxy_rater"}
+    page = write_report(folder / "run").read_text("utf-8")
+    assert "Tell me of walk" in pl.read_parquet(folder / "run/samples.parquet")["prompt"][0]
+    assert "Not asked on walks" in page
+    assert "Nobody knows a real data set" in page
+
+
+def test_responses_keep_to_the_limit_of_the_data_set(results: dict[str, Any], folder: Path) -> None:
+    study = load_study(str(folder / "study.yaml"))
+    evaluation = next(stage for stage in targets(study) if stage.kind == "evaluate")
+    frame = pl.read_parquet(folder / "run/store" / evaluation.identity / "per_prompt.parquet")
+    assert frame["tokens"].max() <= 8
+
+
+def test_identities_follow_the_contents_and_not_the_path(folder: Path, tmp_path: Path) -> None:
+    def identities(place: Path) -> list[str]:
+        return [stage.identity for stage in all_stages(targets(load_study(str(place / "study.yaml"))))]
+
+    moved = tmp_path / "elsewhere"
+    for path in folder.rglob("*"):
+        if path.is_file() and "run" not in path.parts[len(folder.parts) :]:
+            target = moved / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    before = identities(folder)
+    assert identities(moved) == before
+    with (moved / "walks.jsonl").open("a") as handle:
+        handle.write("\n" + json.dumps({"prompt": "One more.", "chosen": " Yes.", "rejected": " No."}))
+    assert not set(identities(moved)) & set(before)
+
+
+def test_own_data_bring_their_own_task_and_sft_pool(folder: Path) -> None:
+    study = load_study(str(folder / "study.yaml"))
+    assert (study.tasks, study.sft_tasks) == (("walks",), None)
+    assert [stage.name for stage in Bench(study, "walks").sft.pairs] == ["walks"]
+    assert asked(study, "walks") == ["goodhart", "quality", "classification"]
+    assert set(obstacles(study, "walks")) == {"scaling", "golden"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"datasets": {"summarisation": {"source": "x.jsonl"}}}, ["cannot be called 'summarisation'"]),
+        ({"datasets": {"a b": {"source": "x.jsonl"}}}, ["cannot be called 'a b'"]),
+        ({"datasets": {"walks": {"sauce": "x.jsonl"}}}, ["no key 'sauce'", "source"]),
+        ({"datasets": {"walks": {"source": "nowhere.jsonl"}}}, ["no such file", "nowhere.jsonl"]),
+        ({"tasks": ["walk"]}, ["no task 'walk'", "walks"]),
+        ({"models": {"policy": "bass", "golden": "base", "proxy": "base"}}, ["no base model 'bass'"]),
+    ],
+)
+def test_a_mistake_is_one_error(folder: Path, change: dict[str, Any], words: list[str]) -> None:
+    path = folder / "wrong.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | change), "utf-8")
+    with pytest.raises(UserError) as caught:
+        targets(load_study(str(path)))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_init_writes_a_study_that_plans(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    file = folder / "first.yaml"
+    given = ["init", str(file), "--data", "walks.jsonl", "--policy", "base"]
+    assert main(given) == 0
+    study = load_study(str(file))
+    assert study.datasets["walks"].format == "preference"
+    # The base takes 128 tokens: a prompt and both answers with their separators fit in.
+    assert study.datasets["walks"].max_prompt_tokens + 2 * study.datasets["walks"].max_response_tokens + 2 <= 128
+    assert all_stages(targets(study))
+    written = file.read_bytes()
+    assert main(given) == 2
+    assert "there already" in capsys.readouterr().err
+    assert file.read_bytes() == written
+    assert main(["init", str(tmp_path / "x.yaml"), "--data", "walks.jsonl", "--policy", "nothing"]) == 2
+    assert not (tmp_path / "x.yaml").exists()
