@@ -7,6 +7,7 @@ from an environment variable and goes into the request's header, nowhere else.
 from __future__ import annotations
 
 import email.utils
+import functools
 import hashlib
 import json
 import math
@@ -298,7 +299,7 @@ class EndpointJudge(TextJudge):
 
         timeout = httpx2.Timeout(self.spec.timeout, pool=None)
         async with (
-            httpx2.AsyncClient(auth=self._sign, timeout=timeout) as client,
+            httpx2.AsyncClient(auth=self._sign, timeout=timeout, verify=_certificates()) as client,
             anyio.create_task_group() as group,
         ):
             for question in questions:
@@ -318,18 +319,18 @@ class EndpointJudge(TextJudge):
         try:
             with anyio.fail_after(self.spec.patience) as scope:
                 for _ in range(1 + self.spec.repeats):
-                    reply = await self._reply(client, question, scope.deadline)
-                    found = self._pattern.fullmatch(reply.strip())
+                    said, body = await self._reply(client, question, scope.deadline)
+                    found = self._pattern.fullmatch(said.strip())
                     verdict = _VERDICTS.get((found[1] or "").casefold()) if found else None
                     if verdict is not None:
                         return verdict
-                    question.trouble = f"the reply was {self._quoted(reply)}"
+                    question.trouble = f"the reply was {self._quoted(said or body)}"
         except TimeoutError:
             self._fail(f"no answer within {self.spec.patience:g} seconds: {question.trouble}", "patience")
         return None
 
-    async def _reply(self, client: AsyncClient, question: _Question, deadline: float) -> str:
-        """The text of a reply, after as many requests as it takes."""
+    async def _reply(self, client: AsyncClient, question: _Question, deadline: float) -> tuple[str, str]:
+        """What was said, and the whole response, after as many requests as it takes."""
         import anyio
         import httpx2
 
@@ -346,7 +347,7 @@ class EndpointJudge(TextJudge):
                     self._fail(question.trouble, "url")
             else:
                 if 200 <= status < 300:
-                    return self._message(body)
+                    return self._message(body), body.decode(errors="replace")
                 question.trouble = f"HTTP status {status}, {self._quoted(body.decode(errors='replace'))}"
                 if status not in _PASSING and status < 500:
                     self._fail(question.trouble, "key" if status in (401, 403) else "request")
@@ -362,7 +363,7 @@ class EndpointJudge(TextJudge):
         self._fail(f"{1 + self.spec.retries} requests failed, the last one so: {question.trouble}", "retries")
 
     def _message(self, body: bytes) -> str:
-        """The assistant's words in a response's body, whose bill is counted; the body, if it is no chat completion."""
+        """The assistant's words in a response's body, whose bill is counted; none in what is no chat completion."""
         try:
             completion = _Completion.model_validate_json(body)
             usage = completion.usage
@@ -378,7 +379,7 @@ class EndpointJudge(TextJudge):
             if prices := self.spec.prices:
                 millionths = bill.prompt_tokens * prices.prompt + bill.completion_tokens * prices.completion
                 self.spent["cost"] += millionths / 1e6
-        return body.decode(errors="replace") if completion is None else completion.choices[0].message.content or ""
+        return (completion.choices[0].message.content if completion is not None else None) or ""
 
     def _count_undecided(self, question: _Question) -> None:
         self.spent["undecided"] += 1
@@ -410,6 +411,14 @@ class EndpointJudge(TextJudge):
         }
         where = f"judge endpoint {self.spec.url}, model {self.spec.model}"
         raise UserError(what, where=where, mend=mends[why]) from None
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes 60 ms, and every batch has a client of its own."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def _run(work: Callable[[], Awaitable[T]]) -> T:
