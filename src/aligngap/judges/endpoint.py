@@ -239,6 +239,7 @@ class EndpointJudge(TextJudge):
         self.spec, self._key, self._cache = spec, key, cache
         self._pattern = re.compile(spec.answer, re.IGNORECASE)
         self._asked = 0
+        self._reached = False
         names = ("requests", "cached", "undecided", "prompt_tokens", "completion_tokens", "unmetered")
         self.spent = dict.fromkeys((*names, "cost") if spec.prices else names, 0.0)
 
@@ -343,9 +344,10 @@ class EndpointJudge(TextJudge):
                     status, headers, body = await _post(client, f"{self.spec.url}/chat/completions", content)
             except (httpx2.RequestError, httpx2.InvalidURL, TimeoutError) as error:
                 question.trouble = _trouble(error, self.spec.timeout)
-                if _lasting(error):
+                if _lasting(error, self._reached):
                     self._fail(question.trouble, "url")
             else:
+                self._reached = True
                 if 200 <= status < 300:
                     return self._message(body), body.decode(errors="replace")
                 question.trouble = f"HTTP status {status}, {self._quoted(body.decode(errors='replace'))}"
@@ -460,16 +462,28 @@ def _trouble(error: Exception, timeout: float) -> str:
     return f"the connection failed ({type(error).__name__}: {error})" if str(error) else type(error).__name__
 
 
-def _lasting(error: BaseException) -> bool:
-    """Whether an error will be the same next time: no such host, a wrong certificate, no address at all."""
+def _lasting(error: Exception, reached: bool) -> bool:
+    """Whether an error will be the same next time. A server that has answered before may be back soon; where none has
+    ever listened, the address is wrong.
+    """
     import httpx2
 
-    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL | ssl.SSLCertVerificationError):
-        return True
-    if isinstance(error, socket.gaierror):
-        return error.errno != socket.EAI_AGAIN
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, socket.gaierror):
+            return cause.errno != socket.EAI_AGAIN
+    senseless = (httpx2.UnsupportedProtocol, httpx2.InvalidURL, ssl.SSLCertVerificationError)
+    return any(isinstance(cause, senseless) for cause in causes) or (
+        isinstance(error, httpx2.ConnectError) and not reached
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    yield error
     within = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__ or error.__context__,)
-    return any(_lasting(part) for part in within if part is not None)
+    for part in within:
+        if part is not None:
+            yield from _causes(part)
 
 
 def _retry_after(value: str) -> float:

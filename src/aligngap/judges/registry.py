@@ -28,18 +28,20 @@ JUDGES: dict[str, type[JudgeSpec]] = {
 }
 
 
-def judge_spec(value: object) -> object:
+def judge_spec(value: object) -> JudgeSpec:
     """The spec that a mapping with a `kind` stands for. Raises ValueError, with the nearest known name, for an unknown
     kind or key.
     """
+    if isinstance(value, JudgeSpec):
+        return value
     if not isinstance(value, Mapping):
-        return value  # a spec already, or for pydantic to refuse
+        raise ValueError("a judge is a mapping with a kind, as in {kind: function, function: my_rules:prefer}")
     kind: Any = value.get("kind")
     if kind is True:
         kind = "true"  # YAML reads the judge's name as a truth value
     if kind is None:
         raise ValueError(f"a judge needs a kind. Known: {', '.join(sorted(JUDGES))}.")
-    if kind not in JUDGES:
+    if not isinstance(kind, str) or kind not in JUDGES:
         raise ValueError(f"there is no judge of kind '{kind}'. {nearest(str(kind), JUDGES)}")
     spec = JUDGES[kind]
     for key in value:

@@ -308,13 +308,24 @@ def test_a_refusal_fails_at_once(serve: Serve, status: int, hint: str) -> None:
     assert hint in str(caught.value.mend)
 
 
-def test_an_endpoint_that_is_not_there_is_a_clear_error() -> None:
+def test_where_nothing_listens_it_fails_at_once() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{held.getsockname()[1]}/v1"
-        made = spec_of(url, retries=1).build(JudgeIngredients(tokenizer=TOKENIZER))
-        with pytest.raises(UserError, match=r"2 requests failed.*the connection failed"):
+        made = spec_of(url, concurrency=1).build(JudgeIngredients(tokenizer=TOKENIZER))
+        with pytest.raises(UserError, match="judge-1: the connection failed") as caught:
             margins(made)
+        assert "requests failed" not in str(caught.value)
+        assert "url" in str(caught.value.mend)
+
+
+def test_an_endpoint_that_goes_away_is_waited_for(serve: Serve) -> None:
+    server = serve(longer)
+    made = judge(server, retries=2, concurrency=1)
+    assert margins(made, ROWS[:1]) == [1]
+    server.close()
+    with pytest.raises(UserError, match=r"3 requests failed.*the connection failed"):
+        margins(made, ROWS[1:])
 
 
 def test_a_host_that_does_not_exist_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
