@@ -109,7 +109,8 @@ class FunctionJudgeSpec(JudgeSpec):
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """The function's name and the digest of its module's file. Other files that the module imports do not count."""
-        return {"kind": self.kind, "function": self.function, "source": file_digest(self._source(search).origin or "")}
+        source = file_digest(str(self._source(search).origin))
+        return {"kind": self.kind, "function": self.function, "source": source}
 
     def build(self, given: JudgeIngredients) -> FunctionJudge:
         module = load_module(self._source(given.search), given.search)

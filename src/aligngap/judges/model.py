@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError, nearest
 from aligngap.judges.base import Judge, share
-from aligngap.judges.spec import JudgeIngredients, JudgeSpec
+from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.models.build import base_path, load_tokenizer
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
-from aligngap.store.identity import file_digest, folder_digest
 from aligngap.types import Tokens
 
 
@@ -70,17 +69,17 @@ class PreferenceJudgeSpec(JudgeSpec):
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """The weights' digests. What else an artefact's folder holds, its record among it, has times in it."""
-        folder = self._folder()
+        folder = self._folder(search)
         return {
             "kind": self.kind,
             "model": self.model,
-            "backbone": folder_digest(folder / "backbone"),
-            "readout": file_digest(folder / "readout.safetensors"),
-            "separator": separator_of(load_tokenizer(base_path(self.base))),
+            "backbone": digest_of(folder / "backbone"),
+            "readout": digest_of(folder / "readout.safetensors"),
+            "separator": separator_of(self._tokenizer(search)),
         }
 
     def build(self, given: JudgeIngredients) -> ModelJudge:
-        own = load_tokenizer(base_path(self.base))
+        own, folder = self._tokenizer(given.search), self._folder(given.search)
         if not _alike(own, given.tokenizer):
             raise UserError(
                 f"the preference model reads the tokens of '{self.base}', which are not the policy's",
@@ -88,15 +87,18 @@ class PreferenceJudgeSpec(JudgeSpec):
                 mend="Give one that was trained with the policy's tokenizer, or a judge that reads text.",
             )
         try:
-            model = load_preference_model(self.model, self._folder(), separator_of(own), given.device)
+            model = load_preference_model(self.model, folder, separator_of(own), given.device)
         except Exception as error:  # whatever broken files make of the libraries that read them
             raise UserError(
                 f"the preference model cannot be read: {error}", where=self.folder, mend="Check the folder's files."
             ) from error
         return ModelJudge(model)
 
-    def _folder(self) -> Path:
-        folder = Path(self.folder)
+    def _tokenizer(self, search: Path | None) -> PreTrainedTokenizerBase:
+        return load_tokenizer(base_path(beside(self.base, search)))
+
+    def _folder(self, search: Path | None) -> Path:
+        folder = Path(beside(self.folder, search))
         for part in ("backbone/config.json", "readout.safetensors"):
             if not (folder / part).is_file():
                 raise UserError(

@@ -15,10 +15,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from aligngap.errors import UserError
 from aligngap.judges.conversation import ConversationReader
-from aligngap.judges.spec import JudgeIngredients, JudgeSpec
+from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.judges.text import TextJudge, prompt_text
 from aligngap.models.build import SHIPPED, base_path
-from aligngap.store.identity import folder_digest
 from aligngap.types import TokenIds, Tokens
 
 Form = Literal["chat", "joined", "pair"]
@@ -192,13 +191,12 @@ class RewardJudgeSpec(JudgeSpec):
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """The digest of the folder's files, or hub id and revision; and how it is read."""
-        path = self._path()
-        folder = Path(path)
-        weights = folder_digest(folder) if folder.is_dir() else f"hub:{path}@{self.revision or 'main'}"
+        path = self._path(search)
+        weights = digest_of(Path(path)) if Path(path).is_dir() else f"hub:{path}@{self.revision or 'main'}"
         return {"model": weights, **self.model_dump(include={"kind", "text", "dtype", "max_length"})}
 
     def build(self, given: JudgeIngredients) -> RewardJudge:
-        path = self._path()
+        path = self._path(given.search)
         source: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         config: Any = self._read(AutoConfig, path, source)
         if config.num_labels != 1:
@@ -235,11 +233,10 @@ class RewardJudgeSpec(JudgeSpec):
             what = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(f"the reward model cannot be read: {what}", where=path, mend=mend) from error
 
-    def _path(self) -> str:
-        if self.model in SHIPPED:
+    def _path(self, search: Path | None) -> str:
+        path = beside(self.model, search)
+        if path in SHIPPED:
             raise UserError(
-                "the shipped bases are no reward models",
-                where=f"judge: model: {self.model}",
-                mend="Give a folder or a hub id.",
+                "the shipped bases are no reward models", where=f"model: {path}", mend="Give a folder or a hub id."
             )
-        return base_path(self.model)
+        return base_path(path)

@@ -239,6 +239,16 @@ def test_a_preference_models_identity_is_its_weights(preference: Path) -> None:
     readout.write_bytes(before)
 
 
+def test_models_beside_the_study_are_found(preference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = read({"kind": "preference", "folder": "model", "base": "base"})
+    assert spec.identity(preference) == preference_spec(preference).identity()
+    spec.build(JudgeIngredients(tokenizer=word_tokenizer(WORDS), search=preference))
+    with pytest.raises(UserError):
+        spec.identity()
+    monkeypatch.chdir(preference)
+    assert spec.identity() == preference_spec(preference).identity()
+
+
 def test_a_preference_model_of_other_tokens_is_refused(preference: Path) -> None:
     with pytest.raises(UserError, match="not the policy's"):
         preference_spec(preference).build(JudgeIngredients(tokenizer=word_tokenizer([*WORDS, "five"])))

@@ -414,6 +414,13 @@ def test_the_identity_is_the_files_and_how_they_are_read(folders: dict[str, Path
     assert identity() != plain
 
 
+def test_a_model_beside_the_study_is_found(folders: dict[str, Path]) -> None:
+    folder = folders["llama"]
+    spec = RewardJudgeSpec(model=folder.name)
+    assert spec.identity(folder.parent) == RewardJudgeSpec(model=str(folder)).identity()
+    assert spec.build(JudgeIngredients(tokenizer=POLICY, search=folder.parent)).form == "joined"
+
+
 def test_a_hub_model_is_known_by_name_and_revision() -> None:
     found = [RewardJudgeSpec(model="owner/model", revision=name).identity()["model"] for name in (None, "v1")]
     assert found == ["hub:owner/model@main", "hub:owner/model@v1"]
