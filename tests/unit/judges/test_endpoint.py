@@ -607,17 +607,20 @@ def test_the_key_is_written_nowhere(
         Reply(status=500, body=f"key {KEY}".encode()),
         Reply(f"I like {KEY}"),
         Reply(body=KEY.encode()),
+        Reply(stall=20),
         Reply("A", headers={"X-Key": "yours"}),
         Reply(f"{KEY}\nVerdict: A"),
     ]
     words: list[str] = []
     for number, reply in enumerate(replies):
-        pattern = {"answer": r"(?s).*Verdict: (A|B|tie)"} if number == 5 else {}
+        pattern = {"answer": r"(?s).*Verdict: (A|B|tie)"} if number == 6 else {}
         server = serve(lambda asked, reply=reply: reply)  # type: ignore[misc]
-        made = judge(server, tmp_path / str(number), key_variable="MY_KEY", retries=0, repeats=0, **pattern)
+        made = judge(
+            server, tmp_path / str(number), key_variable="MY_KEY", retries=0, repeats=0, patience=0.5, **pattern
+        )
         words += [repr(made), repr(vars(made)), str(made.spec), json.dumps(made.spec.identity())]
         words.append(json.dumps(made.spec.model_dump(mode="json")))
-        if number < 4:
+        if number < 5:
             with pytest.raises(UserError) as caught:
                 margins(made)
             error = caught.value
@@ -631,7 +634,7 @@ def test_the_key_is_written_nowhere(
     words += [record.getMessage() for record in caplog.records]
     assert not [text for text in words if KEY in text]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 6
+    assert len(files) == 7
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 

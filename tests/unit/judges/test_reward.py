@@ -158,11 +158,13 @@ NAMES = [make.__name__ for make in MAKERS]
 def test_a_batch_gives_what_each_text_gives_alone(folders: dict[str, Path], name: str, form: Any) -> None:
     made = judge(folders[name], text=form)
     inputs = [made._encoded(*text) for text in texts()]
+    before = made.model.config.to_dict()
     together = torch.tensor(made.scores(inputs))
     alone = torch.cat([made.model(**{k: torch.tensor([v]) for k, v in row.items()}).logits[:, 0] for row in inputs])
     assert len({len(row["input_ids"]) for row in inputs}) > 5
     assert together.std() > 0.01
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert made.model.config.to_dict() == before
     made.batch = 1
     torch.testing.assert_close(torch.tensor(made.scores(inputs)), alone, atol=1e-5, rtol=1e-5)
 
