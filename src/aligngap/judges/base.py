@@ -9,15 +9,30 @@ import torch
 from aligngap.types import Tokens
 
 
+def decision(margin: torch.Tensor) -> torch.Tensor:
+    """1 where the first response is preferred, 0 where the second is, 0.5 for a tie; float32."""
+    return (margin.sign().float() + 1) / 2
+
+
+def share(margin: torch.Tensor) -> torch.Tensor:
+    """The probability p behind a margin of 2p - 1; float32."""
+    return (margin.float() + 1) / 2
+
+
 class Judge(ABC):
-    """Decides which of two responses is preferred. Counts the pairs it was asked about in `calls`."""
+    """Decides which of two responses is preferred.
+
+    calls: the pairs it was asked about. spent: what else its answers have cost so far, by name, such as the requests
+    and tokens of an endpoint; empty for a judge that costs nothing but time.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
+        self.spent: dict[str, float] = {}
 
     def prefer(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """1 where the first response is preferred, 0 where the second is, 0.5 for a tie; float32 [n]."""
-        return (self.margin(prompts, first, second).sign().float() + 1) / 2
+        return decision(self.margin(prompts, first, second))
 
     def margin(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """By how much the first response is preferred, in the judge's own unit; the sign is the decision; [n].
@@ -31,7 +46,11 @@ class Judge(ABC):
 
     def probability(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """How likely the first response is preferred, for judges that can say; else the decision; float32 [n]."""
-        return self.prefer(prompts, first, second)
+        return self.likelihood(self.margin(prompts, first, second))
+
+    def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
+        """The probability that a margin stands for, for judges that can say; else the decision; float32 [n]."""
+        return decision(margin)
 
     @abstractmethod
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:

@@ -1,11 +1,19 @@
-"""A preference model as a judge: golden and proxy alike."""
+"""A preference model as a judge: golden and proxy alike, trained by the study or given as a folder."""
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import Any, Literal
 
-from aligngap.judges.base import Judge
-from aligngap.models.preference import PreferenceModel
+import torch
+from pydantic import field_validator
+from transformers import PreTrainedTokenizerBase
+
+from aligngap.errors import UserError, nearest
+from aligngap.judges.base import Judge, share
+from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
+from aligngap.models.build import base_path, load_tokenizer
+from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
 from aligngap.types import Tokens
 
 
@@ -18,9 +26,9 @@ class ModelJudge(Judge):
         # Small chunks stay in a CPU's cache: 16 pairs at a time judge 1.7 times as fast as 128 (docs/lab-log.md).
         self.chunk = chunk or (16 if model.device.type == "cpu" else 256)
 
-    def probability(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
+    def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
         """Mean of r(x, y1, y2) and 1 - r(x, y2, y1); float32 [n]."""
-        return (self.margin(prompts, first, second).float() + 1) / 2
+        return share(margin)
 
     @torch.no_grad()
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
@@ -34,3 +42,72 @@ class ModelJudge(Judge):
             forward, backward = self.model.both_orders(prompts.take(index), first.take(index), second.take(index))
             margins.append(forward.sigmoid() - backward.sigmoid())
         return torch.cat(margins)[torch.argsort(order)].to(asked)
+
+
+def separator_of(tokenizer: Any) -> int:
+    """The token between two responses: the tokenizer's separator, or its end token where it has none."""
+    return int(tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id)
+
+
+class PreferenceJudgeSpec(JudgeSpec):
+    """A preference model that was trained before: a `preference-...` folder of a store, or what `PreferenceModel.save`
+    wrote. model: its form. base: the base it was trained from, whose tokens it reads: they must be the policy's.
+    """
+
+    kind: Literal["preference"] = "preference"
+
+    folder: str
+    base: str
+    model: str = "pairwise"
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PREFERENCE_MODELS:
+            raise ValueError(f"there is no preference model '{value}'. {nearest(value, PREFERENCE_MODELS)}")
+        return value
+
+    def identity(self, search: Path | None = None) -> dict[str, object]:
+        """The weights' digests. What else an artefact's folder holds, its record among it, has times in it."""
+        folder = self._folder(search)
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "backbone": digest_of(folder / "backbone"),
+            "readout": digest_of(folder / "readout.safetensors"),
+            "separator": separator_of(self._tokenizer(search)),
+        }
+
+    def build(self, given: JudgeIngredients) -> ModelJudge:
+        own, folder = self._tokenizer(given.search), self._folder(given.search)
+        if not _alike(own, given.tokenizer):
+            raise UserError(
+                f"the preference model reads the tokens of '{self.base}', which are not the policy's",
+                where=self.folder,
+                mend="Give one that was trained with the policy's tokenizer, or a judge that reads text.",
+            )
+        try:
+            model = load_preference_model(self.model, folder, separator_of(own), given.device)
+        except Exception as error:  # whatever broken files make of the libraries that read them
+            raise UserError(
+                f"the preference model cannot be read: {error}", where=self.folder, mend="Check the folder's files."
+            ) from error
+        return ModelJudge(model)
+
+    def _tokenizer(self, search: Path | None) -> PreTrainedTokenizerBase:
+        return load_tokenizer(base_path(beside(self.base, search)))
+
+    def _folder(self, search: Path | None) -> Path:
+        folder = Path(beside(self.folder, search))
+        for part in ("backbone/config.json", "readout.safetensors"):
+            if not (folder / part).is_file():
+                raise UserError(
+                    f"this folder holds no preference model (no {part})",
+                    where=self.folder,
+                    mend="Give the folder of a trained preference model, such as a preference-... folder of a store.",
+                )
+        return folder
+
+
+def _alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    return a.get_vocab() == b.get_vocab() and separator_of(a) == separator_of(b)

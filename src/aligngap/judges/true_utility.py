@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from aligngap.errors import UserError
 from aligngap.judges.base import Judge
+from aligngap.judges.spec import JudgeIngredients, JudgeSpec
+from aligngap.judges.text import prompt_text, response_text
 from aligngap.seeds import numpy_stream
+from aligngap.tasks.worlds import WORLDS, world
 from aligngap.tasks.worlds.base import World, Written
 from aligngap.types import Tokens
 
@@ -43,9 +50,27 @@ class TrueUtilityJudge(Judge):
 
     def text(self, ids: list[int]) -> str:
         """Prompt ids as the world's text."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return prompt_text(self.tokenizer, ids)
 
     def read(self, ids: list[int]) -> Written:
         """Response ids as the world reads them; special tokens in mid-text stay visible, as broken words."""
-        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
-        return Written(str(self.tokenizer.decode(ids[:-1] if ended else ids)), ended)
+        return Written(*response_text(self.tokenizer, ids))
+
+
+class TrueUtilityJudgeSpec(JudgeSpec):
+    """The hidden utility of the built-in world that the study's task is."""
+
+    kind: Literal["true"] = "true"
+
+    def identity(self, search: Path | None = None) -> dict[str, object]:
+        """Its kind: the world is the task's, and part of the identity of the task's pairs."""
+        return {"kind": self.kind}
+
+    def build(self, given: JudgeIngredients) -> TrueUtilityJudge:
+        if given.world is None:
+            raise UserError(
+                "only built-in worlds have a true utility, and this task is none",
+                where="judge: {kind: true}",
+                mend=f"Choose another judge, or a task of {', '.join(WORLDS)}.",
+            )
+        return TrueUtilityJudge(world(given.world), given.tokenizer)

@@ -1,0 +1,242 @@
+"""A point-wise reward model as a judge: any sequence classifier with one label."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jinja2.exceptions import TemplateError
+from pydantic import Field
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from aligngap.errors import UserError
+from aligngap.judges.conversation import ConversationReader
+from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
+from aligngap.judges.text import TextJudge, prompt_text
+from aligngap.models.build import SHIPPED, base_path
+from aligngap.types import TokenIds, Tokens
+
+Form = Literal["chat", "joined", "pair"]
+
+
+class RewardJudge(TextJudge):
+    """Prefers the response with the higher score r(x, y).
+
+    tokenizer: the policy's; model, own: the reward model and its own tokenizer. form: how prompt and response are
+    written for it. `chat`: by its chat template, as a conversation; where the policy's own chat template wrote the
+    prompt, its turns are read back, and any other prompt is one user turn. `joined`: prompt and response as one text,
+    closed by the end token if there is one. `pair`: as the two texts of a pair. longest: tokens; what is longer loses
+    its beginning (`spent["texts_cut"]` counts). batch: texts at a time.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        model: Any,
+        own: PreTrainedTokenizerBase,
+        form: Form,
+        *,
+        longest: int | None = None,
+        batch: int = 16,
+        name: str = "reward model",
+    ) -> None:
+        super().__init__(tokenizer)
+        self.model, self.form, self.batch, self.name = model, form, batch, name
+        self.own: Any = own
+        self.own.truncation_side = "left"
+        self._kinds = "token_type_ids" in inspect.signature(model.forward).parameters
+        self.longest = longest or longest_input(model, own)
+        self.spent = {"texts_scored": 0.0, "texts_cut": 0.0}
+        self._conversations = ConversationReader(tokenizer)
+
+    def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
+        """Bradley-Terry: the sigmoid of the scores' difference; float32 [n]."""
+        return margin.float().sigmoid()
+
+    def read_prompt(self, ids: TokenIds) -> str:
+        """In form `chat` the turns as JSON, else the text."""
+        text = prompt_text(self.tokenizer, ids)
+        if self.form != "chat":
+            return text
+        return json.dumps(self._conversations.read(ids) or [{"role": "user", "content": text}])
+
+    def compare_texts(self, prompts: list[str], first: list[str], second: list[str]) -> torch.Tensor:
+        """Difference of the scores; float32 [n]."""
+        sides = [list(zip(prompts, side, strict=True)) for side in (first, second)]
+        distinct = list(dict.fromkeys((*sides[0], *sides[1])))
+        scores = dict(zip(distinct, self.scores([self._encoded(*text) for text in distinct]), strict=True))
+        a, b = (torch.tensor([scores[text] for text in side]) for side in sides)
+        return a - b
+
+    @torch.no_grad()
+    def scores(self, inputs: list[dict[str, list[int]]]) -> list[float]:
+        """The model's score of each input, in the order given; inputs of like lengths share a batch."""
+        order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))
+        scores = [0.0] * len(inputs)
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            found = self._forward([inputs[row] for row in rows])
+            if not found.isfinite().all():
+                raise UserError(
+                    "the reward model gives scores that are not finite",
+                    where=self.name,
+                    mend="Use dtype: float32, or another model.",
+                )
+            for row, score in zip(rows, found.tolist(), strict=True):
+                scores[row] = score
+        self.spent["texts_scored"] += len(inputs)
+        return scores
+
+    def _forward(self, inputs: list[dict[str, list[int]]]) -> torch.Tensor:
+        """Scores of one batch, float32 [n]. Padding is on the right, whatever the tokenizer says: encoders read their
+        first position, and decoders their last token that is not the padding token.
+        """
+        device = self.model.device
+        fields = {name: Tokens.collate([row[name] for row in inputs]) for name in inputs[0]}
+        ids, real = fields["input_ids"].ids, fields["input_ids"].mask()
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if int(ids.max()) >= rows:
+            raise UserError(
+                f"the tokenizer gives token {int(ids.max())}, and the model knows {rows} tokens",
+                where=self.name,
+                mend="Save the tokenizer that the model was trained with beside it.",
+            )
+        config = self.model.config.get_text_config()
+        own_padding = config.pad_token_id
+        if (padding := own_padding) is None and len(inputs) > 1:
+            # Without a padding token, a decoder takes the very last position for a text's end, and refuses batches. Any
+            # token that is in none of the texts marks their ends as well; the end token, often taken, would hide them.
+            used = set(ids[real].tolist())
+            padding = next((token for token in range(rows) if token not in used), None)
+            if padding is None:
+                return torch.cat([self._forward([row]) for row in inputs])
+        given = {name: part.ids.to(device) for name, part in fields.items()}
+        given |= {
+            "input_ids": ids.masked_fill(~real, padding or 0).to(device),
+            "attention_mask": real.to(device).long(),
+        }
+        try:
+            config.pad_token_id = padding
+            return self.model(**given).logits[:, 0].float().cpu()  # type: ignore[no-any-return]
+        finally:
+            config.pad_token_id = own_padding
+
+    def _encoded(self, prompt: str, response: str) -> dict[str, list[int]]:
+        """One text's fields: `input_ids`, and `token_type_ids` for models that read them."""
+        if self.form == "chat":
+            turns = [*json.loads(prompt), {"role": "assistant", "content": response}]
+            try:
+                text = self.own.apply_chat_template(turns, tokenize=False)
+            except TemplateError as error:
+                raise UserError(
+                    f"the reward model's chat template refuses a conversation: {error}",
+                    where=self.name,
+                    mend="Use text: joined, or mend the template.",
+                ) from error
+            ids = self.own(text, add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) > self.longest:
+                self.spent["texts_cut"] += 1
+            return {"input_ids": ids[-self.longest :]}
+        texts = (prompt, response) if self.form == "pair" else (prompt + response,)
+        # Special tokens that a policy spells out are letters here: they end no text early.
+        options: dict[str, Any] = {
+            "split_special_tokens": True,
+            "return_attention_mask": False,
+            "return_token_type_ids": self._kinds,
+            "verbose": False,
+        }
+        fields = dict(self.own(*texts, **options))
+        end = self.own.eos_token_id
+        closing = [end] if end is not None and fields["input_ids"][-1:] != [end] else []
+        if len(fields["input_ids"]) + len(closing) > self.longest:
+            self.spent["texts_cut"] += 1
+            limit = self.longest - len(closing)
+            fields = dict(self.own(*texts, **options, truncation=True, max_length=limit))
+        fields["input_ids"] = fields["input_ids"] + closing
+        if "token_type_ids" in fields:
+            fields["token_type_ids"] = fields["token_type_ids"] + fields["token_type_ids"][-1:] * len(closing)
+        return fields
+
+
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """The most tokens that model and tokenizer say they can take."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    # RoBERTa's kin count positions from behind their padding's number.
+    padding = getattr(table, "padding_idx", None)
+    unused = 0 if padding is None else padding + 1
+    return int(min(positions - unused, tokenizer.model_max_length))
+
+
+class RewardJudgeSpec(JudgeSpec):
+    """A reward model: a folder or hub id of a sequence classifier with one label, and its own tokenizer.
+
+    text: as `form` of `RewardJudge`; null is `chat` if the tokenizer has a chat template, else `joined`. max_length:
+    null is what model and tokenizer can take. trust_remote_code: run code that comes with the checkpoint.
+    """
+
+    kind: Literal["reward"] = "reward"
+
+    model: str
+    revision: str | None = None
+    text: Form | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_length: int | None = Field(None, ge=8)
+    batch: int = Field(16, ge=1)
+    trust_remote_code: bool = False
+
+    def identity(self, search: Path | None = None) -> dict[str, object]:
+        """The digest of the folder's files, or hub id and revision; and how it is read."""
+        path = self._path(search)
+        weights = digest_of(Path(path)) if Path(path).is_dir() else f"hub:{path}@{self.revision or 'main'}"
+        return {"model": weights, **self.model_dump(include={"kind", "text", "dtype", "max_length"})}
+
+    def build(self, given: JudgeIngredients) -> RewardJudge:
+        path = self._path(given.search)
+        source: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        config: Any = self._read(AutoConfig, path, source)
+        if config.num_labels != 1:
+            raise UserError(
+                f"a reward model has one label, and this model has {config.num_labels}",
+                where=path,
+                mend="Give a sequence classifier that was trained with num_labels=1.",
+            )
+        own: Any = self._read(AutoTokenizer, path, source)
+        wanted = {"dtype": getattr(torch, self.dtype), "output_loading_info": True}
+        model, loading = self._read(AutoModelForSequenceClassification, path, source | wanted)
+        if missing := sorted(loading["missing_keys"]):
+            # transformers fills them with random numbers, and the judge would be one.
+            raise UserError(
+                f"these weights of a sequence classifier are missing: {', '.join(missing[:5])}",
+                where=path,
+                mend="Give a checkpoint that was trained as a reward model and saved whole.",
+            )
+        form = self.text or ("chat" if own.chat_template else "joined")
+        if form == "chat" and not own.chat_template:
+            raise UserError("the tokenizer has no chat template", where=path, mend="Use text: joined or text: pair.")
+        model = model.to(given.device).eval().requires_grad_(False)
+        return RewardJudge(
+            given.tokenizer, model, own, form, longest=self.max_length, batch=self.batch, name=f"reward model {path}"
+        )
+
+    def _read(self, loader: Any, path: str, options: dict[str, Any]) -> Any:
+        try:
+            return loader.from_pretrained(path, **options)
+        except Exception as error:  # whatever broken files make of the libraries that read them
+            mend = "Check the folder or hub id, and the network."
+            if "trust_remote_code" in str(error):
+                mend = "Read the code that comes with it; trust_remote_code: true runs it."
+            what = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(f"the reward model cannot be read: {what}", where=path, mend=mend) from error
+
+    def _path(self, search: Path | None) -> str:
+        path = beside(self.model, search)
+        if path in SHIPPED:
+            raise UserError(
+                "the shipped bases are no reward models", where=f"model: {path}", mend="Give a folder or a hub id."
+            )
+        return base_path(path)
