@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from aligngap.experiments.spec import PreferenceSpec, StudySpec, fifth, log_steps
+from aligngap.judges.registry import GivenJudge
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.stages import (
@@ -17,6 +18,7 @@ from aligngap.pipeline.stages import (
     Base,
     Evaluate,
     Generate,
+    Given,
     JudgeStage,
     Pairs,
     PairsStage,
@@ -102,7 +104,7 @@ class Bench:
         pooled = tuple(self._pairs(task) for task in self.study.sft_tasks or self.study.tasks)
         return Sft(pairs=pooled, base=self.policy_base, optim=self.study.sft, seed=SHARED_SEED)
 
-    def _preference(
+    def _judge(
         self,
         role: str,
         spec: PreferenceSpec,
@@ -110,7 +112,17 @@ class Bench:
         pairs: PairsStage,
         seed: int,
         more: tuple[PairsStage, ...] = (),
-    ) -> Preference:
+    ) -> JudgeStage:
+        if spec.judge is not None:
+            return Given(
+                role=role,
+                seed=SHARED_SEED,  # nothing of it varies
+                given=GivenJudge.of(spec.judge, self.study.folder),
+                base=self.pairs.base,
+                world=self.task if self.has_truth else None,
+                search=self.study.folder,
+            )
+        assert spec.optim is not None  # the study's validation sees to it
         return Preference(
             pairs=pairs,
             base=Base.of(base),
@@ -123,25 +135,23 @@ class Bench:
         )
 
     @cached_property
-    def golden(self) -> Preference:
-        """The golden preference model, on the raters' labels."""
-        return self._preference("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED)
+    def golden(self) -> JudgeStage:
+        """The golden judge: a preference model on the raters' labels, unless one is given."""
+        return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED)
 
-    def golden_with(self, more: PairsStage) -> Preference:
+    def golden_with(self, more: PairsStage) -> JudgeStage:
         """Golden trained as ever, for as many steps, on further raters' pairs beside its own."""
-        return self._preference(
-            "golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more=(more,)
-        )
+        return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more=(more,))
 
     @cached_property
     def golden_pairs(self) -> Relabel:
         """`D_golden`."""
         return Relabel(pairs=self.pairs, judge=self.golden)
 
-    def proxy(self, seed: int, *, model: str | None = None, base: Checkpoint | None = None) -> Preference:
-        """The proxy preference model of a seed, on golden's labels; of another form or base where given."""
+    def proxy(self, seed: int, *, model: str | None = None, base: Checkpoint | None = None) -> JudgeStage:
+        """The proxy of a seed: a preference model on golden's labels, of another form or base where asked; or given."""
         spec = self.study.proxy if model is None else self.study.proxy.model_copy(update={"model": model})
-        return self._preference("proxy", spec, base or self.study.models.proxy, self.golden_pairs, seed)
+        return self._judge("proxy", spec, base or self.study.models.proxy, self.golden_pairs, seed)
 
     def arm(
         self,

@@ -298,7 +298,11 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
 
     seeds = bench.study.seeds
     found = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
-    sizes = {("policy" if role == "sft" else role): value["parameters"] for role, value in found.items() if value}
+    sizes = {
+        ("policy" if role == "sft" else role): value["parameters"]
+        for role, value in found.items()
+        if value and "parameters" in value
+    }
     judges = {seed: metrics(bench.agreement(seed), "agreement.json") for seed in seeds}
     return {
         "agreement": _agreements({seed: table for seed, table in judges.items() if table}),
@@ -400,17 +404,33 @@ def _power(first: Labelled | None) -> dict[str, Any] | None:
 
 
 def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]:
-    stages = [
+    stages: list[dict[str, Any]] = [
         {
             "label": stage.label,
             "kind": stage.kind,
             "identity": stage.identity,
             "status": outcome.status.get(stage.identity, "finished" if store.has(stage.identity) else "missing"),
             "seconds": store.get(stage.identity).record().get("seconds") if store.has(stage.identity) else None,
+            "judge_spent": _spent(stage, store),
         }
         for stage in all_stages(targets(study))
     ]
-    return {"core_seconds": sum(stage["seconds"] or 0.0 for stage in stages), "stages": stages}
+    spent: dict[str, float] = {}
+    for stage in stages:
+        for name, amount in stage["judge_spent"].items():
+            spent[name] = spent.get(name, 0.0) + amount
+    return {
+        "core_seconds": sum(stage["seconds"] or 0.0 for stage in stages),
+        "judge_spent": spent,
+        "stages": stages,
+    }
+
+
+def _spent(stage: Stage, store: Store) -> dict[str, float]:
+    """What judges' answers cost in a stage beside time."""
+    path = store.get(stage.identity).path / "cost.json" if store.has(stage.identity) else None
+    found: dict[str, float] = read_json(path).get("judge_spent", {}) if path and path.is_file() else {}
+    return found
 
 
 def _flat(task: str, arm: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from aligngap.errors import nearest
+from aligngap.judges.registry import AnyJudge
 from aligngap.models.preference import PREFERENCE_MODELS
 from aligngap.models.spec import Checkpoint
 from aligngap.tasks.datasets import DatasetSpec
@@ -42,11 +44,14 @@ class ModelsSpec(Section):
 
 
 class PreferenceSpec(Section):
-    """A preference model: its form, how many pairs it learns from (null: all), and its training."""
+    """A judge. Trained: a preference model's form, how many pairs it learns from (null: all), and its training. Or
+    given: `judge`, and nothing else.
+    """
 
     model: str = "pairwise"
     train_pairs: int | None = Field(None, ge=16)
-    optim: OptimSpec
+    optim: OptimSpec | None = None
+    judge: AnyJudge | None = None
 
     @field_validator("model")
     @classmethod
@@ -54,6 +59,12 @@ class PreferenceSpec(Section):
         if value not in PREFERENCE_MODELS:
             raise ValueError(f"there is no preference model '{value}'. {nearest(value, PREFERENCE_MODELS)}")
         return value
+
+    @model_validator(mode="after")
+    def _trained_or_given(self) -> Self:
+        if (self.optim is None) == (self.judge is None):
+            raise ValueError("give either `optim`, to train a preference model, or `judge`, a judge that exists")
+        return self
 
 
 class BaselineSpec(Section):
@@ -126,6 +137,18 @@ class StudySpec(Section):
     sweep: SweepSpec = SweepSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     analysis: AnalysisSpec = AnalysisSpec()
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the study's file lies: modules and models that it names are looked for there first."""
+        return self._folder
+
+    def placed(self, folder: Path) -> Self:
+        """The same study, read from a file in this folder."""
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy
 
     @field_validator("datasets")
     @classmethod
@@ -164,7 +187,7 @@ class StudySpec(Section):
             )
 
         def smaller(spec: PreferenceSpec) -> PreferenceSpec:
-            return spec.model_copy(update={"optim": shorter(spec.optim, 40)})
+            return spec.model_copy(update={"optim": shorter(spec.optim, 40) if spec.optim else None})
 
         datasets = {
             name: spec.model_copy(

@@ -54,6 +54,8 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
         content["seeds"] = list(range(seeds))
     try:
         study = StudySpec.model_validate(content)
+        if name not in known:
+            study = study.placed(Path(name).resolve().parent)
     except ValidationError as error:
         raise _explained(error, where) from None
     for experiment in study.experiments:

@@ -27,7 +27,8 @@ class Context:
 
     inputs: folder of each input's artefact, by input name (one folder, or a list of folders in the order of the
     stage's inputs). out: folder to write to; partial: folder for step checkpoints that survive a kill; progress: to be
-    called as work goes on; checkpoint_seconds: how much work a kill may cost.
+    called as work goes on; checkpoint_seconds: how much work a kill may cost; cache: folder for answers that cost
+    something, shared by all stages.
     """
 
     inputs: Mapping[str, Path | list[Path]]
@@ -36,6 +37,7 @@ class Context:
     progress: Progress
     device: str = "cpu"
     checkpoint_seconds: float = 60.0
+    cache: Path | None = None
 
     def one(self, name: str) -> Path:
         """The folder of an input that is a single artefact."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -21,10 +21,13 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class SourceCost:
-    """What a source has spent so far: tokens sampled from policies, and pairs a judge was asked about."""
+    """What a source has spent so far: tokens sampled from policies, pairs a judge was asked about, and what else the
+    judge's answers cost (`Judge.spent`).
+    """
 
     tokens_sampled: int = 0
     judge_calls: int = 0
+    judge_spent: dict[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

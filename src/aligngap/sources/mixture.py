@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,7 +33,10 @@ class Mixture:
     def cost(self) -> SourceCost:
         """Sum over the sources."""
         costs = [source.cost for source in self._sources]
-        return SourceCost(sum(c.tokens_sampled for c in costs), sum(c.judge_calls for c in costs))
+        spent: Counter[str] = Counter()
+        for cost in costs:
+            spent.update(cost.judge_spent)
+        return SourceCost(sum(c.tokens_sampled for c in costs), sum(c.judge_calls for c in costs), dict(spent))
 
     @cost.setter
     def cost(self, value: SourceCost) -> None:

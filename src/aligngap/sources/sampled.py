@@ -70,6 +70,7 @@ class Sampled:
         preference = label(prompts, first, second)
         self.cost.tokens_sampled += int(first.lengths.sum() + second.lengths.sum())
         self.cost.judge_calls += n
+        self.cost.judge_spent = dict(self._judge.spent)
         origin = "frozen checkpoints" if self._frozen else f"policy at step {self._synced_at}"
         return PairBatch(numbers, prompts, first, second, preference, (origin,) * n)
 
@@ -95,6 +96,7 @@ class Sampled:
             "synced_at": torch.tensor(self._synced_at),
             "cost": torch.tensor([self.cost.tokens_sampled, self.cost.judge_calls]),
         }
+        state |= {f"spent.{name}": torch.tensor(amount) for name, amount in self._judge.spent.items()}
         if self._period != 1 and self._behaviour is not None:
             state |= {
                 f"behaviour.{name}": weight.clone() for name, weight in self._behaviour.model.state_dict().items()
@@ -105,6 +107,9 @@ class Sampled:
         """After `observe` has been called once, so that there is a policy to load the weights into."""
         self._walk.position, self._synced_at = int(state["position"]), int(state["synced_at"])
         self.cost.tokens_sampled, self.cost.judge_calls = (int(value) for value in state["cost"])
+        for name, amount in state.items():
+            if name.startswith("spent."):
+                self._judge.spent[name.removeprefix("spent.")] = float(amount)
         weights = {
             name.removeprefix("behaviour."): value for name, value in state.items() if name.startswith("behaviour.")
         }

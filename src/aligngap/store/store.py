@@ -8,6 +8,7 @@ checksum in the artefact's manifest. There is no pickle anywhere: a downloaded a
     root/.temporary/            artefacts being written
     root/.partial/<identity>/   step checkpoints of work that is not finished
     root/.locks/                one lock file an identity
+    root/.cache/                answers of judges that cost something
 """
 
 from __future__ import annotations
@@ -168,6 +169,17 @@ class Store:
         """
         self._home(identity)
         folder = self._partial / identity
+        with self._disk_errors(strict=True):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def cache(self) -> Path:
+        """A folder for what is no artefact but costs something to get again: a judge's answers, say.
+
+        Raises UserError when it cannot be created.
+        """
+        folder = self.root / ".cache"
         with self._disk_errors(strict=True):
             folder.mkdir(exist_ok=True)
         return folder

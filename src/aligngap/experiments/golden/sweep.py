@@ -21,6 +21,8 @@ def over_optimised(bench: Bench, seed: int) -> ArmEntry:
 
 def obstacle(bench: Bench) -> str:
     """The true utility is what golden is held against, and raters label further pairs."""
+    if bench.study.golden.judge is not None:
+        return "Golden is given, so it is not trained on further pairs."
     return (
         "" if bench.has_truth else "Nobody knows a real data set's true utility, and its raters cannot be asked again."
     )

@@ -2,7 +2,7 @@
 
 from aligngap.experiments.base import Experiment
 from aligngap.experiments.proxy.analysis import RULE, analyse
-from aligngap.experiments.proxy.sweep import arms, measures
+from aligngap.experiments.proxy.sweep import arms, measures, obstacle
 
 EXPERIMENT = Experiment(
     name="proxy",
@@ -15,4 +15,5 @@ EXPERIMENT = Experiment(
     arms=arms,
     analyse=analyse,
     measures=measures,
+    obstacle=obstacle,
 )

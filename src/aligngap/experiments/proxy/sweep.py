@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.proxy.measure import ProxyAgreement
-from aligngap.pipeline.stages import Preference
+from aligngap.pipeline.stages import JudgeStage
 from aligngap.sources.sampled import SampledSpec
 
 NAMES = {
@@ -16,7 +16,12 @@ NAMES = {
 """Families of arms, each named for its proxy; `online` has the baseline's."""
 
 
-def proxies(bench: Bench, seed: int) -> dict[str, Preference]:
+def obstacle(bench: Bench) -> str:
+    """Other proxies are trained as the study's own is."""
+    return "The proxy is given, so no others are trained." if bench.study.proxy.judge is not None else ""
+
+
+def proxies(bench: Bench, seed: int) -> dict[str, JudgeStage]:
     """The proxy of each family. The larger ones start from golden's base."""
     large = bench.study.models.golden
     found = (

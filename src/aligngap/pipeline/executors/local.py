@@ -336,7 +336,7 @@ def _make(stage: Stage, store: Store, device: str, send: _Sender) -> tuple[str, 
         }
         with store.writing(stage.identity, record) as out:
             partial = store.partial(stage.identity)
-            stage.run(Context(inputs=inputs, out=out, partial=partial, progress=send, device=device))
+            stage.run(Context(inputs=inputs, out=out, partial=partial, progress=send, device=device, cache=store.cache))
             # The record is written when this block ends.
             record["seconds"] = seconds = round(time.perf_counter() - start, 3)
         return ("finished", seconds)

@@ -8,7 +8,7 @@ and the executor's order, nothing else.
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
 from aligngap.pipeline.stages.evaluation import Evaluate, Responses, evaluation_prompts, utilities
 from aligngap.pipeline.stages.generated import Generate
-from aligngap.pipeline.stages.judging import Agreement, Preference, agreement, separator_of
+from aligngap.pipeline.stages.judging import Agreement, Given, Preference, agreement
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_policy, nll, sample_in_chunks
 
@@ -19,6 +19,7 @@ __all__ = [
     "Base",
     "Evaluate",
     "Generate",
+    "Given",
     "JudgeStage",
     "Pairs",
     "PairsStage",
@@ -33,6 +34,5 @@ __all__ = [
     "nll",
     "predictions",
     "sample_in_chunks",
-    "separator_of",
     "utilities",
 ]

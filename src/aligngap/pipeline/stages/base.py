@@ -5,6 +5,7 @@ the stages that use them.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aligngap.judges.base import Judge
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.store.store import write_json
 from aligngap.types import PairBatch
 
 SPLITS = ("train", "held_out")
@@ -73,6 +75,16 @@ class JudgeStage(Stage):
 def load_judge(stage: JudgeStage, folder: Path, context: Context) -> Judge:
     """The judge of a stage; `folder`: the stage's artefact."""
     return stage.judge(folder, context)
+
+
+def write_spent(judges: Iterable[Judge | None], folder: Path) -> None:
+    """`cost.json`: what the judges' answers cost beside time, summed; nothing where they cost nothing else."""
+    spent: dict[str, float] = {}
+    for judge in judges:
+        for name, amount in judge.spent.items() if judge else ():
+            spent[name] = spent.get(name, 0.0) + amount
+    if spent:
+        write_json(folder / "cost.json", {"judge_spent": spent})
 
 
 def predictions(judge: Judge, pairs: PairBatch) -> torch.Tensor:

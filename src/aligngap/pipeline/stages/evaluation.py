@@ -13,7 +13,7 @@ from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import correct, pair_log_probs, winner_drift
 from aligngap.measure.kl import sequence_kl
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge
+from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_spent
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_policy, sample_in_chunks
 from aligngap.seeds import uniforms
@@ -178,6 +178,7 @@ class Evaluate(Stage):
                 pl.concat(frames).write_parquet(half)
                 half.replace(target)
             context.progress(self.arm.keep.index(step) + 1, len(self.arm.keep), {})
+        write_spent(judges.values(), context.out)
 
 
 def utilities(truth: TrueUtilityJudge | None, prompts: Tokens, responses: Tokens) -> pl.Series:

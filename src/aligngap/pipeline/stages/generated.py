@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from aligngap.pipeline.graph import Context
-from aligngap.pipeline.stages.base import SPLITS, JudgeStage, PairsStage, load_judge
+from aligngap.pipeline.stages.base import SPLITS, JudgeStage, PairsStage, load_judge, write_spent
 from aligngap.pipeline.stages.pairs import Pairs
 from aligngap.pipeline.stages.policies import Arm, Sft, load_policy
 from aligngap.sources.sampled import Sampled
@@ -79,3 +79,4 @@ class Generate(PairsStage):
                 labels = truth.rated(pairs.prompts, pairs.first, pairs.second, self.seed)
                 pairs = replace(pairs, preference=labels)
             write_pairs(pairs, context.out / f"{split}.parquet")
+        write_spent([judge], context.out)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from aligngap.judges.base import Judge
-from aligngap.judges.model import ModelJudge
+from aligngap.judges.model import ModelJudge, separator_of
+from aligngap.judges.registry import GivenJudge
+from aligngap.judges.spec import JudgeIngredients
 from aligngap.measure.winrate import win_rate
 from aligngap.models.build import load_tokenizer, parameter_count
 from aligngap.models.preference import build_preference_model, load_preference_model
@@ -86,9 +89,41 @@ class Preference(JudgeStage):
         write_json(context.out / "metrics.json", metrics)
 
 
-def separator_of(tokenizer: Any) -> int:
-    """The token between two responses: the tokenizer's separator, or its end token where it has none."""
-    return int(tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id)
+class Given(JudgeStage):
+    """A judge that is given instead of trained. The artefact says which; what decides its answers is its identity.
+
+    base: whose tokens the pairs are; world: the built-in world that the prompts come from, if they do; search: the
+    study's folder.
+    """
+
+    kind: ClassVar[str] = "given_judge"
+
+    given: GivenJudge
+    base: Base
+    world: str | None
+    search: Path | None = Field(None, exclude=True)
+
+    @property
+    def label(self) -> str:
+        return f"{self.role}: {self.given.spec.kind}"
+
+    @property
+    def work(self) -> float:
+        return 1.0
+
+    @property
+    def seconds(self) -> float:
+        return 1e-3  # anybody's guess
+
+    def judge(self, folder: Path, context: Context) -> Judge:
+        tokenizer = load_tokenizer(self.base.checkpoint)
+        return self.given.build(
+            JudgeIngredients(tokenizer, context.device, cache=context.cache, search=self.search, world=self.world)
+        )
+
+    def run(self, context: Context) -> None:
+        self.judge(context.out, context)  # what cannot be built is found before anything rests on it
+        write_json(context.out / "metrics.json", {"given": self.given.identity})
 
 
 def agreement(a: torch.Tensor, b: torch.Tensor) -> dict[str, float | int | None]:

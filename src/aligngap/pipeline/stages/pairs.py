@@ -8,7 +8,7 @@ from typing import ClassVar
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.models.build import load_tokenizer
 from aligngap.pipeline.graph import Context
-from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
+from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions, write_spent
 from aligngap.store.store import write_json
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.pairs import read_pairs, write_pairs
@@ -91,3 +91,4 @@ class Relabel(PairsStage):
         for split in SPLITS:
             pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
             write_pairs(replace(pairs, preference=predictions(judge, pairs)), context.out / f"{split}.parquet")
+        write_spent([judge], context.out)

@@ -156,6 +156,7 @@ class Arm(PairsStage):
         cost = {
             "tokens_sampled": source.cost.tokens_sampled,
             "judge_calls": source.cost.judge_calls,
+            "judge_spent": source.cost.judge_spent,
             "steps": self.optim.steps,
         }
         write_json(context.out / "cost.json", cost)
