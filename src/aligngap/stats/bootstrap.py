@@ -8,8 +8,9 @@ average away what the prompts have in common, which more seeds do not.)
 Two intervals, from draws around the estimate:
 
 `percentile`
-    The textbook hierarchical bootstrap: seeds resampled with replacement (the same seeds for every arm), then prompts.
-    With S seeds it understates the seed variance by (S - 1)/S and ignores that S is small: too narrow below ~10 seeds.
+    The textbook hierarchical bootstrap: seeds resampled with replacement (the same seeds for every arm), then prompts
+    (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1). With S seeds it understates the seed
+    variance by (S - 1)/S and ignores that S is small: too narrow below ~10 seeds.
 `t` (default)
     Split the variance in two. The per-seed values of S runs scatter with the seed effect *and* the seed-specific part
     of the prompt noise; their mean has a t distribution with S - 1 degrees of freedom. What the prompts do to all seeds
@@ -506,7 +507,8 @@ def gap_band(
     standardised deviation on the grid. Every seed contributes at every point, and the grid stops where resampled KL
     ranges would end in more than 10% of the replicates. Empty when there is no such range.
 
-    Conservative with few seeds (benchmarks/coverage.py --band).
+    The construction is the plug-in sup-t band of Montiel Olea and Plagborg-Moller (2019, "Simultaneous confidence
+    bands", Journal of Applied Econometrics 34). It is wider than it need be with few seeds (docs/statistics.md).
     """
     _check(replicates, level, interval)
     sample = _sample({"online": online, "offline": offline}, rng, replicates)
