@@ -8,11 +8,12 @@ from aligngap.stats.bootstrap import Estimate
 
 
 def interval_words(estimate: Estimate, *, signed: bool = False) -> str:
-    """`12.3% [8.1%, 16.0%]`, or `no data`."""
+    """`12.3% [8.1%, 16.0%]`, `12.3% [no interval]` where it was withheld, or `(no data)`."""
     if isnan(estimate.value):
         return "(no data)"
     sign = "+" if signed else ""
-    return f"{estimate.value:{sign}.1%} [{estimate.low:{sign}.1%}, {estimate.high:{sign}.1%}]"
+    interval = "no interval" if isnan(estimate.low) else f"{estimate.low:{sign}.1%}, {estimate.high:{sign}.1%}"
+    return f"{estimate.value:{sign}.1%} [{interval}]"
 
 
 def across(estimate: Estimate, items: str = "prompts") -> str:

@@ -8,20 +8,23 @@ average away what the prompts have in common, which more seeds do not.)
 Two intervals, from draws around the estimate:
 
 `percentile`
-    The textbook hierarchical bootstrap: seeds resampled with replacement (the same seeds for every arm), then prompts.
-    With S seeds it understates the seed variance by (S - 1)/S and ignores that S is small: too narrow below ~10 seeds.
+    The textbook hierarchical bootstrap: seeds resampled with replacement (the same seeds for every arm), then prompts
+    (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1). With S seeds it understates the seed
+    variance by (S - 1)/S and ignores that S is small: too narrow below ~10 seeds.
 `t` (default)
     Split the variance in two. The per-seed values of S runs scatter with the seed effect *and* the seed-specific part
     of the prompt noise; their mean has a t distribution with S - 1 degrees of freedom. What the prompts do to all seeds
     alike is taken from the prompt bootstrap, less the seed-specific part already counted. The draws are the sum of the
     two (the Behrens-Fisher distribution), so intervals, p-values and joint bands come from one set of draws.
 
-`benchmarks/coverage.py` measures both. With one seed either interval covers the prompts only, and says so.
+With one seed either interval covers the prompts only, and says so: the estimate plus the replicates' deviations from
+their mean; for the place of a maximum, which takes a checkpoint's value or another's and nothing between, the
+replicates themselves. docs/statistics.md has what `benchmarks/coverage.py` measured of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -69,6 +72,10 @@ class Estimate:
     draws: Floats = field(default_factory=lambda: np.empty(0), compare=False, repr=False)  # [replicates]
     seed_values: Floats = field(default_factory=lambda: np.empty(0), compare=False, repr=False)  # [n_seeds]
     prompt_se: float = field(default=np.nan, compare=False, repr=False)  # of the seed mean, prompts alone
+
+    def noted(self, text: str) -> Estimate:
+        """The same with `text`, if any, at the end of its note."""
+        return replace(self, note="; ".join(filter(None, [self.note, text])))
 
     def exponential(self) -> Estimate:
         """The same estimate of exp(statistic): for what was averaged as a logarithm and is read as a quantity."""
@@ -138,10 +145,13 @@ def _sample(groups: Groups, rng: np.random.Generator, replicates: int) -> _Sampl
     return _Sample(seeds, int(judged.sum()), notes)
 
 
-def _draws(values: Floats, normal: Floats, chi2: Floats, pick: NDArray[np.int64], interval: Interval) -> Floats:
+def _draws(
+    values: Floats, normal: Floats, chi2: Floats, pick: NDArray[np.int64], interval: Interval, *, place: bool
+) -> Floats:
     """Draws around the seed mean of one statistic. `values` [S, 1 + B], column 0 observed; NaN where undefined.
 
-    `normal` [B, S], `chi2` [B] and `pick` [B, S] are shared by all statistics, so that their draws are joint.
+    `normal` [B, S], `chi2` [B] and `pick` [B, S] are shared by all statistics, so that their draws are joint. place: it
+    is where a maximum lies.
     """
     observed, replicated = values[:, 0], values[:, 1:]
     n_seeds, n = replicated.shape
@@ -153,7 +163,7 @@ def _draws(values: Floats, normal: Floats, chi2: Floats, pick: NDArray[np.int64]
         return np.full(n, np.nan)
     prompt = joint - joint[usable].mean()
     if n_seeds == 1:
-        return np.asarray(observed[0] + prompt)
+        return joint if place else np.asarray(observed[0] + prompt)
     v_prompt = joint[usable].var(ddof=1)
     v_seed_specific = (replicated[:, usable].var(axis=1, ddof=1).mean() - v_prompt) / (n_seeds - 1)
     share = np.clip(1 - v_seed_specific / v_prompt, 0, 1) if v_prompt > 0 else 0.0
@@ -196,16 +206,22 @@ def _columns(
     rng: np.random.Generator,
     replicates: int,
     interval: Interval,
+    places: Collection[int] = (),
 ) -> tuple[Floats, Floats, Floats]:
-    """A statistic of `width` M values -> per-seed values [S, M], joint draws [B, M], prompt standard errors [M]."""
+    """A statistic of `width` M values -> per-seed values [S, M], joint draws [B, M], prompt standard errors [M].
+
+    places: which of the M are where a maximum lies.
+    """
     n_seeds = len(sample.seeds)
     values = np.array(
         [[statistic(sample.at(s, b)) for b in range(replicates + 1)] for s in range(n_seeds)], dtype=np.float64
     ).reshape(n_seeds, replicates + 1, width)
-    return values[:, 0, :], *_joint_draws(values, rng, interval)
+    return values[:, 0, :], *_joint_draws(values, rng, interval, places)
 
 
-def _joint_draws(values: Floats, rng: np.random.Generator, interval: Interval) -> tuple[Floats, Floats]:
+def _joint_draws(
+    values: Floats, rng: np.random.Generator, interval: Interval, places: Collection[int] = ()
+) -> tuple[Floats, Floats]:
     """Per-seed values [S, 1 + B, M], index 0 observed -> joint draws [B, M], prompt standard errors [M]."""
     n_seeds, replicates, width = values.shape[0], values.shape[1] - 1, values.shape[2]
     draws, errors = np.full((replicates, width), np.nan), np.full(width, np.nan)
@@ -219,7 +235,7 @@ def _joint_draws(values: Floats, rng: np.random.Generator, interval: Interval) -
             continue
         chi2 = stats.chi2.ppf(level, k - 1) if k > 1 else np.ones(replicates)
         pick = (uniform[:, :k] * k).astype(np.int64)
-        draws[:, m] = _draws(values[keep, :, m], normal[:, keep], chi2, pick, interval)
+        draws[:, m] = _draws(values[keep, :, m], normal[:, keep], chi2, pick, interval, place=m in places)
         prompts = values[keep, 1:, m].mean(axis=0)
         prompts = prompts[np.isfinite(prompts)]
         errors[m] = prompts.std(ddof=1) if len(prompts) > 1 else np.nan
@@ -243,8 +259,11 @@ def estimates(
     replicates: int = 1000,
     level: float = 0.95,
     interval: Interval = "t",
+    places: Collection[str] = (),
 ) -> dict[str, Estimate]:
-    """Several statistics from one set of draws; see `estimate`. `statistic` returns a value for each of `names`."""
+    """Several statistics from one set of draws; see `estimate`. `statistic` returns a value for each of `names`; those
+    of `places` say where a maximum lies (module docstring).
+    """
     _check(replicates, level, interval)
     sample = _sample(groups, rng, replicates)
 
@@ -252,7 +271,8 @@ def estimates(
         result = statistic(seed)
         return [result[name] for name in names]
 
-    observed, draws, errors = _columns(sample, row, len(names), rng, replicates, interval)
+    of_places = [m for m, name in enumerate(names) if name in places]
+    observed, draws, errors = _columns(sample, row, len(names), rng, replicates, interval, of_places)
     return {
         name: _summarise(observed[:, m], draws[:, m], sample, level, interval, float(errors[m]))
         for m, name in enumerate(names)
@@ -385,6 +405,10 @@ GAP_NAMES = (
     "online_fall",
     "offline_fall",
 )
+PLACES = ("online_kl_at_peak", "offline_kl_at_peak")
+# What benchmarks/coverage.py measured; docs/statistics.md has all of it.
+LEANS_UP = "the highest of noisy checkpoints leans upwards: 95% intervals held the truth in 88-99% of simulations"
+PLACE = "rough where several checkpoints are about as high: 95% intervals held the truth in 84-97% of simulations"
 
 
 def gap_estimates(
@@ -402,7 +426,8 @@ def gap_estimates(
     a pooled sweep, and its measures are the *mean over configurations* (pairs without a common KL range are left out of
     the mean), never the maximum over noisy points. For estimand (b), best of sweep, pass what `select_best` returns.
 
-    KL at the peak is averaged as ln KL (a geometric mean over seeds), so that its interval stays positive.
+    KL at the peak is averaged as ln KL (a geometric mean over seeds), so that its interval stays positive. Notes say of
+    which estimates the intervals are the least exact (docs/statistics.md).
     """
     result = estimates(
         {"online": online, "offline": offline},
@@ -412,14 +437,17 @@ def gap_estimates(
         replicates=replicates,
         level=level,
         interval=interval,
+        places=PLACES,
     )
-    result = {name: e.exponential() if "kl" in name.split("_") else e for name, e in result.items()}
+    result |= {name: result[name].exponential() for name in PLACES}
+    for name in GAP_NAMES:
+        caution = PLACE if name in PLACES else LEANS_UP if name.endswith(("_peak", "_fall")) else ""
+        if result[name].n_seeds:
+            result[name] = result[name].noted(caution)
     pairs = [common_range((curve(a), curve(b)))[0] for a in online for b in offline if a.seed == b.seed]
     apart = int(np.isnan(pairs).sum())
     if apart:
-        gap = result["average_gap"]
-        note = "; ".join(filter(None, [gap.note, f"{apart} of {len(pairs)} pairs of runs share no KL range"]))
-        result["average_gap"] = replace(gap, note=note)
+        result["average_gap"] = result["average_gap"].noted(f"{apart} of {len(pairs)} pairs of runs share no KL range")
     return result
 
 
@@ -480,7 +508,8 @@ def gap_band(
     standardised deviation on the grid. Every seed contributes at every point, and the grid stops where resampled KL
     ranges would end in more than 10% of the replicates. Empty when there is no such range.
 
-    Conservative with few seeds (benchmarks/coverage.py --band).
+    The construction is the plug-in sup-t band of Montiel Olea and Plagborg-Moller (2019, "Simultaneous confidence
+    bands", Journal of Applied Econometrics 34). It is wider than it need be with few seeds (docs/statistics.md).
     """
     _check(replicates, level, interval)
     sample = _sample({"online": online, "offline": offline}, rng, replicates)

@@ -133,6 +133,9 @@ def average_gap(a: Curve, b: Curve, within: tuple[float, float] | None = None) -
     Exact: the difference of two piecewise-linear curves is linear between the union of their knots. The mean is uniform
     in ln KL, so each doubling of the budget counts alike. `within` (low, high) narrows the range, for a comparison that
     must also be common to a third curve. A range of one point gives the difference there; an empty one gives NaN.
+
+    It is a gap between lines: two runs on one bent curve, with few checkpoints at different places, differ by some
+    tenths of a point of win rate (docs/statistics.md).
     """
     low, high = common_range((a, b))
     if within is not None:

@@ -7,7 +7,7 @@ infinite slope at d = 0 and fails near it, so points with d below `MIN_DISTANCE`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -101,6 +101,6 @@ def overoptimisation(
     furthest = float(distances.max()) if len(distances) else np.nan
     peak = result["ln_d"].exponential()
     if peak.value > furthest:
-        peak = replace(peak, note="; ".join(filter(None, [peak.note, f"beyond the largest d seen ({furthest:.3g})"])))
+        peak = peak.noted(f"beyond the largest d seen ({furthest:.3g})")
     n_points = int((distances >= min_distance).sum())
     return Overoptimisation(result["a"], result["b"], peak, result["r2"], n_points)

@@ -54,9 +54,10 @@ def threshold_verdict(est: Estimate, threshold: float, predicted: Literal[1, -1]
 def equivalence_verdict(est: Estimate, margin: float) -> Verdict:
     """Prediction "no gap": supported if the interval lies within +-`margin`, contradicted if wholly beyond it.
 
-    Two one-sided tests at level alpha amount to the 1 - 2 alpha interval lying inside the margin. We ask it of the 95%
-    interval, so alpha is 2.5%: conservative beside the customary 90% interval. An interval that excludes 0 but reaches
-    into the margin is inconclusive: a gap, but perhaps a negligible one.
+    Two one-sided tests (Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15) at level alpha amount to
+    the 1 - 2 alpha interval lying inside the margin. We ask it of the 95% interval, so alpha is 2.5%: conservative
+    beside the customary 90% interval. An interval that excludes 0 but reaches into the margin is inconclusive: a gap,
+    but perhaps a negligible one.
 
     Raises:
         ValueError: `margin` is not positive.
@@ -80,7 +81,8 @@ def gap_verdict(average: Estimate, peak: Estimate, margin: float) -> Verdict:
 
 
 def joint_verdict(parts: Sequence[Estimate], margin: float = 0.0) -> Verdict:
-    """Prediction "every part is above 0", for a finding of several parts.
+    """Prediction "every part is above 0", for a finding of several parts. As all must hold, each is tested at the full
+    level (intersection-union test, Berger 1982, Technometrics 24).
 
     supported: all intervals wholly above 0. contradicted: any wholly below 0, or all wholly within +-`margin`. The
     first rule that holds decides.
@@ -123,7 +125,9 @@ def bootstrap_p(draws: Floats, null: float = 0.0) -> float:
 
 
 def holm(pvalues: ArrayLike) -> Floats:
-    """Holm's step-down adjusted p-values [m], in the order given.
+    """Holm's step-down adjusted p-values [m], in the order given (Holm 1979, Scandinavian Journal of Statistics 6).
+
+    They bound the chance of any false claim, however the tests depend on one another.
 
     A NaN (a hypothesis that could not be tested) stays NaN but still counts towards m: losing data must not make the
     other hypotheses easier.

@@ -2,14 +2,19 @@ import ast
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 
 import aligngap.stats
 from aligngap.stats.bootstrap import (
     FEW_SEEDS,
     GAP_NAMES,
+    LEANS_UP,
     ONE_SEED,
+    PLACE,
     Estimate,
     estimate,
     fraction_closed,
@@ -99,6 +104,59 @@ def test_percentile_interval_is_the_plain_hierarchical_bootstrap():
         seeds, prompts = g.integers(0, 4, 4), g.integers(0, 200, 200)
         plain.append(rows[np.ix_(seeds, prompts)].mean())
     assert (e.low, e.high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])), abs=0.004)
+
+
+@pytest.mark.parametrize("name", ["average_gap", "peak_difference", "online_peak", "offline_fall", "online_kl_at_peak"])
+def test_with_one_seed_all_of_figure_1_is_scipys_bootstrap_of_whole_prompts(name):
+    n = 150
+    easy = rng(1).random(n)
+    online, offline = (
+        run(arm, chance=np.clip(easy + shift, 0, 1), n=n, path=PATH * factor)
+        for arm, shift, factor in (("on", 0.1, 1), ("off", -0.1, 0.7))
+    )
+
+    def statistic(prompts):
+        on, off = (curve(Run(r.arm, 0, r.steps, r.kl[:, prompts], r.win[:, prompts])) for r in (online, offline))
+        return {
+            "average_gap": average_gap(on, off),
+            "peak_difference": peak(on)[0] - peak(off)[0],
+            "online_peak": peak(on)[0],
+            "offline_fall": peak(off)[0] - off.end,
+            "online_kl_at_peak": peak(on)[1],
+        }[name]
+
+    ours = gap_estimates([online], [offline], rng(), replicates=2000)[name]
+    reference = stats.bootstrap(
+        (np.arange(n),), statistic, n_resamples=2000, vectorized=False, method="percentile", rng=rng(2)
+    )
+    assert ours.value == pytest.approx(statistic(np.arange(n)))
+    low, high = reference.confidence_interval
+    if name != "online_kl_at_peak":  # which is left as resampled; all others are moved to the estimate
+        moved = ours.value - reference.bootstrap_distribution.mean()
+        low, high = low + moved, high + moved
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_several_seeds_spread_as_the_analysis_of_variance_says():
+    """Of crossed seeds and prompts the grand mean's variance is (MS seed + MS prompt - MS residual) / (S N). Ours gives
+    the seeds' part the tails of a t.
+    """
+    n_seeds, n = 6, 120
+    g = rng(4)
+    x = 0.5 + g.normal(0, 0.03, (n_seeds, 1)) + g.normal(0, 0.1, n) + g.normal(0, 0.12, (n_seeds, n))
+    frame = pd.DataFrame({"x": x.ravel(), "s": np.repeat(np.arange(n_seeds), n), "p": np.tile(np.arange(n), n_seeds)})
+    table = anova_lm(ols("x ~ C(s) + C(p)", frame).fit())
+    squares = (table["sum_sq"] / table["df"]).to_dict()
+    tails = (n_seeds - 1) / (n_seeds - 3)
+    expected = (tails * squares["C(s)"] + squares["C(p)"] - squares["Residual"]) / (n_seeds * n)
+    e = estimate(
+        {"a": [flat("a", s, np.clip(x[s], 0, 1)) for s in range(n_seeds)]}, at_end, rng=rng(), replicates=20000
+    )
+    assert e.draws.var() == pytest.approx(expected, rel=0.06)
+
+
+def at_end(seed):
+    return seed["a"][0].end
 
 
 def test_seeds_are_paired():
@@ -230,6 +288,25 @@ def test_gap_estimates_are_the_seed_means_of_the_curve_statistics():
     assert all(e.low <= e.value <= e.high for e in result.values())
 
 
+def test_the_place_of_a_peak_is_a_checkpoints_where_one_seed_was_run():
+    arms = [run(arm, 0, 0.5, n=60) for arm in ("on", "off")]
+    exact = [Run(r.arm, 0, r.steps, np.repeat(PATH[:, None], 60, 1), r.win) for r in arms]
+    place = gap_estimates(exact[:1], exact[1:], rng(), replicates=300)["online_kl_at_peak"]
+    assert set(np.round(place.draws, 9)) <= set(np.round(PATH, 9))
+    assert len(set(np.round(place.draws, 9))) > 1
+    assert place.low <= place.value <= place.high
+
+
+def test_the_least_exact_intervals_say_so():
+    on, off = ([run(arm, s) for s in range(5)] for arm in ("on", "off"))
+    notes = {name: e.note for name, e in gap_estimates(on, off, rng(), replicates=20).items()}
+    assert notes["average_gap"] == notes["peak_difference"] == ""
+    for arm in ("online", "offline"):
+        assert notes[f"{arm}_peak"] == notes[f"{arm}_fall"] == LEANS_UP
+        assert notes[f"{arm}_kl_at_peak"] == PLACE
+    assert {e.note for e in gap_estimates([], [], rng(), replicates=20).values()} == {"no data"}
+
+
 def test_pooled_sweep_is_the_mean_over_configurations_never_the_maximum():
     online = [flat("on", 0, np.full(10, 0.9))]
     sweep = [flat("x", 0, np.full(10, 0.2)), flat("y", 0, np.full(10, 0.6))]
@@ -305,6 +382,19 @@ def test_band_of_one_grid_point_family_equals_the_pointwise_interval():
     half = stats.t.ppf(0.975, 4) * stats.sem(differences)
     np.testing.assert_allclose(band.value, 0.2)
     np.testing.assert_allclose(band.high - band.value, half, rtol=0.03)
+
+
+@pytest.mark.parametrize("points", [2, 6])
+def test_band_over_independent_points_is_sidaks(points):
+    n, path = 4000, np.geomspace(1, 30, points)
+    win = (rng(3).random((points, n)) < 0.5).astype(float)
+    kl = np.repeat(path[:, None], n, 1)
+    online, offline = (
+        Run(arm, 0, np.arange(points), kl, w) for arm, w in (("on", win), ("off", np.full_like(win, 0.5)))
+    )
+    band = gap_band([online], [offline], rng(), grid_points=points, replicates=4000)
+    critical = stats.norm.ppf((1 + 0.95 ** (1 / points)) / 2)
+    np.testing.assert_allclose(band.high - band.value, critical * stats.sem(win, axis=1), rtol=0.04)
 
 
 def test_band_without_common_range_is_empty():

@@ -85,6 +85,19 @@ def test_overoptimisation_recovers_the_law_over_seeds():
     assert result.a.n_seeds == 3
 
 
+def test_with_one_seed_the_errors_are_scipys():
+    noise, n = 0.1, 900
+    (single,) = runs(0.15, 0.07, seeds=1, n=n, noise=noise)
+    found = overoptimisation([single], np.random.default_rng(0), replicates=2000)
+    kl, win = single.kl[:, 0], single.win.mean(axis=1)
+    d = np.sqrt(kl[kl >= 0.09])
+    error = np.full(len(d), single.win.std(axis=1)[-len(d) :].mean() / np.sqrt(n))
+    values, covariance = curve_fit(law, d, win[-len(d) :] - 0.5, sigma=error, absolute_sigma=True)
+    for ours, value, variance in zip((found.a, found.b), values, np.diag(covariance), strict=True):
+        assert ours.value == pytest.approx(value, abs=1e-5)
+        assert ours.high - ours.low == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.1)
+
+
 def test_reference_shifts_the_gain():
     shifted = [Run(r.arm, r.seed, r.steps, r.kl, r.win - 0.2) for r in runs(0.15, 0.07)]
     result = overoptimisation(shifted, np.random.default_rng(0), reference=0.3, replicates=20)

@@ -4,15 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
+from statsmodels.stats.power import TTestPower, zt_ind_solve_power
+from statsmodels.stats.weightstats import ttost_paired
 
-from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.bootstrap import Estimate, prompt_means
 from aligngap.stats.verdict import (
     all_of,
     bootstrap_p,
     equivalence_verdict,
     holm,
     joint_verdict,
+    prompts_needed,
     seeds_needed,
     sign_verdict,
     threshold_verdict,
@@ -75,6 +77,21 @@ def test_joint_verdict(parts, verdict):
 )
 def test_equivalence_verdict(low, high, verdict):
     assert equivalence_verdict(est(low, high), 0.05) == verdict
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+@pytest.mark.parametrize("centre", [0.0, 0.03, 0.045, 0.05, 0.07])
+def test_equivalence_is_two_one_sided_tests(seeds, centre):
+    """Without noise from prompts the interval is the t interval of the seeds, so statsmodels' paired test at 2.5% must
+    say the same.
+    """
+    margin, spread = 0.05, 0.004
+    differences = centre + spread * stats.norm.ppf((np.arange(seeds) + 0.5) / seeds)
+    found = prompt_means({"": {s: np.full(40, d) for s, d in enumerate(differences)}}, rng=np.random.default_rng(0))[""]
+    inside, _, _ = ttost_paired(differences, np.zeros(seeds), -margin, margin)
+    assert (equivalence_verdict(found, margin) == "supported") == (inside < 0.025)
+    beyond = stats.ttest_1samp(differences, margin, alternative="greater").pvalue
+    assert (equivalence_verdict(found, margin) == "contradicted") == (beyond < 0.025)
 
 
 def test_threshold_verdict():
@@ -164,6 +181,24 @@ def test_seeds_needed_agrees_with_statsmodels(gap, sd, power):
     assert seeds_needed(gap, sd, 0.0, power) == int(np.ceil(exact))
     split = sd * np.sqrt(0.5)
     assert seeds_needed(gap, split, split, power) == int(np.ceil(exact))
+
+
+@pytest.mark.parametrize("power", [0.8, 0.95])
+def test_prompts_needed_agree_with_statsmodels(power):
+    sd, n, gap = 0.5, 400, 0.03
+    exact = zt_ind_solve_power(gap / sd, alpha=0.05, power=power, ratio=0)
+    assert prompts_needed(gap, sd / np.sqrt(n), n, power) == int(np.ceil(exact))
+
+
+@pytest.mark.parametrize(("sd", "se"), [(0.03, 0.01), (0.02, 0.02)])
+def test_the_seeds_needed_do_resolve_the_gap(sd, se):
+    """Of simulated studies whose prompts are common to all seeds, about as many find the gap as were asked for."""
+    gap, g, tries = 0.07, np.random.default_rng(3), 4000
+    needed = seeds_needed(gap, sd, se, shared=1.0)
+    own = g.normal(gap, sd, (tries, needed)) + g.normal(0, se, (tries, 1))
+    t = stats.t.ppf(0.975, needed - 1) * own.std(axis=1, ddof=1) / np.sqrt(needed)
+    half = np.sqrt(t**2 + (1.96 * se) ** 2)  # the sum's interval, to first order
+    assert 0.76 < np.mean(own.mean(axis=1) > half) < 0.95
 
 
 def test_seeds_needed_at_the_limits():
