@@ -165,3 +165,50 @@ def test_init_writes_a_study_that_plans(
     assert file.read_bytes() == written
     assert main(["init", str(tmp_path / "x.yaml"), "--data", "walks.jsonl", "--policy", "nothing"]) == 2
     assert not (tmp_path / "x.yaml").exists()
+
+
+def test_given_judges_take_the_place_of_trained_ones(folder: Path) -> None:
+    (folder / "rules.py").write_text(
+        "def shorter(prompts, pairs):\n    return [(len(a) < len(b)) + 0.5 * (len(a) == len(b)) for a, b in pairs]\n"
+        "def longer(prompts, pairs):\n    return [1 - x for x in shorter(prompts, pairs)]\n",
+        "utf-8",
+    )
+    given = {
+        "golden": {"judge": {"kind": "function", "function": "rules:shorter"}},
+        "proxy": {"judge": {"kind": "function", "function": "rules:longer"}},
+        "experiments": ["goodhart", "proxy", "golden"],
+        "sft": None,
+    }
+    path = folder / "given.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | given), "utf-8")
+    study = load_study(str(path))
+    kinds = {stage.kind for stage in all_stages(targets(study))}
+    assert "preference" not in kinds
+    task = make_study(study, folder / "given")["tasks"]["walks"]
+    assert set(task["not_asked"]) == {"proxy", "golden"}
+    assert {arm["status"] for arm in task["arms"]} == {"finished"}
+    # Whatever one says, the other says the opposite.
+    assert task["stages"]["agreement"]["proxy_golden"]["value"] == 0.0
+    samples = pl.read_parquet(folder / "given/samples.parquet").filter(pl.col("margin_golden").is_not_null())
+    assert (samples["margin_golden"] == -samples["margin_proxy"]).all()
+
+    before = Bench(study, "walks").golden.identity
+    with (folder / "rules.py").open("a", encoding="utf-8") as handle:
+        handle.write("# another file\n")
+    assert Bench(load_study(str(path)), "walks").golden.identity != before
+
+
+@pytest.mark.parametrize(
+    ("golden", "words"),
+    [
+        ({"judge": {"kind": "functoin", "function": "rules:shorter"}}, ["no judge of kind", "function"]),
+        ({"judge": {"kind": "function", "function": "rules:shorter"}, "optim": {"lr": 1e-3, "steps": 3}}, ["either"]),
+        ({"judge": {"kind": "function", "function": "nowhere:f"}}, ["no such module"]),
+    ],
+)
+def test_a_judge_that_cannot_be_is_one_error(folder: Path, golden: dict[str, Any], words: list[str]) -> None:
+    path = folder / "wrong.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | {"golden": golden}), "utf-8")
+    with pytest.raises(UserError) as caught:
+        targets(load_study(str(path)))
+    assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -123,6 +123,9 @@ def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
         # Data of one's own: their pairs, and no built-in world's, unless the file says so.
         base.pop("sft_tasks", None)
         base["tasks"] = list(content["datasets"])
+    for role in ("golden", "proxy"):
+        if _are_mappings(content.get(role)) and "judge" in content[role]:
+            base.pop(role, None)  # a judge that is given is not trained
     return _merged(base, content)
 
 
