@@ -130,6 +130,11 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
             _say(line, console)
         report = publish(folder)
     complete = _name_failures(stages, outcome, directory.logs)
+    for task, content in results["tasks"].items():
+        for name, concluded in content["experiments"].items():
+            if concluded["error"] is not None:
+                complete = False
+                print(f"failed: analysis of {name} on {task}: {concluded['error']}", file=sys.stderr)
     _say(f"Report: {report} ({clock(time.monotonic() - start)})", console)
     return complete
 

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch.nn import functional
 
+from aligngap.plugins import Registry
+
 Reduction = Literal["sum", "mean"]
 
 
@@ -90,14 +92,18 @@ def rloo(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
 POSITIVE = 5.0
 """Weight of the winner's fall in `dpo_positive`; of 5, 50 and 500 in the source, the least."""
 
-LOSSES: dict[str, PairLoss] = {
-    "ipo": ipo,
-    "dpo": dpo,
-    "hinge": hinge,
-    "best_of_2": best_of_2,
-    "dpo_positive": dpo_positive,
-    "rloo": rloo,
-}
+LOSSES: Registry[PairLoss] = Registry(
+    "loss",
+    {
+        "ipo": ipo,
+        "dpo": dpo,
+        "hinge": hinge,
+        "best_of_2": best_of_2,
+        "dpo_positive": dpo_positive,
+        "rloo": rloo,
+    },
+)
+"""A user's own module adds its by one line: `LOSSES["mine"] = mine`."""
 
 
 def pair_loss(

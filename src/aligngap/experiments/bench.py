@@ -27,7 +27,7 @@ from aligngap.pipeline.stages import (
     Responses,
     Sft,
 )
-from aligngap.sources.mixture import MixtureSpec
+from aligngap.sources.base import SourceSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 from aligngap.tasks.spec import DatasetTask, TaskSpec
@@ -157,7 +157,7 @@ class Bench:
         self,
         *,
         seed: int,
-        source: SampledSpec | RecordedSpec | MixtureSpec,
+        source: SourceSpec,
         judge: JudgeStage | None = None,
         recorded: PairsStage | None = None,
         loss: LossSpec | None = None,

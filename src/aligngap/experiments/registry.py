@@ -22,8 +22,9 @@ from aligngap.experiments import (
     theory,
 )
 from aligngap.experiments.base import Experiment
+from aligngap.plugins import Registry
 
-EXPERIMENTS: dict[str, Experiment] = {
+_OURS = {
     experiment.name: experiment
     for experiment in (
         goodhart.EXPERIMENT,
@@ -45,3 +46,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         golden.EXPERIMENT,
     )
 }
+
+EXPERIMENTS: Registry[Experiment] = Registry("experiment", _OURS)
+"""A user's own module adds its by one line: `EXPERIMENTS["mine"] = EXPERIMENT`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import product
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from aligngap.experiments.base import Finished, Labelled, TaskData
+from aligngap.experiments.base import Analysis, Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
@@ -339,12 +340,19 @@ def _agreements(tables: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def _concluded(name: str, data: TaskData) -> dict[str, Any]:
     experiment = EXPERIMENTS[name]
-    found = experiment.analyse(data)
+    error = None
+    try:
+        found = experiment.analyse(data)
+    except Exception as problem:  # of a plugin's experiment, say: it must not cost the others their report
+        traceback.print_exc()
+        error = f"{type(problem).__name__}: {problem}"
+        found = Analysis("inconclusive", f"The analysis failed, so nothing is concluded: {error}")
     return {
         "title": experiment.title,
         "question": experiment.question,
         "finding": experiment.finding,
         "rule": experiment.rule,
+        "error": error,
         "verdict": found.verdict,
         "sentence": found.sentence,
         "estimates": {

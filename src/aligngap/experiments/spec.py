@@ -114,7 +114,7 @@ class StudySpec(Section):
 
     tasks: built-in worlds, or names of `datasets`, the user's own; sft_tasks: the tasks whose pairs the SFT policy is
     fine-tuned on (null: the study's own); data: how much of each world; sft: null where models.policy is an SFT
-    policy already.
+    policy already; plugins: modules of the user's own, beside the study's file or wherever Python looks.
     """
 
     name: str
@@ -125,6 +125,7 @@ class StudySpec(Section):
     datasets: dict[str, DatasetSpec] = {}
     sft_tasks: tuple[str, ...] | None = None
     experiments: tuple[str, ...]
+    plugins: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     data: DataSpec = DataSpec()

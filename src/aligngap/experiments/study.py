@@ -17,6 +17,7 @@ from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
 from aligngap.models.build import SHIPPED
 from aligngap.pipeline.graph import Stage, all_stages
+from aligngap.plugins import installed, load_plugins
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
@@ -52,6 +53,10 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
         if seeds < 1:
             raise UserError(f"{seeds} seeds are too few", where="--seeds", mend="Give a number from 1 on.")
         content["seeds"] = list(range(seeds))
+    plugins = content.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
+        raise UserError("plugins are a list of modules", where=f"{where}, plugins", mend="As in plugins: [my_losses].")
+    load_plugins([*installed(), *plugins], None if name in known else Path(name).resolve().parent)
     try:
         study = StudySpec.model_validate(content)
         if name not in known:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
-import sys
 import traceback
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, NoReturn
 
 import numpy as np
@@ -23,6 +18,7 @@ from aligngap.errors import UserError, nearest
 from aligngap.judges.base import share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.judges.text import TextJudge
+from aligngap.plugins import find_module, load_module
 from aligngap.store.identity import file_digest
 
 Rule = Callable[[list[str], list[tuple[str, str]]], object]
@@ -128,78 +124,6 @@ class FunctionJudgeSpec(JudgeSpec):
 
     def _source(self, search: Path | None) -> ModuleSpec:
         return find_module(self.function.partition(":")[0], search)
-
-
-def find_module(name: str, search: Path | None) -> ModuleSpec:
-    """Where a module's source is: in the search folder, or wherever Python finds modules. Raises UserError."""
-    where = f"module '{name}'"
-    importlib.invalidate_caches()
-    found = _beside(name, search) if search is not None else None
-    if found is None:
-        try:
-            found = find_spec(name)
-        except (ImportError, ValueError):  # a package above it that is none, or that has no spec of its own
-            found = None
-        except Exception as error:  # the code of a package above it, which Python runs to look inside
-            raise UserError(
-                f"the package cannot be imported: {error}", where=where, mend="Mend the package."
-            ) from error
-    if found is None:
-        places = f"neither beside the study file ({search}) nor" if search is not None else "not"
-        raise UserError(
-            f"there is no such module: {places} where Python looks",
-            where=where,
-            mend="Put the file beside the study, or install its package in the same environment.",
-        )
-    if found.origin is None or not found.origin.endswith(".py") or not Path(found.origin).is_file():
-        raise UserError(
-            "the module has no Python source file, which is part of every result's identity",
-            where=where,
-            mend="Write a module of your own that calls it.",
-        )
-    return found
-
-
-def _beside(name: str, search: Path) -> ModuleSpec | None:
-    places, whole = [str(search)], ""
-    found = None
-    for part in name.split("."):
-        whole = f"{whole}.{part}" if whole else part
-        found = PathFinder.find_spec(whole, places)
-        if found is None:
-            return None
-        places = list(found.submodule_search_locations or [])
-    return found
-
-
-def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:
-    """Runs a module's source file as it is now.
-
-    The ordinary import would keep what it once loaded under the same name, from another folder or from the same file
-    before it was edited; a judge's identity says what is in the file. So the module goes by a name of its own, with its
-    place and source in it. Raises UserError when it cannot be run.
-    """
-    path = Path(str(source.origin))
-    where = f"module '{source.name}' ({path.name})"
-    text = path.read_bytes()
-    name = f"{source.name}_{hashlib.sha256(str(path).encode() + text).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if search is not None and str(search) not in sys.path:
-        sys.path.append(str(search))  # for what it imports; behind all else, so that it hides nothing
-    spec = spec_from_file_location(name, path, submodule_search_locations=source.submodule_search_locations)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        exec(compile(text, str(path), "exec"), module.__dict__)
-    except BaseException as error:
-        del sys.modules[name]
-        if not isinstance(error, Exception | SystemExit):
-            raise
-        words = "".join(traceback.format_exception_only(error)).strip()
-        raise UserError(f"the module cannot be imported: {words}", where=where, mend="Mend the module.") from error
-    return module
 
 
 def _listed(answers: object) -> list[object] | None:

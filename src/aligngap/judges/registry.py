@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
-from aligngap.errors import UserError, nearest
+from aligngap.errors import UserError
 from aligngap.judges.base import Judge
 from aligngap.judges.endpoint import EndpointJudgeSpec
 from aligngap.judges.function import FunctionJudgeSpec
@@ -18,36 +18,29 @@ from aligngap.judges.model import PreferenceJudgeSpec
 from aligngap.judges.reward import RewardJudgeSpec
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.judges.true_utility import TrueUtilityJudgeSpec
+from aligngap.plugins import Registry, tagged
 
-JUDGES: dict[str, type[JudgeSpec]] = {
-    "preference": PreferenceJudgeSpec,
-    "reward": RewardJudgeSpec,
-    "function": FunctionJudgeSpec,
-    "endpoint": EndpointJudgeSpec,
-    "true": TrueUtilityJudgeSpec,
-}
+JUDGES: Registry[type[JudgeSpec]] = Registry(
+    "judge",
+    {
+        "preference": PreferenceJudgeSpec,
+        "reward": RewardJudgeSpec,
+        "function": FunctionJudgeSpec,
+        "endpoint": EndpointJudgeSpec,
+        "true": TrueUtilityJudgeSpec,
+    },
+)
 
 
 def judge_spec(value: object) -> JudgeSpec:
     """The spec that a mapping with a `kind` stands for. Raises ValueError, with the nearest known name, for an unknown
     kind or key.
     """
-    if isinstance(value, JudgeSpec):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError("a judge is a mapping with a kind, as in {kind: function, function: my_rules:prefer}")
-    kind: Any = value.get("kind")
-    if kind is True:
-        kind = "true"  # YAML reads the judge's name as a truth value
-    if kind is None:
-        raise ValueError(f"a judge needs a kind. Known: {', '.join(sorted(JUDGES))}.")
-    if not isinstance(kind, str) or kind not in JUDGES:
-        raise ValueError(f"there is no judge of kind '{kind}'. {nearest(str(kind), JUDGES)}")
-    spec = JUDGES[kind]
-    for key in value:
-        if key not in spec.model_fields:
-            raise ValueError(f"a judge of kind '{kind}' has no key '{key}'. {nearest(str(key), spec.model_fields)}")
-    return spec.model_validate({**value, "kind": kind})
+    if isinstance(value, Mapping) and value.get("kind") is True:
+        value = {**value, "kind": "true"}  # YAML reads the judge's name as a truth value
+    return (
+        value if isinstance(value, JudgeSpec) else tagged(JUDGES, value, "{kind: function, function: my_rules:prefer}")
+    )
 
 
 AnyJudge = Annotated[SerializeAsAny[JudgeSpec], BeforeValidator(judge_spec)]
@@ -67,14 +60,19 @@ class GivenJudge(BaseModel):
     @classmethod
     def of(cls, spec: JudgeSpec, search: Path | None = None) -> Self:
         """Reads the files that the spec names. search: folder of the study file. Raises UserError."""
-        return cls(spec=spec, identity=spec.identity(search))
+        return cls(spec=spec, identity=_identity(spec, search))
 
     def build(self, given: JudgeIngredients) -> Judge:
         """The judge. Raises UserError when its files have changed since the study was read."""
-        if self.spec.identity(given.search) != self.identity:
+        if _identity(self.spec, given.search) != self.identity:
             raise UserError(
                 "the judge's files have changed since the run began",
                 where=f"judge of kind '{self.spec.kind}'",
                 mend="Run the study again: results of another judge have another name.",
             )
         return self.spec.build(given)
+
+
+def _identity(spec: JudgeSpec, search: Path | None) -> dict[str, Any]:
+    code = JUDGES.code(spec.kind)
+    return spec.identity(search) | ({"code": code} if code else {})

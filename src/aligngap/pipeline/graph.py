@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from aligngap.plugins import IDENTITY, code_of
 from aligngap.store.identity import identity
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -103,12 +104,14 @@ class Stage(BaseModel):
             name: [stage.identity for stage in value] if isinstance(value, tuple) else value.identity
             for name, value in self.inputs.items()
         }
-        return identity(self.kind, self.version, self.specification, inputs)
+        code = code_of(type(self).__module__)  # of a plugin's own stage
+        specification = self.specification | ({"code": code} if code else {})
+        return identity(self.kind, self.version, specification, inputs)
 
     @property
     def specification(self) -> dict[str, object]:
         """Everything but the inputs, as plain JSON values. Identity and record both come from here."""
-        return self.model_dump(mode="json", exclude=set(self.inputs))
+        return self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from aligngap.judges.base import Judge
 from aligngap.models.policy import Policy
+from aligngap.plugins import code_of, with_code
 from aligngap.types import PairBatch, Prompt
 
 T = TypeVar("T")
@@ -78,8 +79,13 @@ class SourceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: str
     needs_judge: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
+
+    @model_serializer(mode="wrap")
+    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return with_code(handler(self), code_of(type(self).__module__), info)
 
     @abstractmethod
     def build(self, given: Ingredients) -> PairSource:

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
+from aligngap.plugins import with_code
 from aligngap.seeds import numpy_stream
 from aligngap.tasks.datasets import DatasetSpec, source_digest
-from aligngap.tasks.worlds import world
+from aligngap.tasks.worlds import WORLDS, world
 from aligngap.tasks.worlds.base import Written
 from aligngap.types import PairBatch, Tokens
 
@@ -28,6 +36,10 @@ class TaskSpec(BaseModel):
     train_pairs: int = Field(8000, gt=0)
     held_out_pairs: int = Field(1000, gt=0)
     seed: int = 0
+
+    @model_serializer(mode="wrap")
+    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return with_code(handler(self), WORLDS.code(self.world), info)
 
     @property
     def name(self) -> str:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 from safetensors.torch import load_file, save_file
 
-from aligngap.errors import nearest
 from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss
 from aligngap.models.policy import Policy
+from aligngap.plugins import with_code
 from aligngap.sources.base import PairSource
 from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import PairBatch
@@ -34,8 +43,12 @@ class LossSpec(BaseModel):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in LOSSES:
-            raise ValueError(f"there is no loss '{value}'. {nearest(value, LOSSES)}")
+            raise ValueError(LOSSES.hint(value))
         return value
+
+    @model_serializer(mode="wrap")
+    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return with_code(handler(self), LOSSES.code(self.name), info)
 
 
 def batch_loss(policy: Policy, reference: Policy, batch: PairBatch, spec: LossSpec) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from types import FrameType
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.schedule import Schedule
 from aligngap.pipeline.graph import Context, Event, Outcome, Stage, all_stages
+from aligngap.plugins import load_plugins, loaded
 from aligngap.store.record import environment
 from aligngap.store.store import Store
 
@@ -138,11 +140,11 @@ class _Run:
     def _start(self, stage: Stage) -> None:
         receive, send = self.context.Pipe(duplex=False)
         log = self.log_folder / f"{stage.identity}.log" if self.log_folder else None
-        process = self.context.Process(
-            target=_work, args=(stage, self.store.root, self.device, send, log), name=stage.identity
-        )
         self.emit(Event("started", stage))
         try:
+            process = self.context.Process(
+                target=_work, args=(_packed(stage), self.store.root, self.device, send, log), name=stage.identity
+            )
             process.start()
         except Exception as error:  # a stage that cannot be pickled, or no process to be had
             receive.close()
@@ -281,7 +283,17 @@ class _Stopped(BaseException):
     """SIGTERM, in a stage's process. Not an Exception, so that no stage's own code can swallow it."""
 
 
-def _work(stage: Stage, root: Path, device: str, messages: Connection, log: Path | None) -> None:
+Packed = tuple[list[tuple[str, Path | None]], bytes]
+
+
+def _packed(stage: Stage) -> Packed:
+    """A stage for another process, and the plugins that must be there before it can be unpacked."""
+    return loaded(), pickle.dumps(stage)
+
+
+def _work(
+    packed: tuple[list[tuple[str, Path | None]], bytes], root: Path, device: str, messages: Connection, log: Path | None
+) -> None:
     """The child's side."""
     if log is not None:
         # The streams themselves: what native code prints cannot disturb the display, and a crash leaves a trace.
@@ -297,6 +309,10 @@ def _work(stage: Stage, root: Path, device: str, messages: Connection, log: Path
         torch.set_num_threads(1)
     send = _Sender(messages)
     try:
+        plugins, pickled = packed
+        for name, search in plugins:
+            load_plugins([name], search)
+        stage: Stage = pickle.loads(pickled)
         send.last(_make(stage, Store(root), device, send))
     except _Stopped:
         send.last(("failed", "its process was told to stop (SIGTERM)"))
