@@ -156,6 +156,8 @@ class Task:
     golden_kl: dict[str, float]
     #: Experiments of the study that cannot be asked on this task, and why.
     not_asked: dict[str, str] = field(default_factory=dict)
+    #: Identities of what win rates and KL are measured with; empty in results of older versions.
+    yardstick: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ def load(folder: Path) -> ReportData:
         measures = tuple(_dict(measure) for measure in content.get("measures") or [])
         golden_kl = _golden_kl(ours, point_rows, name, stages)
         not_asked = {str(key): _line(reason) for key, reason in _dict(content.get("not_asked")).items()}
-        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl, not_asked))
+        yardstick = {key: str(value) for key, value in _dict(content.get("yardstick")).items()}
+        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl, not_asked, yardstick))
     return ReportData(
         study=_dict(raw.get("study")),
         smoke=bool(raw.get("smoke")),

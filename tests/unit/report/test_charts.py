@@ -27,7 +27,7 @@ def _walk(node: Any) -> Any:
 def test_every_figure_is_there_in_reading_order(data: ReportData) -> None:
     found = charts.every_figure(data, data.tasks[0], charts.Look.for_page(data))
     assert [figure.name for figure in found] == [
-        *("goodhart", "judges", "training", "cost"),
+        *("goodhart", "other_axes", "judges", "training", "cost"),
         *("goodhart-difference", "coverage-curves", "tandem-equal"),  # and not tandem's second, which has no number
     ]
     assert [panel.title for panel in found[0].panels] == ["Golden judge", "True utility"]
