@@ -20,7 +20,7 @@ from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.results import yardstick
 from aligngap.experiments.spec import AnalysisSpec, StudySpec
-from aligngap.report.load import OPPONENTS, ReportData, Task, load
+from aligngap.report.load import OPPONENTS, ReportData, Task, load, with_readable_names
 
 #: What a run is called by; not what it does.
 _NAMES = ("name", "title", "description", "smoke")
@@ -52,7 +52,7 @@ class Side:
         try:
             frame = pl.read_parquet(path)
             if not frame.is_empty():
-                frame = frame.with_columns(pl.col("prompt_number", "seed", "step").cast(pl.Int64))
+                frame = with_readable_names(frame.with_columns(pl.col("prompt_number", "seed", "step").cast(pl.Int64)))
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(f"not readable: {error}", where=str(path), mend=mend) from error
         try:

@@ -279,7 +279,7 @@ def _arms(side: Side, task: str, prompts: Mapping[str, Sequence[int]]) -> list[_
     found: dict[tuple[str, str], _Arm] = {}
     for arm in side.task(task).arms:
         key = (str(arm.get("family")), str(arm.get("name")))
-        rows = by_run.get((*key, arm["seed"])) if arm.get("seed") is not None else None
+        rows = by_run.get((*key, arm["seed"])) if arm["seed"] is not None else None
         if arm.get("status") == "finished" and rows is not None:
             entry = found.setdefault(key, _Arm(*key, bool(arm.get("baseline")), {}))
             entry.rows[arm["seed"]] = rows

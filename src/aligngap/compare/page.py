@@ -56,6 +56,7 @@ def render(comparison: Comparison) -> str:
         ],
         smoke=comparison.first.data.smoke,
         comparison=comparison,
+        settings=[(key, words.setting_words(a), words.setting_words(b)) for key, a, b in comparison.settings],
         seeds=data.seeds,
         tasks=tasks,
         opponents=charts.OPPONENT_NAMES,

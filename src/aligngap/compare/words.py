@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aligngap.compare.differences import ArmPair, Comparison, Number, Row, TaskComparison
 from aligngap.report import charts
@@ -26,7 +27,8 @@ class Sheet:
 def value_words(value: float | None, unit: str, *, signed: bool = False) -> str:
     """Win rates in percent, all else with three digits."""
     sign = "+" if signed and value is not None and value > 0 else ""
-    return sign + (text_of_share(value) if unit == "win rate" else text_of_number(value))
+    text = text_of_share(value) if unit == "win rate" else text_of_number(value)
+    return sign + text.replace("\u202f", " ")  # not every terminal has the narrow space
 
 
 def interval_words(number: Number, unit: str, *, signed: bool = False) -> str:
@@ -45,6 +47,11 @@ def difference_words(row: Row) -> str:
     if row.key == RATIO:
         return ("× " if row.difference.value is not None else "") + interval_words(row.difference, row.unit)
     return interval_words(row.difference, row.unit, signed=True)
+
+
+def setting_words(value: Any) -> str:
+    """A setting in full."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
 def basis(row: Row) -> str:
@@ -68,7 +75,7 @@ def sections(comparison: Comparison) -> Iterator[str | Sheet]:
     for which, side in (("first ", comparison.first), ("second", comparison.second)):
         yield f"{which}  {side.title} ({side.folder})"
     yield from comparison.notes
-    rows = [[key, str(a), str(b)] for key, a, b in comparison.settings]
+    rows = [[key, setting_words(a), setting_words(b)] for key, a, b in comparison.settings]
     yield Sheet("What differs", ("setting", "first", "second"), rows) if rows else "No setting differs."
     for task, reason in comparison.refused.items():
         yield f"{task}: not compared: {reason}"

@@ -370,7 +370,7 @@ def _dash(look: Look, value: float) -> alt.Chart:
 def _golden_kl_rule(look: Look) -> alt.LayerChart:
     import altair as alt
 
-    inside = f"{_OF_SPLIT} && datum.kl <= xmax && (xscale !== 'log' || datum.kl >= xmin)"
+    inside = f"{_OF_SPLIT} && {_NEAR} && (xscale !== 'log' || datum.kl >= xmin)"
     base = alt.Chart(alt.NamedData("references")).transform_filter(inside)
     rule = base.mark_rule(strokeDash=[2, 3], color=look.muted, opacity=0.9).encode(x="kl:Q")
     middle = "datum.kl < (xscale === 'log' ? sqrt(xmin * xmax) : xmax / 2)"
@@ -404,6 +404,7 @@ def _tooltips(**titles: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{column}:N", title=title) for column, title in titles.items()]
 
 
+_NEAR = "datum.kl <= xmax"  # lines go on to the edge; points beyond it would be there and not be seen
 _KL_TEXT = {
     "kl_text": "isValid(datum.kl) ? format(datum.kl, '.3~g') + (isValid(datum.kl_se) ? ' ± ' + "
     "format(datum.kl_se, '.2~g') : '') : 'none'"
@@ -452,6 +453,7 @@ def _win_spec(look: Look, over: Literal["kl", "step", "rate_sft_proxy"] = "kl") 
         *_tooltips(rate_text="win rate", interval="95%, over prompts", n="prompts", ties="ties"),
     ]
     clip = over == "kl"  # elsewhere the axes take in all there is
+    near = rows.transform_filter(_NEAR) if clip else rows
     line = rows.mark_line(clip=clip).encode(
         x,
         y,
@@ -463,12 +465,12 @@ def _win_spec(look: Look, over: Literal["kl", "step", "rate_sft_proxy"] = "kl") 
         opacity=_standing_out(0.85, 0.3),
     )
     bars = (
-        rows.transform_filter("datum.baseline")
+        near.transform_filter("datum.baseline")
         .mark_rule(opacity=0.35, clip=clip)
         .encode(x, y=_rate_axis("win rate", "low"), y2="high:Q", color=of["color"])
     )
     points = (
-        rows.mark_point(filled=True, clip=clip)
+        near.mark_point(filled=True, clip=clip)
         .encode(
             x,
             y,
@@ -553,8 +555,10 @@ def _judges_spec(look: Look) -> dict[str, Any]:
     line = rows.mark_line(strokeWidth=1.8, opacity=0.75, clip=True).encode(
         _kl_axis(), y, color=of["color"], detail="run:N", order=alt.Order("kl:Q")
     )
-    points = rows.mark_point(filled=True, size=36, opacity=1, clip=True).encode(
-        _kl_axis(), y, color=of["color"], shape=of["shape"], tooltip=tooltip
+    points = (
+        rows.transform_filter(_NEAR)
+        .mark_point(filled=True, size=36, opacity=1, clip=True)
+        .encode(_kl_axis(), y, color=of["color"], shape=of["shape"], tooltip=tooltip)
     )
     return _spec(line, _dash(look, 0.5), points)
 

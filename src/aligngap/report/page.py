@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from aligngap.report import charts
-from aligngap.report.load import VERDICTS, Estimate, Experiment, ReportData, Task, load, number
+from aligngap.report.load import VERDICTS, Estimate, Experiment, ReportData, Task, load, number, shortened
 
 #: The page stays below 5 MB; samples are cut first, and the page says so.
 _PAGE_BYTES = 4_700_000
@@ -521,8 +521,9 @@ def _arm_settings(task: Task) -> list[dict[str, Any]]:
         name = str(arm.get("name"))
         settings = {key: arm.get(key) for key in ("source", "loss", "settings")}
         entry = entries.setdefault(name, {"name": name, "seeds": [], "settings": settings | {"weights, SHA-256": {}}})
-        entry["seeds"].append(arm.get("seed"))
-        entry["settings"]["weights, SHA-256"][f"seed {arm.get('seed')}"] = arm.get("weights_sha256") or "no data"
+        seed = "not known" if arm.get("seed") is None else arm["seed"]
+        entry["seeds"].append(seed)
+        entry["settings"]["weights, SHA-256"][f"seed {seed}"] = arm.get("weights_sha256") or "no data"
     return list(entries.values())
 
 
@@ -584,6 +585,10 @@ def _that_fit(frame: pl.DataFrame, keys: list[tuple[Any, Any]], budget: int) -> 
     return keys[: max(0, int(0.95 * budget * len(tried) / size))]
 
 
+def _sample_text(text: str | None) -> str | None:
+    return None if text is None else shortened(text, 8000)
+
+
 _MARKS = {"arm": pl.String, "seed": pl.Int64, "peak_step": pl.Int64, "end_step": pl.Int64}
 
 
@@ -601,8 +606,12 @@ def _arranged(frame: pl.DataFrame, runs: pl.DataFrame, keys: list[tuple[Any, Any
     for row in frame.join(order, on=["split", "prompt_number"], how="semi").iter_rows(named=True):
         index = position[row["split"], row["prompt_number"]]
         scores = (row["utility"], row["margin_golden"], row["margin_proxy"])
-        cells = [row["response"], row["ended"], *(None if s is None else float(f"{s:.4g}") for s in scores)]
-        prompts[index]["text"] = row["prompt"]
+        cells = [
+            _sample_text(row["response"]),
+            row["ended"],
+            *(None if s is None else float(f"{s:.4g}") for s in scores),
+        ]
+        prompts[index]["text"] = _sample_text(row["prompt"])
         if row["who"] == "policy":
             found.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells])
         elif row["who"] in prompts[index]:
