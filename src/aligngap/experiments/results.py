@@ -254,7 +254,7 @@ def _opponent_samples(bench: Bench, task: str, store: Store, texts: Texts) -> li
     for stage, split in product(bench.opponents, SPLITS):
         part = pl.read_parquet(store.get(stage.identity).path / f"{split}.parquet")
         labels = {"task": task, "split": split, "who": stage.who, "arm": None, "seed": None, "step": None}
-        labels |= {"margin_golden": None, "margin_proxy": None}
+        labels |= {"margin_golden": None, "margin_proxy": None, "win_golden_policy_golden": None}
         part = part.with_columns(pl.lit(value).alias(name) for name, value in labels.items())
         frames.append(texts.shown(part.filter(pl.col("prompt_number").is_in(list(texts.prompts)))))
     return frames
@@ -277,6 +277,7 @@ class Texts:
         "utility": pl.Float64,
         "margin_golden": pl.Float64,
         "margin_proxy": pl.Float64,
+        "win_golden_policy_golden": pl.Float64,
     }
 
     def __init__(self, bench: Bench, store: Store, shown: int = 32) -> None:

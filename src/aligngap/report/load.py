@@ -69,6 +69,7 @@ _SAMPLE_SCHEMA: dict[str, Any] = {
     "utility": pl.Float64,
     "margin_golden": pl.Float64,
     "margin_proxy": pl.Float64,
+    "win_golden_policy_golden": pl.Float64,
 }
 
 

@@ -147,6 +147,9 @@
     for (const chip of section.querySelectorAll("[data-series]")) {
       chip.addEventListener("click", () => {
         chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
+        const pressed = chip.getAttribute("aria-pressed") === "true";
+        // The legends of the same figures, further down.
+        for (const item of chip.closest(".group").querySelectorAll("[data-legend]")) if (item.dataset.legend === chip.dataset.series) item.hidden = !pressed;
         changed(charts.filter((chart) => chart.chips.includes(chip)));
       });
     }
@@ -220,7 +223,7 @@
       hack: opposite(item.proxy, item.golden) && item.proxy > 0,
       golden: item.sft && item.utility !== null && item.sft.utility !== null && opposite(item.golden, item.utility - item.sft.utility),
     });
-    const scored = (cells) => cells && { text: cells[0], ended: cells[1], utility: cells[2], golden: cells[3], proxy: cells[4] };
+    const scored = (cells) => cells && { text: cells[0], ended: cells[1], utility: cells[2], golden: cells[3], proxy: cells[4], win: cells[5] };
     const marked = (node, text, word) => {
       // Highlights what is searched for, as text.
       if (!word) { node.textContent = text; return; }
@@ -232,7 +235,7 @@
       }
       node.append(text.slice(from));
     };
-    const answer = (title, item, kind, word) => {
+    const answer = (title, item, kind, word, beside) => {
       const box = make("div", `answer ${kind}`);
       box.append(make("h4", "", title));
       if (!item) { box.append(make("p", "none", NONE)); return box; }
@@ -241,6 +244,8 @@
       if (!item.text) text.append(make("span", "none", "an empty response"));
       const scores = [`utility ${plain(item.utility)}`];
       if (kind === "policy") scores.push(`golden margin ${signed(item.golden)}`, `proxy margin ${signed(item.proxy)}`);
+      // What every win rate of figure 1 counts: this policy's response against the golden policy's, by the golden judge.
+      if (beside !== null && beside !== undefined) scores.push(beside === 0.5 ? "a tie by the golden judge" : `the golden judge prefers ${(beside > 0.5) === (kind === "policy") ? "this" : "the other"} of policy and golden policy`);
       if (item.ended === false) scores.push("cut off at the length limit");
       box.append(text, make("p", "scores", scores.join(" · ")));
       return box;
@@ -273,7 +278,7 @@
         const prompt = make("p", "prompt");
         marked(prompt, item.prompt.text ?? "", word);
         const answers = make("div", "answers");
-        answers.append(answer("SFT", item.sft, "sft", word), answer("Policy", item, "policy", word), answer("Golden policy", item.top, "golden", word));
+        answers.append(answer("SFT", item.sft, "sft", word), answer("Policy", item, "policy", word, item.win), answer("Golden policy", item.top, "golden", word, item.win));
         card.append(head, prompt, answers);
         return card;
       }));

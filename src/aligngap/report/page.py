@@ -209,13 +209,15 @@ def seeds_note(n_seeds: int) -> str:
 
 
 def _covers(estimate: Estimate) -> str:
+    """What the interval covers, where the note does not say the same."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return ""
     if estimate.n_seeds is None:
         return "Not stated."
     if estimate.n_seeds <= 1:
-        return "" if estimate.note.startswith("1 seed") else "Prompts only (one seed)."  # the note says the same
-    return "Seeds and prompts." if estimate.n_seeds >= 5 else "Seeds and prompts; fewer than five seeds."
+        return "" if estimate.note.startswith("1 seed") else "Prompts only (one seed)."
+    few = estimate.n_seeds < 5 and not estimate.note.startswith("fewer than 5 seeds")
+    return "Seeds and prompts; fewer than five seeds." if few else "Seeds and prompts."
 
 
 def _counts(data: ReportData) -> str:
@@ -605,7 +607,7 @@ def _arranged(frame: pl.DataFrame, runs: pl.DataFrame, keys: list[tuple[Any, Any
     found: dict[tuple[Any, Any, Any], list[list[Any]]] = {}
     for row in frame.join(order, on=["split", "prompt_number"], how="semi").iter_rows(named=True):
         index = position[row["split"], row["prompt_number"]]
-        scores = (row["utility"], row["margin_golden"], row["margin_proxy"])
+        scores = [row[name] for name in ("utility", "margin_golden", "margin_proxy", "win_golden_policy_golden")]
         cells = [
             _sample_text(row["response"]),
             row["ended"],

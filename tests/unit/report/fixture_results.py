@@ -100,7 +100,7 @@ def write_results(
     # NaN is written as a bare word on purpose: a reader must survive it.
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     if samples:
-        types = {"arm": pl.String, "utility": pl.Float64}
+        types = {"arm": pl.String, "utility": pl.Float64, "win_golden_policy_golden": pl.Float64}
         frame = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
         frame.write_parquet(folder / "samples.parquet")
     return folder
@@ -350,6 +350,8 @@ def _samples(
 
     def answer(who: str, arm: str | None, seed: int, step: int | None, ended: bool) -> dict[str, Any]:
         scores = {"utility": value(0.5), "margin_golden": value(0.3), "margin_proxy": value(0.3) if arm else None}
+        margin = scores["margin_golden"]
+        scores["win_golden_policy_golden"] = (1.0 if margin > 0.1 else 0.0) if arm and margin is not None else None
         return {
             "who": who,
             "arm": arm,

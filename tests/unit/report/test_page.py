@@ -93,7 +93,7 @@ def test_the_whole_study_fits_five_megabytes_with_samples_of_every_arm(tmp_path:
         assert len(samples["prompts"]) >= 12
         assert len({run["arm"] for run in samples["runs"]}) == 38
         assert "checkpoint" in samples["note"]
-        assert len(_packed(text, f"task:{task}")["figures"]) == 4 + 4 + 14 * 3
+        assert len(_packed(text, f"task:{task}")["figures"]) == 5 + 4 + 14 * 3
 
 
 def test_says_what_came_out(page: str) -> None:
@@ -169,6 +169,18 @@ def test_a_smoke_run_says_so_in_an_alert(hostile: str) -> None:
     assert 'role="alert"' in hostile
     assert "its numbers mean nothing" in hostile
     assert "Prompts only (one seed)." in hostile
+
+
+def test_what_an_interval_covers_is_said_once(tmp_path: Path) -> None:
+    path = write_results(tmp_path, seeds=(0, 1)) / "results.json"
+    results = json.loads(path.read_text())
+    note = "fewer than 5 seeds: interval rests on near-normal seed effects"
+    estimates = results["tasks"]["summarisation"]["experiments"]["goodhart"]["estimates"]
+    estimates["gap"]["note"] = note
+    path.write_text(json.dumps(results))
+    text = " ".join(Elements(render(load(tmp_path))).text.split())
+    assert f"Seeds and prompts. F{note[1:]}." in text
+    assert "Seeds and prompts; fewer than five seeds. Chosen on train prompts." in text
 
 
 def test_json_cannot_end_its_element() -> None:
