@@ -345,7 +345,7 @@ def _family_encodings(look: Look) -> dict[str, Any]:
 def _kl_axis() -> alt.X:
     import altair as alt
 
-    axis = alt.Axis(values=_KL_TICKS, format=".3~r", grid=False)
+    axis = alt.Axis(values=_KL_TICKS, format=".3~r", grid=False, labelOverlap="greedy", labelSeparation=6)
     # Not forced to nice round ends: on a log axis that would waste a third of the width.
     scale = alt.Scale(type="log", nice=False, domain=[alt.ExprRef("xmin"), alt.ExprRef("xmax")])
     return alt.X("kl:Q", title="KL(policy || SFT), nats", axis=axis, scale=scale)
