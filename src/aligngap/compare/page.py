@@ -66,16 +66,17 @@ def render(comparison: Comparison) -> str:
 
 def _both(comparison: Comparison) -> ReportData:
     """The compared arms of both runs as one study, whose families are `1 FAMILY` and `2 FAMILY`."""
-    points, runs, tasks = [], [], []
+    points: list[pl.DataFrame] = []
+    runs: list[pl.DataFrame] = []
+    tasks = []
     for number, side in enumerate((comparison.first, comparison.second), start=1):
         for task in comparison.tasks:
-            names = {(pair.family, pair.first if number == 1 else pair.second) for pair in task.arms}
-            key = pl.struct("family", "arm").map_elements(
-                lambda row, names=names: (row["family"], row["arm"]) in names, return_dtype=pl.Boolean
-            )
+            names = [(pair.family, pair.first if number == 1 else pair.second) for pair in task.arms]
+            compared = pl.DataFrame(names, schema={"family": pl.String, "arm": pl.String}, orient="row")
             for frame, into in ((side.data.points, points), (side.data.runs, runs)):
+                chosen = frame.filter(pl.col("task") == task.task).join(compared, on=["family", "arm"], how="semi")
                 into.append(
-                    frame.filter((pl.col("task") == task.task) & key).with_columns(
+                    chosen.with_columns(
                         # No number of a run of the one study is that of a run of the other.
                         run=2 * pl.col("run") + number - 1,
                         family=f"{number} " + pl.col("family"),

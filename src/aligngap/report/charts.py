@@ -373,14 +373,17 @@ def _golden_kl_rule(look: Look) -> alt.LayerChart:
     inside = f"{_OF_SPLIT} && {_NEAR} && (xscale !== 'log' || datum.kl >= xmin)"
     base = alt.Chart(alt.NamedData("references")).transform_filter(inside)
     rule = base.mark_rule(strokeDash=[2, 3], color=look.muted, opacity=0.9).encode(x="kl:Q")
-    middle = "datum.kl < (xscale === 'log' ? sqrt(xmin * xmax) : xmax / 2)"
+    room = "datum.kl < (xscale === 'log' ? sqrt(xmin * xmax) : xmax / 2)"
+
+    def label(test: str, align: Literal["left", "right"], dx: int) -> alt.Chart:
+        mark = base.transform_filter(test).mark_text(
+            align=align, baseline="top", dx=dx, dy=2, color=look.muted, fontSize=10
+        )
+        encoded: alt.Chart = mark.encode(x="kl:Q", y=alt.value(0), text=alt.value("golden policy’s KL"))
+        return encoded
+
     # To the side where there is room.
-    labels = [
-        base.transform_filter(test)
-        .mark_text(align=align, baseline="top", dx=dx, dy=2, color=look.muted, fontSize=10)
-        .encode(x="kl:Q", y=alt.value(0), text=alt.value("golden policy’s KL"))
-        for test, align, dx in ((middle, "left", 4), (f"!({middle})", "right", -4))
-    ]
+    labels = [label(room, "left", 4), label(f"!({room})", "right", -4)]
     return alt.LayerChart(layer=[rule, *labels])
 
 
