@@ -990,7 +990,7 @@ def _beyond(points: Iterable[Mapping[str, Any]], runs: Iterable[Mapping[str, Any
     if not far:
         return ""
     names = list(dict.fromkeys(arms[point["run"]] for point in far))
-    whose = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    whose = "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     most = max(point["kl"] for point in far)
     return f"Not shown: {len(far)} point{'s' if len(far) > 1 else ''} further right, up to a KL of {most:.3g} ({whose})"
 

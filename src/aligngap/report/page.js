@@ -86,7 +86,7 @@
       const arms = new Map(rows.map((run) => [run.run, run.arm]));
       const far = tables.points.filter((point) => arms.has(point.run) && point.split === state.split && point.kl > xmax);
       const names = [...new Set(far.map((point) => arms.get(point.run)))];
-      const whose = names.slice(0, 3).join(", ") + (names.length > 3 ? ` and ${names.length - 3} more` : "");
+      const whose = names.slice(0, 3).join("; ") + (names.length > 3 ? ` and ${names.length - 3} more` : "");
       note.hidden = !far.length;
       note.textContent = far.length ? `Not shown: ${far.length} point${far.length > 1 ? "s" : ""} further right, up to a KL of ${plain(Math.max(...far.map((point) => point.kl)))} (${whose}). “KL range: all” above shows them.` : "";
     };

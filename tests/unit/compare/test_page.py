@@ -53,7 +53,12 @@ def test_json_and_page_are_written(runs: tuple[Path, Path], tmp_path: Path, caps
     assert found["settings"] == [{"key": "proxy.train_pairs", "first": 250, "second": 90}]
     assert found["tasks"][TASK]["experiments"][0]["name"] == "goodhart"
     text = " ".join(Elements(page.read_text(encoding="utf-8")).text.split())
-    for words in ("Before and After", "proxy.train_pairs 250 90", "paired by seed and prompt"):
+    for words in (
+        "Before and After",
+        "Held-out prompts, golden judge, win rates against",
+        "proxy.train_pairs 250 90",
+        "paired by seed and prompt",
+    ):
         assert words in text, words
     assert not list(tmp_path.glob(".*"))
 
