@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +342,7 @@ def _contrast(a: Curve, b: Curve) -> dict[str, float]:
     return found | {key: found[f"{key}_second"] - found[f"{key}_first"] for key in _LEVELS}
 
 
+_PLACES = ("kl", "kl_first", "kl_second")
 _CONTRASTS = ("gap", *(f"{key}{which}" for key in _LEVELS for which in ("", "_first", "_second")))
 
 
@@ -366,11 +367,11 @@ def _arm_pair(task: str, one: _Arm, other: _Arm, settings: AnalysisSpec) -> ArmP
                 _CONTRASTS,
                 rng=rng,
                 replicates=settings.replicates,
+                places=_PLACES,
             )
             lost = len(one.rows.keys() ^ other.rows.keys())
             if lost:
-                note = f"{lost} seed(s) that only one run has left out"
-                made = {k: replace(e, note="; ".join(filter(None, [e.note, note]))) for k, e in made.items()}
+                made = {k: e.noted(f"{lost} seed(s) that only one run has left out") for k, e in made.items()}
         else:
             made = unpaired_estimates(first, second, _contrast, _CONTRASTS, rng=rng, replicates=settings.replicates)
         rows[judge] = _arm_rows(made, PAIRED if shared else PROMPTS_SHARED, identical)
@@ -401,6 +402,8 @@ def _arm_rows(made: Mapping[str, Estimate], how: str, identical: bool) -> tuple[
         one, other, difference = (made[f"{key}{which}"] for which in ("_first", "_second", ""))
         if key == "kl":
             one, other, difference = (estimate.exponential() for estimate in (one, other, difference))
+        if difference.n_seeds and key == "kl":
+            difference = difference.noted("rough where several checkpoints are about as high")
         name = "kl_at_peak_ratio" if key == "kl" else f"{key}_difference"
         rows.append(_row(name, label, unit, _number(one), _number(other), difference, how, identical))
     return tuple(rows)
