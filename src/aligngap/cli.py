@@ -279,6 +279,46 @@ def figures(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR1", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR2", help="The folder of another.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of it, FILE.html, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two runs of the same experiments: what differs, and second minus first with intervals."""
+    import json
+
+    from aligngap.compare.differences import compare as compared
+    from aligngap.compare.words import sections
+
+    if out is not None and out.suffix != ".html":
+        raise UserError(f"'{out}' is no .html file", where="--out", mend="Write --out comparison.html.")
+    found = compared(first, second)
+    if out is not None:
+        from aligngap.compare.page import write_comparison
+
+        try:
+            write_comparison(found, out)
+        except OSError as error:
+            mend = "Give --out another path."
+            raise UserError(f"cannot be written: {error.strerror}", where=str(out), mend=mend) from error
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        return
+    console = _console()
+    for part in sections(found):
+        if isinstance(part, str):
+            console.print(_plain(part), soft_wrap=True)
+        else:
+            table = _table(part.title, *part.columns)
+            for row in part.rows:
+                table.add_row(*map(_plain, row))
+            console.print(table)
+    if out is not None:
+        _say(f"Page: {out}", console)
+
+
+@app.command()
 def samples(
     directory: Run,
     arm: Annotated[str | None, typer.Option(metavar="NAME", help="The arm.  [default: the first]")] = None,

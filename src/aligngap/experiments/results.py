@@ -99,7 +99,9 @@ def _task(
             pairs = pl.read_parquet(store.get(evaluation.identity).path / "per_pair.parquet")
             listed[-1] |= _measured(entry, evaluation, store, prompts, pairs)
             size = read_json(store.get(entry.stage.sft.identity).path / "metrics.json")["parameters"]
-            finished.append(Finished(entry, _runs(entry, prompts), listed[-1]["weights_sha256"], pairs, prompts, size))
+            listed[-1]["parameters"] = size
+            runs = runs_of(entry.name, entry.stage.seed, prompts)
+            finished.append(Finished(entry, runs, listed[-1]["weights_sha256"], pairs, prompts, size))
             per_prompt.append(prompts.drop("response_ids"))
             texts = texts or Texts(bench, store)
             samples.append(_samples(prompts, texts))
@@ -109,6 +111,7 @@ def _task(
     data = TaskData(task, study.analysis, finished, tables, bench.has_truth)
     concluded = {name: _concluded(name, data) for name in asked(study, task)}
     return {
+        "yardstick": yardstick(bench),
         "arms": listed,
         "measures": measured,
         "stages": _stages(bench, store),
@@ -116,6 +119,12 @@ def _task(
         "not_asked": obstacles(study, task),
         "holm": _holm({name: content["estimates"] for name, content in concluded.items()}),
     }
+
+
+def yardstick(bench: Bench) -> dict[str, str]:
+    """Identities of what win rates and KL of a task are measured with. Two runs that share them share a scale."""
+    parts = {name: getattr(bench, name) for name in ("pairs", "golden", "sft", "golden_policy")}
+    return {name: stage.identity for name, stage in parts.items()}
 
 
 def _tables(
@@ -208,22 +217,29 @@ def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
     return frame.select(*labels, pl.all())
 
 
-def _runs(entry: ArmEntry, frame: pl.DataFrame) -> dict[tuple[str, str, str], Run]:
-    found = {}
-    steps = np.array(entry.stage.keep)
-    for split in SPLITS:
-        part = frame.filter(pl.col("split") == split).sort("step", "prompt_number")
+def runs_of(name: str, seed: int, frame: pl.DataFrame) -> dict[tuple[str, str, str], Run]:
+    """An arm's curves under one seed by (split, opponent, judge), from its rows of `per_prompt.parquet`.
 
-        def matrix(column: str, part: pl.DataFrame = part) -> np.ndarray[Any, np.dtype[np.float64]]:
-            return part[column].cast(pl.Float64).to_numpy().reshape(len(steps), -1)
+    Checkpoints in order of step and prompts in order of number; what has no row or no number is NaN. A judge who says
+    nothing of a split, such as the true utility where nobody knows it, has no curve.
+    """
+    found = {}
+    for (split,), part in frame.group_by("split", maintain_order=True):
+        steps, row = np.unique(part["step"].to_numpy(), return_inverse=True)
+        numbers, column = np.unique(part["prompt_number"].to_numpy(), return_inverse=True)
+        empty = np.full((len(steps), len(numbers)), np.nan)
+
+        def matrix(values: pl.Series, at: Any = (row, column), empty: Any = empty) -> Any:
+            filled = empty.copy()
+            filled[at] = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+            return filled
 
         for opponent, judges in COMPARISONS.items():
             for judge in judges:
-                if part[f"win_{opponent}_{judge}"].null_count() == len(part):
-                    continue  # nobody knows the true utility
-                found[(split, opponent, judge)] = Run(
-                    entry.name, entry.stage.seed, steps, matrix("kl"), matrix(f"win_{opponent}_{judge}")
-                )
+                wins = f"win_{opponent}_{judge}"
+                if wins in part.columns and part[wins].null_count() < len(part):
+                    key = (str(split), opponent, judge)
+                    found[key] = Run(name, seed, steps.astype(np.int64), matrix(part["kl"]), matrix(part[wins]))
     return found
 
 
@@ -239,7 +255,7 @@ def _opponent_samples(bench: Bench, task: str, store: Store, texts: Texts) -> li
     for stage, split in product(bench.opponents, SPLITS):
         part = pl.read_parquet(store.get(stage.identity).path / f"{split}.parquet")
         labels = {"task": task, "split": split, "who": stage.who, "arm": None, "seed": None, "step": None}
-        labels |= {"margin_golden": None, "margin_proxy": None}
+        labels |= {"margin_golden": None, "margin_proxy": None, "win_golden_policy_golden": None}
         part = part.with_columns(pl.lit(value).alias(name) for name, value in labels.items())
         frames.append(texts.shown(part.filter(pl.col("prompt_number").is_in(list(texts.prompts)))))
     return frames
@@ -262,6 +278,7 @@ class Texts:
         "utility": pl.Float64,
         "margin_golden": pl.Float64,
         "margin_proxy": pl.Float64,
+        "win_golden_policy_golden": pl.Float64,
     }
 
     def __init__(self, bench: Bench, store: Store, shown: int = 32) -> None:

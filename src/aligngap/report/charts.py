@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def family_name(family: str) -> str:
 @dataclass(frozen=True)
 class Look:
     """Colours as a drawing takes them (hexadecimal for images, CSS variables for the page), and what a report's charts
-    have in common: its families and seeds.
+    have in common: its families and seeds. own: name and style of families that the report knows better.
     """
 
     ink: str
@@ -121,6 +122,7 @@ class Look:
     hues: tuple[str, ...]
     families: tuple[str, ...]
     seeds: tuple[int, ...]
+    own: tuple[tuple[str, str, Style], ...] = ()
 
     @classmethod
     def for_images(cls, data: ReportData) -> Look:
@@ -128,9 +130,19 @@ class Look:
         return cls("#22262b", "#5d6670", "#e6e8eb", light, tuple(data.families), tuple(data.seeds))
 
     @classmethod
-    def for_page(cls, data: ReportData) -> Look:
+    def for_page(cls, data: ReportData, own: tuple[tuple[str, str, Style], ...] = ()) -> Look:
         variables = tuple(f"var(--hue-{index})" for index in range(len(HUES)))
-        return cls("var(--ink)", "var(--muted)", "var(--grid)", variables, tuple(data.families), tuple(data.seeds))
+        return cls("var(--ink)", "var(--muted)", "var(--grid)", variables, tuple(data.families), tuple(data.seeds), own)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What each family is called."""
+        return {family: family_name(family) for family in self.families} | {name: label for name, label, _ in self.own}
+
+    @property
+    def styles(self) -> dict[str, Style]:
+        """How each family is told apart."""
+        return styles(self.families) | {name: style for name, _, style in self.own}
 
 
 @dataclass(frozen=True)
@@ -149,8 +161,9 @@ class Panel:
 class Figure:
     """Panels that belong together; without any where there is nothing to draw, and `note` says why.
 
-    series: what its legend names, with labels. shown: what of it is drawn from the start. domains: by opponent, the
-    range of its axes; empty unless it is a win-rate chart. by_split: whether train and held-out prompts differ.
+    series: what its legend names, with labels. shown: what of it is drawn from the start. span: for win rates, whether
+    the axes take in the usual range of KL or the whole (`reach`). against: whose responses they are against, where that
+    is not the reader's choice. by_split: whether train and held-out prompts differ.
     """
 
     task: str
@@ -161,7 +174,8 @@ class Figure:
     series: dict[str, str]
     styles: dict[str, Style]
     shown: tuple[str, ...]
-    domains: dict[str, dict[str, float]] = field(default_factory=dict)
+    span: Literal["usual", "whole"] | None = None
+    against: str | None = None
     by_split: bool = True
     note: str = ""
 
@@ -177,9 +191,10 @@ def datasets(data: ReportData, task: Task) -> dict[str, list[dict[str, Any]]]:
         pl.col(name).round_sig_figs(5) for name, kind in points.schema.items() if kind == pl.Float64
     )
     drawings = [drawing for experiment in task.experiments for drawing in experiment.figures]
+    runs = data.runs.filter(pl.col("task") == task.name).drop("task", "reason", "weights_sha256")
     return {
         "points": points.to_dicts(),
-        "runs": data.runs.filter(pl.col("task") == task.name).drop("task", "reason", "weights_sha256").to_dicts(),
+        "runs": runs.join(_extents(points), on="run", how="left").to_dicts(),
         "references": [{"split": split, "kl": kl} for split, kl in task.golden_kl.items()],
         "drawn": [{"figure": drawing.key, **point} for drawing in drawings for point in drawing.points],
     }
@@ -203,20 +218,68 @@ def _any_number(points: pl.DataFrame, columns: Iterable[str]) -> bool:
     return any(points[name].count() > 0 for name in columns)
 
 
-def _domains(points: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """By opponent: one range of KL, and one of rates for all its judges, so that panels can be compared by eye."""
-    kls = [kl for kl in points["kl"].drop_nulls().to_list() if kl > 0] or [0.01, 10.0]
-    found = {}
-    for opponent in OPPONENTS:
-        columns = [points[name] for name in rate_columns([opponent])]
-        rates = [rate for column in columns for rate in column.drop_nulls().to_list()] + [0.5]
-        found[opponent] = {
-            "ymin": round(max(0.0, (min(rates) - 0.03) // 0.05 * 0.05), 4),
-            "ymax": round(min(1.0, -(-(max(rates) + 0.03) // 0.05) * 0.05), 4),
-            "xmin": min(kls) * 0.8,
-            "xmax": max(kls) * 1.25,
-        }
+#: A run that goes on to a KL beyond this many times what most runs spend would leave little room for them.
+FAR = 5.0
+
+
+def usual_kl(points: pl.DataFrame) -> float:
+    """Where the usual range of KL ends: at `FAR` times the upper quartile of the runs' largest KLs; infinite without
+    any. A policy that has lost all hold on SFT can spend a hundred times what the others do.
+    """
+    largest = points.filter(pl.col("kl") > 0).group_by("run").agg(pl.col("kl").max())["kl"]
+    upper = largest.quantile(0.75, "lower")
+    return math.inf if upper is None else FAR * upper
+
+
+def reaches_far(data: ReportData, task: Task) -> bool:
+    """Whether any point of the task lies beyond the usual range of KL."""
+    points = _points(data, task.name)
+    return not points.filter(pl.col("kl") > usual_kl(points)).is_empty()
+
+
+def _extents(points: pl.DataFrame) -> pl.DataFrame:
+    """How far each run reaches, with a margin: from_kl, to_kl, and from_, to_ of the rates against each opponent, over
+    the points in the usual range of KL; with `all_` before them over all points. Null where it has none.
+    """
+    drawn = points.filter(pl.col("kl") > 0)
+    found = drawn.select("run").unique(maintain_order=True)
+    for prefix, part in (("", drawn.filter(pl.col("kl") <= usual_kl(points))), ("all_", drawn)):
+        columns = [
+            (pl.col("kl").min() * 0.8).alias(f"{prefix}from_kl"),
+            (pl.col("kl").max() * 1.25).alias(f"{prefix}to_kl"),
+        ]
+        for opponent in OPPONENTS:
+            rates = pl.concat_list(rate_columns([opponent])).explode()
+            low, high = ((rates.min() - 0.03) / 0.05).floor() * 0.05, ((rates.max() + 0.03) / 0.05).ceil() * 0.05
+            columns.append(low.clip(0, 1).round(2).alias(f"{prefix}from_{opponent}"))
+            columns.append(high.clip(0, 1).round(2).alias(f"{prefix}to_{opponent}"))
+        found = found.join(part.group_by("run").agg(columns), on="run", how="left")
     return found
+
+
+def reach(runs: Sequence[Mapping[str, Any]], opponent: str, *, whole: bool = False) -> dict[str, float]:
+    """The axes' range that takes in some runs of `datasets`: one of KL, and one of rates for all judges, so that panels
+    can be compared by eye. The page does the same for what it shows.
+
+    whole: beyond the usual range of KL, too; so, in any case, where nothing lies in it.
+    """
+
+    def known(name: str) -> list[float]:
+        return [run[name] for run in runs if run.get(name) is not None]
+
+    prefix = "all_" if whole or not known("to_kl") else ""
+    return {
+        "xmin": min(known(f"{prefix}from_kl"), default=0.01),
+        "xmax": max(known(f"{prefix}to_kl"), default=10.0),
+        "ymin": min([0.45, *known(f"{prefix}from_{opponent}")]),
+        "ymax": max([0.55, *known(f"{prefix}to_{opponent}")]),
+    }
+
+
+def drawn_runs(runs: Iterable[Mapping[str, Any]], figure: Figure) -> list[Mapping[str, Any]]:
+    """The runs that a figure shows from the start."""
+    only = [panel.params["only"] for panel in figure.panels if "only" in panel.params]
+    return [r for r in runs if (r["family"] in only and r["baseline"] if only else r["family"] in figure.shown)]
 
 
 # --- panels ---------------------------------------------------------------------------------------------------------
@@ -276,14 +339,13 @@ def _encodings(look: Look, column: str, names: Mapping[str, str], own: Mapping[s
 
 
 def _family_encodings(look: Look) -> dict[str, Any]:
-    names = {family: family_name(family) for family in look.families}
-    return _encodings(look, "family", names, styles(look.families))
+    return _encodings(look, "family", look.names, look.styles)
 
 
 def _kl_axis() -> alt.X:
     import altair as alt
 
-    axis = alt.Axis(values=_KL_TICKS, format=".3~r", grid=False)
+    axis = alt.Axis(values=_KL_TICKS, format=".3~r", grid=False, labelOverlap="greedy", labelSeparation=6)
     # Not forced to nice round ends: on a log axis that would waste a third of the width.
     scale = alt.Scale(type="log", nice=False, domain=[alt.ExprRef("xmin"), alt.ExprRef("xmax")])
     return alt.X("kl:Q", title="KL(policy || SFT), nats", axis=axis, scale=scale)
@@ -308,12 +370,21 @@ def _dash(look: Look, value: float) -> alt.Chart:
 def _golden_kl_rule(look: Look) -> alt.LayerChart:
     import altair as alt
 
-    base = alt.Chart(alt.NamedData("references")).transform_filter(_OF_SPLIT)
+    inside = f"{_OF_SPLIT} && {_NEAR} && (xscale !== 'log' || datum.kl >= xmin)"
+    base = alt.Chart(alt.NamedData("references")).transform_filter(inside)
     rule = base.mark_rule(strokeDash=[2, 3], color=look.muted, opacity=0.9).encode(x="kl:Q")
-    label = base.mark_text(align="left", baseline="top", dx=4, dy=2, color=look.muted, fontSize=10).encode(
-        x="kl:Q", y=alt.value(0), text=alt.value("golden policy’s KL")
-    )
-    return alt.LayerChart(layer=[rule, label])
+    room = "datum.kl < (xscale === 'log' ? sqrt(xmin * xmax) : xmax / 2)"
+
+    def label(test: str, align: Literal["left", "right"], dx: int) -> alt.Chart:
+        mark = base.transform_filter(test).mark_text(
+            align=align, baseline="top", dx=dx, dy=2, color=look.muted, fontSize=10
+        )
+        encoded: alt.Chart = mark.encode(x="kl:Q", y=alt.value(0), text=alt.value("golden policy’s KL"))
+        return encoded
+
+    # To the side where there is room.
+    labels = [label(room, "left", 4), label(f"!({room})", "right", -4)]
+    return alt.LayerChart(layer=[rule, *labels])
 
 
 def _hover() -> alt.Parameter:
@@ -336,57 +407,75 @@ def _tooltips(**titles: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{column}:N", title=title) for column, title in titles.items()]
 
 
+_NEAR = "datum.kl <= xmax"  # lines go on to the edge; points beyond it would be there and not be seen
+_KL_TEXT = {
+    "kl_text": "isValid(datum.kl) ? format(datum.kl, '.3~g') + (isValid(datum.kl_se) ? ' ± ' + "
+    "format(datum.kl_se, '.2~g') : '') : 'none'"
+}
+
+
+def _interval_text(rate: str, se: str) -> dict[str, str]:
+    """95% over prompts, from a standard error."""
+    ends = (f"format(max(0, {rate} - 1.96 * {se}), '.1%')", f"format(min(1, {rate} + 1.96 * {se}), '.1%')")
+    return {"interval": f"isValid({se}) ? '[' + {ends[0]} + ', ' + {ends[1]} + ']' : 'none'"}
+
+
 @functools.lru_cache(maxsize=64)
-def _win_spec(look: Look) -> dict[str, Any]:
-    """Win rate over KL (Tang et al., figure 1): a point a checkpoint, a line a run, in order of KL."""
+def _win_spec(look: Look, over: Literal["kl", "step", "rate_sft_proxy"] = "kl") -> dict[str, Any]:
+    """Win rate over KL (Tang et al., figure 1): a point a checkpoint, a line a run, in order of KL. `over`: or over
+    something else, in order of steps, because KL is disputed as an axis common to different optimisers.
+    """
     import altair as alt
 
     columns = {what: f"datum['{what}_' + opponent + '_' + judge]" for what in ("rate", "se", "n", "ties")}
+    drawable = _DRAWABLE_KL if over == "kl" else f"isValid(datum['{over}'])"
     rows = (
         alt.Chart(alt.NamedData("points"))
-        .transform_filter(f"{_IN_VIEW} && {_OF_SPLIT} && {_DRAWABLE_KL}")
+        .transform_filter(f"{_IN_VIEW} && {_OF_SPLIT} && {drawable}")
         .transform_calculate(**columns)
         .transform_filter("isValid(datum.rate)")
         .transform_calculate(
             low="isValid(datum.se) ? max(0, datum.rate - datum.se) : datum.rate",
             high="isValid(datum.se) ? min(1, datum.rate + datum.se) : datum.rate",
-            kl_text="format(datum.kl, '.3~g') + (isValid(datum.kl_se) ? ' ± ' + format(datum.kl_se, '.2~g') : '')",
             rate_text="format(datum.rate, '.1%')",
-            interval="isValid(datum.se) ? '[' + format(max(0, datum.rate - 1.96 * datum.se), '.1%') + ', '"
-            " + format(min(1, datum.rate + 1.96 * datum.se), '.1%') + ']' : 'none'",
+            **_KL_TEXT,
+            **_interval_text("datum.rate", "datum.se"),
         )
     )
     of = _family_encodings(look)
+    x: Any = _kl_axis()
+    if over == "step":
+        x = alt.X("step:Q", title="optimiser steps", axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5))
+    elif over == "rate_sft_proxy":
+        axis = alt.Axis(format=".0%", grid=False, tickCount=6)
+        x = alt.X(f"{over}:Q", title="win rate against SFT by the proxy", axis=axis, scale=alt.Scale(zero=False))
     y = _rate_axis("win rate")
-    tooltip = _tooltips(
-        arm="arm",
-        seed="seed",
-        step="step",
-        kl_text="KL ± se",
-        rate_text="win rate",
-        interval="95%, over prompts",
-        n="prompts",
-        ties="ties",
-    )
-    line = rows.mark_line(clip=True).encode(
-        _kl_axis(),
+    tooltip = [
+        *_tooltips(arm="arm", seed="seed", step="step", kl_text="KL ± se"),
+        *([alt.Tooltip(f"{over}:Q", title="by the proxy", format=".1%")] if over == "rate_sft_proxy" else []),
+        *_tooltips(rate_text="win rate", interval="95%, over prompts", n="prompts", ties="ties"),
+    ]
+    clip = over == "kl"  # elsewhere the axes take in all there is
+    near = rows.transform_filter(_NEAR) if clip else rows
+    line = rows.mark_line(clip=clip).encode(
+        x,
         y,
         color=of["color"],
         strokeDash=of["dash"],
         detail="run:N",
-        order=alt.Order("kl:Q"),
+        order=alt.Order("kl:Q" if over == "kl" else "step:Q"),
         strokeWidth=_standing_out(2, 1),
         opacity=_standing_out(0.85, 0.3),
     )
     bars = (
-        rows.transform_filter("datum.baseline")
-        .mark_rule(opacity=0.35, clip=True)
-        .encode(_kl_axis(), y=_rate_axis("win rate", "low"), y2="high:Q", color=of["color"])
+        near.transform_filter("datum.baseline")
+        .mark_rule(opacity=0.35, clip=clip)
+        .encode(x, y=_rate_axis("win rate", "low"), y2="high:Q", color=of["color"])
     )
     points = (
-        rows.mark_point(filled=True, clip=True)
+        near.mark_point(filled=True, clip=clip)
         .encode(
-            _kl_axis(),
+            x,
             y,
             color=of["color"],
             shape=of["shape"],
@@ -396,7 +485,8 @@ def _win_spec(look: Look) -> dict[str, Any]:
         )
         .add_params(_hover())
     )
-    return _spec(line, _dash(look, 0.5), _golden_kl_rule(look), bars, points)
+    golden = [_golden_kl_rule(look)] if over == "kl" else []
+    return _spec(line, _dash(look, 0.5), *golden, bars, points)
 
 
 @functools.lru_cache(maxsize=64)
@@ -455,19 +545,23 @@ def _judges_spec(look: Look) -> dict[str, Any]:
         .transform_fold(columns, as_=["judged", "rate"])
         .transform_filter("isValid(datum.rate)")
         .transform_calculate(by="replace(datum.judged, 'rate_sft_', '')")
+        .transform_calculate(se="datum['se_sft_' + datum.by]")
+        .transform_calculate(**_KL_TEXT, **_interval_text("datum.rate", "datum.se"))
     )
     of = _encodings(look, "by", JUDGE_NAMES, judge_styles())
     y = _rate_axis("win rate against SFT")
     tooltip = [
-        *_tooltips(by="judge", arm="arm", seed="seed", step="step"),
-        alt.Tooltip("kl:Q", title="KL", format=".3~g"),
+        *_tooltips(by="judge", arm="arm", seed="seed", step="step", kl_text="KL ± se"),
         alt.Tooltip("rate:Q", title="win rate", format=".1%"),
+        *_tooltips(interval="95%, over prompts"),
     ]
     line = rows.mark_line(strokeWidth=1.8, opacity=0.75, clip=True).encode(
         _kl_axis(), y, color=of["color"], detail="run:N", order=alt.Order("kl:Q")
     )
-    points = rows.mark_point(filled=True, size=36, opacity=1, clip=True).encode(
-        _kl_axis(), y, color=of["color"], shape=of["shape"], tooltip=tooltip
+    points = (
+        rows.transform_filter(_NEAR)
+        .mark_point(filled=True, size=36, opacity=1, clip=True)
+        .encode(_kl_axis(), y, color=of["color"], shape=of["shape"], tooltip=tooltip)
     )
     return _spec(line, _dash(look, 0.5), points)
 
@@ -626,9 +720,7 @@ def _labels(series: Sequence[str], look: Look) -> dict[str, str]:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _win_figure(
-    look: Look, points: pl.DataFrame, families: Sequence[str], shown: Sequence[str], **words: Any
-) -> Figure:
+def win_figure(look: Look, points: pl.DataFrame, families: Sequence[str], shown: Sequence[str], **words: Any) -> Figure:
     """Win rate over KL of some families: by the judge that the reader chooses, beside the true utility."""
     build = functools.partial(_win_spec, look)
     panels = [Panel("win", JUDGE_NAMES["golden"], build)]
@@ -637,10 +729,10 @@ def _win_figure(
     return Figure(
         **words,
         panels=tuple(panels) if _any_number(points, rate_columns()) else (),
-        series={family: family_name(family) for family in families},
-        styles={family: style for family, style in styles(look.families).items() if family in families},
+        series={family: look.names[family] for family in families},
+        styles={family: look.styles[family] for family in families},
         shown=tuple(shown),
-        domains=_domains(points),
+        span="usual",
     )
 
 
@@ -655,12 +747,26 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
     shown = [family for family in families if family in FAMILIES] or families
     common: dict[str, Any] = {
         "task": name,
-        "series": {family: family_name(family) for family in families},
-        "styles": {family: style for family, style in styles(look.families).items() if family in families},
+        "series": {family: look.names[family] for family in families},
+        "styles": {family: look.styles[family] for family in families},
         "shown": tuple(shown),
     }
-    win = _win_figure(
+    win = win_figure(
         look, points, families, shown, task=name, name="goodhart", title="Win rate over KL", caption=_WIN_CAPTION
+    )
+    other = Figure(
+        **common,
+        name="other_axes",
+        title="Win rate over steps, and over the proxy’s opinion",
+        caption="The same points in order of training. Different optimisers may spend the same KL differently, so a "
+        "difference that one axis shows and another does not calls for caution. Right: what the proxy was pleased by, "
+        "and what became of the win rate; a line that turns down while it moves right is a proxy being exploited.",
+        panels=tuple(
+            Panel(f"win-{column}", title, functools.partial(_win_spec, look, column))
+            for column, title in _OTHER_AXES
+            if _any_number(points, [column]) and _any_number(points, rate_columns())
+        ),
+        span="whole",
     )
     of_sft = rate_columns(["sft"])
     with_judges = [
@@ -669,7 +775,6 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
         if family != "golden_policy"
         and _any_number(points.filter((pl.col("family") == family) & pl.col("baseline")), of_sft)
     ]
-    domain = _domains(points)["sft"]
     judges = Figure(
         **common | {"series": JUDGE_NAMES, "styles": judge_styles()},
         name="judges",
@@ -678,9 +783,11 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
         "stands for the human; the true utility is known because the task is built in. Where proxy and truth part, the "
         "policy has learned the proxy’s mistakes.",
         panels=tuple(
-            Panel("judges", family_name(family), functools.partial(_judges_spec, look), {"only": family} | domain)
+            Panel("judges", look.names[family], functools.partial(_judges_spec, look), {"only": family})
             for family in with_judges
         ),
+        span="usual",
+        against="sft",
     )
     training = Figure(
         **common,
@@ -709,7 +816,7 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
         ),
         by_split=False,
     )
-    return [figure for figure in (win, judges, training, cost) if figure.panels]
+    return [figure for figure in (win, other, judges, training, cost) if figure.panels]
 
 
 def experiment_figures(data: ReportData, task: Task, experiment: Experiment, look: Look) -> list[Figure]:
@@ -730,7 +837,7 @@ def _of_drawing(data: ReportData, task: str, drawing: Drawing, look: Look) -> Fi
         families = [family for family in drawing.families if family in present]
         lacking = [family_name(family) for family in drawing.families if family not in present]
         note = f"No data of: {', '.join(lacking)}." if lacking else ""
-        return _win_figure(look, drawable, families, families, **words, caption="", note=note)
+        return win_figure(look, drawable, families, families, **words, caption="", note=note)
     series = tuple(dict.fromkeys(point["series"] for point in drawing.points))
     note = f"{drawing.dropped} point{'s' if drawing.dropped > 1 else ''} without a number left out."
     return Figure(
@@ -764,6 +871,10 @@ _WIN_CAPTION = (
     "a KL of exactly 0, which a log axis cannot show. After Tang et al. (2024), figure 1."
 )
 
+_OTHER_AXES: tuple[tuple[Literal["step", "rate_sft_proxy"], str], ...] = (
+    ("step", "Over optimiser steps"),
+    ("rate_sft_proxy", "Over the proxy’s opinion"),
+)
 _STEP_PANELS: tuple[tuple[str, str, float | None], ...] = (
     ("accuracy", "Accuracy on golden pairs", 0.5),
     ("drift", "Drift of winners’ log-probability", 0.0),
@@ -833,7 +944,10 @@ def image_spec(
         for name, rows in datasets(data, task).items()
     }
     fixed = _DEFAULTS | {"split": split, "opponent": opponent, "xscale": scale, "seeds": list(look.seeds)}
-    fixed |= {"shown": list(figure.shown)} | figure.domains.get(opponent, {})
+    fixed |= {"shown": list(figure.shown)}
+    if figure.span:
+        runs = drawn_runs(rows_of["runs"], figure)
+        fixed |= reach(runs, figure.against or opponent, whole=figure.span == "whole")
     views, tables = [], {}
     for index, panel in enumerate(figure.panels):
         view = {key: value for key, value in panel.build().items() if key != "params"}
@@ -848,11 +962,12 @@ def image_spec(
         views.append(view)
     rows = [{"hconcat": views[i : i + per_row], "spacing": 28} for i in range(0, len(views), per_row)]
     subtitle = [task.name] + ([SPLIT_NAMES.get(split, split)] if figure.by_split else [])
-    subtitle += [f"against {OPPONENT_NAMES[opponent]}"] if figure.domains else []
+    subtitle += [f"against {OPPONENT_NAMES[figure.against or opponent]}"] if figure.span else []
     subtitle += ["SMOKE RUN: THE NUMBERS MEAN NOTHING"] if data.smoke else []
+    far = _beyond(rows_of["points"], runs, fixed["xmax"]) if figure.span == "usual" else ""
     title = {
         "text": _wrapped(figure.title, 34 * len(views[:per_row]) + 30),
-        "subtitle": " · ".join(subtitle),
+        "subtitle": [" · ".join(subtitle), *([far] if far else [])],
         "fontSize": 16,
         "subtitleColor": look.muted,
         "offset": 18,
@@ -866,6 +981,18 @@ def image_spec(
         "datasets": tables,
         "config": config(look) | {"background": "white", "font": "Helvetica, Arial, sans-serif"},
     }
+
+
+def _beyond(points: Iterable[Mapping[str, Any]], runs: Iterable[Mapping[str, Any]], xmax: float) -> str:
+    """What lies to the right of a figure, in a sentence; empty where nothing does."""
+    arms = {run["run"]: run["arm"] for run in runs}
+    far = [point for point in points if point["run"] in arms and point["kl"] is not None and point["kl"] > xmax]
+    if not far:
+        return ""
+    names = list(dict.fromkeys(arms[point["run"]] for point in far))
+    whose = "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    most = max(point["kl"] for point in far)
+    return f"Not shown: {len(far)} point{'s' if len(far) > 1 else ''} further right, up to a KL of {most:.3g} ({whose})"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

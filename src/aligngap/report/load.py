@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +69,7 @@ _SAMPLE_SCHEMA: dict[str, Any] = {
     "utility": pl.Float64,
     "margin_golden": pl.Float64,
     "margin_proxy": pl.Float64,
+    "win_golden_policy_golden": pl.Float64,
 }
 
 
@@ -156,6 +159,8 @@ class Task:
     golden_kl: dict[str, float]
     #: Experiments of the study that cannot be asked on this task, and why.
     not_asked: dict[str, str] = field(default_factory=dict)
+    #: Identities of what win rates and KL are measured with; empty in results of older versions.
+    yardstick: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,23 +201,24 @@ def load(folder: Path) -> ReportData:
     Raises:
         UserError: the folder holds no results, or none that this version reads.
     """
-    raw = _read_results(folder / "results.json")
+    raw: dict[str, Any] = _readable(_read_results(folder / "results.json"))
     point_rows: list[dict[str, Any]] = []
     run_rows: list[dict[str, Any]] = []
     tasks = []
-    for name, content in _dict(raw.get("tasks")).items():
-        arms = tuple(arm for arm in content.get("arms") or [])
+    for key, found in _dict(raw.get("tasks")).items():
+        name, content = _name(key), _dict(found)
+        arms = tuple(_arm(_dict(arm)) for arm in _list(content.get("arms")))
         for arm in arms:
             keys = {
                 "task": name,
                 "run": len(run_rows),
-                "arm": str(arm.get("name")),
-                "family": _line(arm.get("family")) or "other",
-                "seed": _whole(arm.get("seed")),
+                "arm": arm["name"],
+                "family": arm["family"],
+                "seed": arm["seed"],
                 "baseline": bool(arm.get("baseline")),
-                "base": None if arm.get("base") is None else str(arm["base"]),
+                "base": None if arm.get("base") is None else _name(arm["base"]),
             }
-            points = [_point(keys, point) for point in arm.get("points") or []]
+            points = [_point(keys, _dict(point)) for point in _list(arm.get("points"))]
             point_rows += points
             run_rows.append(_run(keys, arm, points))
         holm = _dict(content.get("holm"))
@@ -222,14 +228,15 @@ def load(folder: Path) -> ReportData:
         )
         ours = [row for row in run_rows if row["task"] == name]
         stages = _dict(content.get("stages"))
-        measures = tuple(_dict(measure) for measure in content.get("measures") or [])
+        measures = tuple(_dict(measure) for measure in _list(content.get("measures")))
         golden_kl = _golden_kl(ours, point_rows, name, stages)
         not_asked = {str(key): _line(reason) for key, reason in _dict(content.get("not_asked")).items()}
-        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl, not_asked))
+        yardstick = {key: str(value) for key, value in _dict(content.get("yardstick")).items()}
+        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl, not_asked, yardstick))
     return ReportData(
         study=_dict(raw.get("study")),
         smoke=bool(raw.get("smoke")),
-        revision=raw.get("revision"),
+        revision=_dict(raw.get("revision")) or None,
         tasks=tuple(tasks),
         points=pl.DataFrame(point_rows, schema=_POINT_SCHEMA),
         runs=pl.DataFrame(run_rows, schema=_RUN_SCHEMA),
@@ -273,8 +280,55 @@ def _read_parquet(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
         frame = frame.select(columns)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"not readable: {error}", where=str(path), mend="Make the results again.") from error
+    hidden = _HIDDEN.pattern.replace("\ud800-\udfff", "")  # Parquet holds no lone surrogates
+    frame = with_readable_names(frame.with_columns(pl.col(pl.String).str.replace_all(hidden, "\ufffd")))
     floats = [name for name, kind in schema.items() if kind == pl.Float64]
     return frame.with_columns(pl.when(pl.col(name).is_finite()).then(pl.col(name)).alias(name) for name in floats)
+
+
+#: What no reader sees and some program obeys; lone surrogates, too, which a broken tokenizer can produce and no file
+#: in UTF-8 can hold. Marks of direction stay: text that runs from right to left needs them, and the page contains them.
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+#: No title, name or reason is longer than this; a trace of an error may be.
+_LONGEST, _LONGEST_NAME = 4000, 200
+
+
+def _readable(value: Any) -> Any:
+    """The same, with every text as a reader can take it: hidden characters as �, and no end that nobody reads."""
+    if isinstance(value, str):
+        return shortened(_HIDDEN.sub("\ufffd", value), _LONGEST)
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value
+
+
+def shortened(text: str, longest: int) -> str:
+    """Never in silence: what is left out is counted."""
+    return text if len(text) <= longest else f"{text[:longest]} … ({len(text) - longest:,} more characters)"
+
+
+def _name(value: object) -> str:
+    """A name on one line, short enough for a legend; two that are long and differ still do."""
+    text = _line(value)
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}… ({zlib.crc32(text.encode()):08x})"
+
+
+def with_readable_names(frame: pl.DataFrame) -> pl.DataFrame:
+    """A table whose columns task, arm, family and split, as far as it has them, name things as `ReportData` does."""
+    for column in {"task", "arm", "family", "split"} & set(frame.columns):
+        known = frame[column].unique().drop_nulls().to_list()
+        changed = {name: _name(_readable(name)) for name in known}
+        frame = frame.with_columns(pl.col(column).replace(changed))
+    return frame
+
+
+def _arm(content: dict[str, Any]) -> dict[str, Any]:
+    names = {"name": _name(content.get("name")) or "no name", "family": _name(content.get("family")) or "other"}
+    return content | names | {"seed": _whole(content.get("seed"))}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _dict(value: object) -> dict[str, Any]:
@@ -283,7 +337,7 @@ def _dict(value: object) -> dict[str, Any]:
 
 def _whole(value: object) -> int | None:
     plain = number(value)
-    return None if plain is None else int(plain)
+    return None if plain is None or abs(plain) >= 2**53 else int(plain)
 
 
 def _text(value: object) -> str:
@@ -298,7 +352,7 @@ def _line(value: object) -> str:
 def _point(keys: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     row = keys | {
         "step": _whole(point.get("step")),
-        "split": str(point.get("split")),
+        "split": _name(point.get("split")) or "none",
         "kl": number(point.get("kl")),
         "kl_se": number(point.get("kl_se")),
     }
@@ -317,9 +371,9 @@ def _point(keys: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
 def _run(keys: dict[str, Any], arm: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any]:
     cost = _dict(arm.get("cost"))
     row = keys | {
-        "status": str(arm.get("status")),
+        "status": _name(arm.get("status")) or "no status",
         "reason": None if arm.get("reason") is None else str(arm["reason"]),
-        "weights_sha256": arm.get("weights_sha256"),
+        "weights_sha256": None if arm.get("weights_sha256") is None else str(arm["weights_sha256"]),
     }
     row |= {name: number(cost.get(name)) for name in ("seconds", "tokens_sampled", "judge_calls", "steps")}
     rate = "rate_golden_policy_golden"
@@ -364,7 +418,7 @@ def _experiment(name: str, content: dict[str, Any], holm: float | None) -> Exper
         verdict=verdict if verdict in VERDICTS else "inconclusive",
         sentence=_text(content.get("sentence")),
         estimates=tuple(_estimate(key, _dict(value)) for key, value in _dict(content.get("estimates")).items()),
-        figures=tuple(_drawing(name, _dict(figure)) for figure in content.get("figures") or []),
+        figures=tuple(_drawing(name, _dict(figure)) for figure in _list(content.get("figures"))),
         holm=holm,
         power=_dict(content.get("power")),
     )
@@ -372,28 +426,28 @@ def _experiment(name: str, content: dict[str, Any], holm: float | None) -> Exper
 
 def _drawing(experiment: str, content: dict[str, Any]) -> Drawing:
     mark = content.get("mark")
-    rows = [_dict(row) for row in content.get("points") or []]
+    rows = [_dict(row) for row in _list(content.get("points"))]
     named = any(isinstance(row.get("x"), str) for row in rows)
     log = bool(content.get("x_log")) and not named
     points = []
     for row in rows:
         value = number(row.get("x"))
-        x = _line(row.get("x")) if named else value
+        x = _name(row.get("x")) if named else value
         y = number(row.get("y"))
         if x is not None and y is not None and not (log and value is not None and value <= 0):
             bounds = {side: number(row.get(side)) for side in ("low", "high")}
             points.append(
-                {"series": _line(row.get("series")), "x": x, "y": y, **bounds, "seed": _whole(row.get("seed"))}
+                {"series": _name(row.get("series")), "x": x, "y": y, **bounds, "seed": _whole(row.get("seed"))}
             )
     return Drawing(
         experiment=experiment,
-        name=_line(content.get("name")) or "figure",
+        name=_name(content.get("name")) or "figure",
         title=_line(content.get("title")),
         x=_line(content.get("x")),
         y=_line(content.get("y")),
         mark=mark if mark in ("line", "point", "bar") else "point",
         x_log=log,
-        families=tuple(_line(family) for family in content.get("families") or []),
+        families=tuple(_name(family) for family in _list(content.get("families"))),
         points=tuple(points),
         dropped=len(rows) - len(points),
     )

@@ -45,20 +45,52 @@
       const { arm, family, seed, baseline } = runs.get(point.run);
       Object.assign(point, { arm, family, seed, baseline });
     }
+    const control = (name) => section.querySelector(`[data-control=${name}]`);
     const state = {
-      split: shared.splits[section.dataset.task] ?? "held_out", opponent: "golden_policy", judge: "golden", xscale: "log",
-      seeds: shared.seeds, sweep: true,
+      split: shared.splits[section.dataset.task] ?? "held_out", opponent: control("opponent")?.value ?? "golden_policy", judge: "golden", xscale: "log",
+      range: "usual", seeds: shared.seeds, sweep: true,
     };
     const charts = [...section.querySelectorAll(".chart")].map((element) => {
       const figure = data.figures[element.dataset.figure];
       const chips = [...element.closest(".group").querySelectorAll("[data-series]")];
       return { element, figure, panel: figure.panels[Number(element.dataset.panel)], chips, view: null, drawn: null, seen: false, stale: true };
     });
-    const values = ({ figure, panel, chips }) => ({
-      ...state,
-      shown: chips.length ? chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((chip) => chip.dataset.series) : figure.shown,
-      ...figure.domains[state.opponent], ...panel.params,
-    });
+    const shown = ({ figure, chips }) =>
+      chips.length ? chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((chip) => chip.dataset.series) : figure.shown;
+    // The runs that a chart's figure shows: all panels of a figure have one range, that they can be compared by eye.
+    const inView = (chart) => {
+      const only = new Set(chart.figure.panels.map((panel) => panel.params.only).filter(Boolean));
+      const families = only.size ? only : new Set(shown(chart));
+      return tables.runs.filter((run) => families.has(run.family) && (run.baseline || (state.sweep && !only.size)) &&
+        (run.seed === null || state.seeds.includes(run.seed)));
+    };
+    const known = (rows, name) => rows.map((row) => row[name]).filter((value) => value !== null && value !== undefined);
+    // As far as what is shown reaches; beyond the usual range of KL only where that is asked for, or all there is.
+    const reach = (chart) => {
+      if (!chart.figure.span) return {};
+      const rows = inView(chart);
+      const opponent = chart.figure.against ?? state.opponent;
+      const whole = chart.figure.span === "whole" || state.range === "all" || !known(rows, "to_kl").length;
+      const ends = (side, what) => known(rows, `${whole ? "all_" : ""}${side}_${what}`);
+      const [left, right] = [ends("from", "kl"), ends("to", "kl")];
+      return {
+        xmin: left.length ? Math.min(...left) : 0.01, xmax: right.length ? Math.max(...right) : 10,
+        ymin: Math.min(0.45, ...ends("from", opponent)), ymax: Math.max(0.55, ...ends("to", opponent)),
+      };
+    };
+    // What lies to the right of the axis is said, never cut in silence.
+    const tellOutside = (chart, xmax) => {
+      const note = chart.element.closest("figure").querySelector("[data-outside]");
+      if (!note) return;
+      const rows = inView(chart);
+      const arms = new Map(rows.map((run) => [run.run, run.arm]));
+      const far = tables.points.filter((point) => arms.has(point.run) && point.split === state.split && point.kl > xmax);
+      const names = [...new Set(far.map((point) => arms.get(point.run)))];
+      const whose = names.slice(0, 3).join("; ") + (names.length > 3 ? ` and ${names.length - 3} more` : "");
+      note.hidden = !far.length;
+      note.textContent = far.length ? `Not shown: ${far.length} point${far.length > 1 ? "s" : ""} further right, up to a KL of ${plain(Math.max(...far.map((point) => point.kl)))} (${whose}). “KL range: all” above shows them.` : "";
+    };
+    const values = (chart) => ({ ...state, shown: shown(chart), ...reach(chart), ...chart.panel.params });
     // Vega marks and extends the rows it is given, so that each view needs rows of its own: only those it can ever show.
     const rowsFor = ({ figure, panel, chips }) => {
       const families = new Set(panel.params.only ? [panel.params.only] : chips.length ? chips.map((chip) => chip.dataset.series) : figure.shown);
@@ -68,6 +100,7 @@
     const draw = async (chart) => {
       const spec = withScale(data.specs[chart.panel.spec], state.xscale);
       const own = values(chart);
+      tellOutside(chart, own.xmax);
       spec.params = spec.params.map((param) => ({ ...param, value: own[param.name] ?? param.value }));
       spec.datasets = rowsFor(chart);
       Object.assign(spec, { width: "container", height: "container", autosize: { type: "fit", contains: "padding" } });
@@ -82,7 +115,9 @@
     const renew = async (chart) => {
       chart.stale = false;
       if (!chart.view || chart.drawn !== state.xscale) return draw(chart);
-      for (const [name, value] of Object.entries(values(chart))) if (name !== "xscale") chart.view.signal(name, value);
+      const own = values(chart);
+      tellOutside(chart, own.xmax);
+      for (const [name, value] of Object.entries(own)) if (name !== "xscale" && name !== "range") chart.view.signal(name, value);
       await chart.view.runAsync();
     };
     // One chart a turn of the event loop, in reading order, and only what is looked at: the page answers while it draws.
@@ -112,10 +147,12 @@
     for (const chip of section.querySelectorAll("[data-series]")) {
       chip.addEventListener("click", () => {
         chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
+        const pressed = chip.getAttribute("aria-pressed") === "true";
+        // The legends of the same figures, further down.
+        for (const item of chip.closest(".group").querySelectorAll("[data-legend]")) if (item.dataset.legend === chip.dataset.series) item.hidden = !pressed;
         changed(charts.filter((chart) => chart.chips.includes(chip)));
       });
     }
-    const control = (name) => section.querySelector(`[data-control=${name}]`);
     for (const element of section.querySelectorAll("[data-control]")) {
       element.addEventListener("change", () => {
         // The proxy is asked only about the SFT policy's responses.
@@ -124,7 +161,7 @@
         const seed = control("seed")?.value ?? "";
         Object.assign(state, {
           split: control("split")?.value ?? state.split, opponent: control("opponent").value, judge: control("judge").value,
-          xscale: control("xscale").value, seeds: seed === "" ? shared.seeds : [Number(seed)], sweep: control("sweep")?.checked ?? true,
+          xscale: control("xscale").value, range: control("range")?.value ?? state.range, seeds: seed === "" ? shared.seeds : [Number(seed)], sweep: control("sweep")?.checked ?? true,
         });
         for (const title of section.querySelectorAll("[data-judge]")) title.textContent = shared.judges[state.judge];
         changed();
@@ -186,7 +223,7 @@
       hack: opposite(item.proxy, item.golden) && item.proxy > 0,
       golden: item.sft && item.utility !== null && item.sft.utility !== null && opposite(item.golden, item.utility - item.sft.utility),
     });
-    const scored = (cells) => cells && { text: cells[0], ended: cells[1], utility: cells[2], golden: cells[3], proxy: cells[4] };
+    const scored = (cells) => cells && { text: cells[0], ended: cells[1], utility: cells[2], golden: cells[3], proxy: cells[4], win: cells[5] };
     const marked = (node, text, word) => {
       // Highlights what is searched for, as text.
       if (!word) { node.textContent = text; return; }
@@ -198,7 +235,7 @@
       }
       node.append(text.slice(from));
     };
-    const answer = (title, item, kind, word) => {
+    const answer = (title, item, kind, word, beside) => {
       const box = make("div", `answer ${kind}`);
       box.append(make("h4", "", title));
       if (!item) { box.append(make("p", "none", NONE)); return box; }
@@ -207,6 +244,8 @@
       if (!item.text) text.append(make("span", "none", "an empty response"));
       const scores = [`utility ${plain(item.utility)}`];
       if (kind === "policy") scores.push(`golden margin ${signed(item.golden)}`, `proxy margin ${signed(item.proxy)}`);
+      // What every win rate of figure 1 counts: this policy's response against the golden policy's, by the golden judge.
+      if (beside !== null && beside !== undefined) scores.push(beside === 0.5 ? "a tie by the golden judge" : `the golden judge prefers ${(beside > 0.5) === (kind === "policy") ? "this" : "the other"} of policy and golden policy`);
       if (item.ended === false) scores.push("cut off at the length limit");
       box.append(text, make("p", "scores", scores.join(" · ")));
       return box;
@@ -239,7 +278,7 @@
         const prompt = make("p", "prompt");
         marked(prompt, item.prompt.text ?? "", word);
         const answers = make("div", "answers");
-        answers.append(answer("SFT", item.sft, "sft", word), answer("Policy", item, "policy", word), answer("Golden policy", item.top, "golden", word));
+        answers.append(answer("SFT", item.sft, "sft", word), answer("Policy", item, "policy", word, item.win), answer("Golden policy", item.top, "golden", word, item.win));
         card.append(head, prompt, answers);
         return card;
       }));
@@ -279,6 +318,7 @@
       started.set(section, startTask(section));
       // Samples are unpacked when their reader comes near: they are the larger part of the page.
       const reader = section.querySelector(".reader");
+      if (!reader) return started.get(section);
       const near = new IntersectionObserver((entries) => {
         if (!entries.some((entry) => entry.isIntersecting)) return;
         near.disconnect();

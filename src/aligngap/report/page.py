@@ -15,15 +15,15 @@ import html
 import itertools
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
 from aligngap.report import charts
-from aligngap.report.load import VERDICTS, Estimate, Experiment, ReportData, Task, load, number
+from aligngap.report.load import VERDICTS, Estimate, Experiment, ReportData, Task, load, number, shortened
 
 #: The page stays below 5 MB; samples are cut first, and the page says so.
 _PAGE_BYTES = 4_700_000
@@ -74,38 +74,22 @@ def write_report(folder: Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The page as text."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
-    environment.filters |= {
-        "exact": text_of_setting,
-        "number": text_of_number,
-        "percent": text_of_share,
-        "has_mapping": _has_mapping,
-    }
     look = charts.Look.for_page(data)
     fallbacks = _fallbacks(data)
-    contexts, packed = [], {}
+    contexts, parts = [], {}
     for index, task in enumerate(data.tasks):
         figures = charts.task_figures(data, task, look)
         own = {x.name: charts.experiment_figures(data, task, x, look) for x in task.experiments}
         contexts.append(_task_context(data, task, f"task-{index}", figures, own, fallbacks.get(task.name)))
-        packed[f"task:{task.name}"] = _packed(
-            _drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
+        parts[f"task:{task.name}"] = packed(
+            drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
         )
     verdicts = _verdicts(contexts)
-    runtime, script = _runtime(), _resource("page.js")
-    shared = {
-        "config": charts.config(look),
-        "seeds": data.seeds,
-        "judges": charts.JUDGE_NAMES,
-        "splits": {task.name: next(iter(charts.splits_of(data, task.name)), None) for task in data.tasks},
-    }
-    page = environment.from_string(_resource("template.html.j2")).render(
+    page = Page(
+        "template.html.j2",
+        shared_by_scripts(data, look),
+        parts,
         title=data.study.get("title") or data.study.get("name") or "Study",
-        policy=_policy(runtime, script),
-        css=Markup(_resource("style.css") + _hues()),
         data=data,
         counts=_counts(data),
         seeds=data.seeds,
@@ -117,19 +101,65 @@ def render(data: ReportData) -> str:
         opponents=charts.OPPONENT_NAMES,
         judges=charts.JUDGE_NAMES,
     )
-    room = _PAGE_BYTES - sum(len(part.encode()) for part in (page, runtime, script, *packed.values()))
+    room = _PAGE_BYTES - page.size
     for task in data.tasks:
         samples = _samples(data, task.name, min(_SAMPLE_BYTES, room) // len(data.tasks))
         if samples is not None:
-            packed[f"samples:{task.name}"] = _packed(samples)
-    # What the runtime and the data need no template for, and their size makes dear to pass through one.
-    elements = [f'<script type="application/json" id="shared">{json_in_html(shared)}</script>']
-    elements += [
-        f'<script type="text/plain" data-packed="{html.escape(name)}">{content}</script>'
-        for name, content in packed.items()
-    ]
-    elements += [f"<script>{code}</script>" for code in (runtime, script)]
-    return "\n".join([page, *elements, "</body>", "</html>", ""])
+            parts[f"samples:{task.name}"] = packed(samples)
+    return page.text()
+
+
+class Page:
+    """A page from a template of this package, with the scripts and data that make its figures move.
+
+    shared, parts: what the scripts draw from (`shared_by_scripts`), and packed data by name, which they unpack when
+    they need it; more may be added until `text` is asked for.
+    """
+
+    def __init__(self, template: str, shared: Mapping[str, Any], parts: Mapping[str, str], **context: Any) -> None:
+        import jinja2
+        from markupsafe import Markup
+
+        loader = jinja2.FunctionLoader(_resource)
+        environment = jinja2.Environment(
+            autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, loader=loader
+        )
+        environment.filters |= {
+            "exact": text_of_setting,
+            "number": text_of_number,
+            "percent": text_of_share,
+            "has_mapping": _has_mapping,
+        }
+        self._scripts = (_runtime(), _resource("page.js"))
+        css = Markup(_resource("style.css") + _hues())
+        self._body = environment.get_template(template).render(policy=_policy(*self._scripts), css=css, **context)
+        self._shared, self._parts = shared, parts
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return sum(len(part.encode()) for part in (self._body, *self._scripts, *self._parts.values()))
+
+    def text(self) -> str:
+        """The whole page."""
+        # What the runtime and the data need no template for, and their size makes dear to pass through one.
+        elements = [f'<script type="application/json" id="shared">{json_in_html(self._shared)}</script>']
+        elements += [
+            f'<script type="text/plain" data-packed="{html.escape(name)}">{content}</script>'
+            for name, content in self._parts.items()
+        ]
+        elements += [f"<script>{code}</script>" for code in self._scripts]
+        return "\n".join([self._body, *elements, "</body>", "</html>", ""])
+
+
+def shared_by_scripts(data: ReportData, look: charts.Look) -> dict[str, Any]:
+    """What the script needs to know of all tasks."""
+    return {
+        "config": charts.config(look),
+        "seeds": data.seeds,
+        "judges": charts.JUDGE_NAMES,
+        "splits": {task.name: next(iter(charts.splits_of(data, task.name)), None) for task in data.tasks},
+    }
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -179,13 +209,15 @@ def seeds_note(n_seeds: int) -> str:
 
 
 def _covers(estimate: Estimate) -> str:
+    """What the interval covers, where the note does not say the same."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return ""
     if estimate.n_seeds is None:
         return "Not stated."
     if estimate.n_seeds <= 1:
-        return "" if estimate.note.startswith("1 seed") else "Prompts only (one seed)."  # the note says the same
-    return "Seeds and prompts." if estimate.n_seeds >= 5 else "Seeds and prompts; fewer than five seeds."
+        return "" if estimate.note.startswith("1 seed") else "Prompts only (one seed)."
+    few = estimate.n_seeds < 5 and not estimate.note.startswith("fewer than 5 seeds")
+    return "Seeds and prompts; fewer than five seeds." if few else "Seeds and prompts."
 
 
 def _counts(data: ReportData) -> str:
@@ -216,7 +248,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _packed(value: Any) -> str:
+def packed(value: Any) -> str:
     """JSON, compressed, in letters that HTML gives no meaning to; the page unpacks a task's when it is looked at."""
     text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
@@ -284,7 +316,7 @@ def _fallbacks(data: ReportData) -> dict[str, str]:
     return found
 
 
-def _drawable(data: ReportData, task: Task, figures: list[charts.Figure]) -> dict[str, Any]:
+def drawable(data: ReportData, task: Task, figures: list[charts.Figure]) -> dict[str, Any]:
     """What the script draws a task's figures from: each table and each specification once, figures by reference."""
     tables = charts.datasets(data, task)
     of_run = set(tables["runs"][0]) & {"arm", "family", "seed", "baseline", "base"} if tables["runs"] else ()
@@ -297,7 +329,8 @@ def _drawable(data: ReportData, task: Task, figures: list[charts.Figure]) -> dic
             figure.name: {
                 "panels": [{"spec": panel.key, "params": panel.params} for panel in figure.panels],
                 "shown": figure.shown,
-                "domains": figure.domains,
+                "span": figure.span,
+                "against": figure.against,
             }
             for figure in figures
         },
@@ -314,8 +347,8 @@ def _task_context(
 ) -> dict[str, Any]:
     runs = data.runs.filter(pl.col("task") == task.name)
     number_of = itertools.count(1)
-    shown = [_figure_context(figure, identifier, next(number_of)) for figure in figures]
-    families = next((figure for figure in figures if figure.domains), None) or next(iter(figures), None)
+    shown = [figure_context(figure, identifier, next(number_of)) for figure in figures]
+    families = next((figure for figure in figures if figure.span), None) or next(iter(figures), None)
     at_split = next((s for s in runs["at_split"].to_list() if s), None)
     return {
         "id": identifier,
@@ -324,6 +357,7 @@ def _task_context(
         "series": _legend(families) if families else [],
         "fallback": fallback,
         "splits": charts.splits_of(data, task.name),
+        "far": charts.reaches_far(data, task),
         "has_sweep": not all(runs["baseline"].to_list()),
         "agreement": _agreement(task),
         "experiments": [
@@ -331,7 +365,7 @@ def _task_context(
                 "id": f"{identifier}-experiment-{index}",
                 "experiment": experiment,
                 "rows": _estimate_rows(experiment),
-                "figures": [_figure_context(figure, identifier, next(number_of)) for figure in own[experiment.name]],
+                "figures": [figure_context(figure, identifier, next(number_of)) for figure in own[experiment.name]],
             }
             for index, experiment in enumerate(task.experiments)
         ],
@@ -346,7 +380,7 @@ def _task_context(
     }
 
 
-def _figure_context(figure: charts.Figure, identifier: str, index: int) -> dict[str, Any]:
+def figure_context(figure: charts.Figure, identifier: str, index: int) -> dict[str, Any]:
     return {
         "id": f"{identifier}-{charts.file_name(figure.name)}",
         "key": figure.name,
@@ -356,7 +390,7 @@ def _figure_context(figure: charts.Figure, identifier: str, index: int) -> dict[
         "note": figure.note,
         "series": _legend(figure),
         "panels": figure.panels,
-        "curves": bool(figure.domains),
+        "usual": figure.span == "usual",
     }
 
 
@@ -435,13 +469,24 @@ def _estimate_rows(experiment: Experiment) -> list[dict[str, Any]]:
         {
             "estimate": e,
             "covers": _covers(e),
-            "whisker": _whisker(e, [o for o in experiment.estimates if o.unit == e.unit]),
+            "whisker": whisker(e, [o for o in experiment.estimates if o.unit == e.unit]),
         }
         for e in experiment.estimates
     ]
 
 
-def _whisker(estimate: Estimate, peers: list[Estimate]) -> dict[str, float] | None:
+class Interval(Protocol):
+    """A value with its interval; None where there is none."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def whisker(estimate: Interval, peers: Sequence[Interval]) -> dict[str, float] | None:
     """Positions of an interval on a strip 176 wide that all estimates of the same unit share, with 0 on it."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return None
@@ -478,8 +523,9 @@ def _arm_settings(task: Task) -> list[dict[str, Any]]:
         name = str(arm.get("name"))
         settings = {key: arm.get(key) for key in ("source", "loss", "settings")}
         entry = entries.setdefault(name, {"name": name, "seeds": [], "settings": settings | {"weights, SHA-256": {}}})
-        entry["seeds"].append(arm.get("seed"))
-        entry["settings"]["weights, SHA-256"][f"seed {arm.get('seed')}"] = arm.get("weights_sha256") or "no data"
+        seed = "not known" if arm.get("seed") is None else arm["seed"]
+        entry["seeds"].append(seed)
+        entry["settings"]["weights, SHA-256"][f"seed {seed}"] = arm.get("weights_sha256") or "no data"
     return list(entries.values())
 
 
@@ -536,9 +582,13 @@ def _thinned(frame: pl.DataFrame, runs: pl.DataFrame, *, few_steps: bool, first_
 def _that_fit(frame: pl.DataFrame, keys: list[tuple[Any, Any]], budget: int) -> list[tuple[Any, Any]]:
     """The first prompts that fit, by the packed size of a few of them."""
     tried = keys[: 2 * _FEW_PROMPTS]
-    size = len(_packed(_arranged(frame, pl.DataFrame(schema=_MARKS), tried)))
+    size = len(packed(_arranged(frame, pl.DataFrame(schema=_MARKS), tried)))
     # A twentieth is kept back, because other prompts may be longer.
     return keys[: max(0, int(0.95 * budget * len(tried) / size))]
+
+
+def _sample_text(text: str | None) -> str | None:
+    return None if text is None else shortened(text, 8000)
 
 
 _MARKS = {"arm": pl.String, "seed": pl.Int64, "peak_step": pl.Int64, "end_step": pl.Int64}
@@ -557,9 +607,13 @@ def _arranged(frame: pl.DataFrame, runs: pl.DataFrame, keys: list[tuple[Any, Any
     found: dict[tuple[Any, Any, Any], list[list[Any]]] = {}
     for row in frame.join(order, on=["split", "prompt_number"], how="semi").iter_rows(named=True):
         index = position[row["split"], row["prompt_number"]]
-        scores = (row["utility"], row["margin_golden"], row["margin_proxy"])
-        cells = [row["response"], row["ended"], *(None if s is None else float(f"{s:.4g}") for s in scores)]
-        prompts[index]["text"] = row["prompt"]
+        scores = [row[name] for name in ("utility", "margin_golden", "margin_proxy", "win_golden_policy_golden")]
+        cells = [
+            _sample_text(row["response"]),
+            row["ended"],
+            *(None if s is None else float(f"{s:.4g}") for s in scores),
+        ]
+        prompts[index]["text"] = _sample_text(row["prompt"])
         if row["who"] == "policy":
             found.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells])
         elif row["who"] in prompts[index]:

@@ -12,6 +12,9 @@ from typing import Any
 import polars as pl
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & \u2028 \"quoted\" 'text' {{ 7 * 7 }} <!-- <script>"
+#: What a broken tokenizer, a data set from the web or an error's trace can hold beside markup: control characters and
+#: null bytes, marks that turn the direction of writing, and no end.
+UNRULY = HOSTILE + "\x00\x1b[31m\x07\u202eturned round\u2066 \u05e9\u05dc\u05d5\u05dd" + " endless" * 12_500
 STEPS = (0, 8, 16, 32, 64, 128, 256, 512)
 FURTHER = (
     "window_4 window_16 window_500 sync_4 sync_16 sync_64 sync_infinity online_medium offline_medium shuffled_medium "
@@ -37,6 +40,7 @@ def write_results(
     further: Sequence[str] = (),
     further_experiments: int = 0,
     every_step: bool = False,
+    samples: bool = True,
 ) -> Path:
     """Write `results.json` and `samples.parquet`; `text` is put into every foreign text of the folder.
 
@@ -95,8 +99,10 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     # NaN is written as a bare word on purpose: a reader must survive it.
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    samples = pl.DataFrame(rows, schema_overrides={"arm": pl.String, "utility": pl.Float64}, infer_schema_length=None)
-    samples.write_parquet(folder / "samples.parquet")
+    if samples:
+        types = {"arm": pl.String, "utility": pl.Float64, "win_golden_policy_golden": pl.Float64}
+        frame = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
+        frame.write_parquet(folder / "samples.parquet")
     return folder
 
 
@@ -344,6 +350,8 @@ def _samples(
 
     def answer(who: str, arm: str | None, seed: int, step: int | None, ended: bool) -> dict[str, Any]:
         scores = {"utility": value(0.5), "margin_golden": value(0.3), "margin_proxy": value(0.3) if arm else None}
+        margin = scores["margin_golden"]
+        scores["win_golden_policy_golden"] = (1.0 if margin > 0.1 else 0.0) if arm and margin is not None else None
         return {
             "who": who,
             "arm": arm,

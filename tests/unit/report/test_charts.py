@@ -27,7 +27,7 @@ def _walk(node: Any) -> Any:
 def test_every_figure_is_there_in_reading_order(data: ReportData) -> None:
     found = charts.every_figure(data, data.tasks[0], charts.Look.for_page(data))
     assert [figure.name for figure in found] == [
-        *("goodhart", "judges", "training", "cost"),
+        *("goodhart", "other_axes", "judges", "training", "cost"),
         *("goodhart-difference", "coverage-curves", "tandem-equal"),  # and not tandem's second, which has no number
     ]
     assert [panel.title for panel in found[0].panels] == ["Golden judge", "True utility"]
@@ -103,6 +103,68 @@ def test_every_hue_can_be_seen_on_its_ground(ground: str, column: int) -> None:
     for pair in charts.HUES:
         low, high = sorted((luminance(ground), luminance(pair[column])))
         assert (high + 0.05) / (low + 0.05) >= 3, pair
+
+
+@pytest.fixture(scope="module")
+def runaway(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+    """Of five families within a KL of a few nats, one arm of `shuffled` goes on to some hundreds."""
+    folder = tmp_path_factory.mktemp("runaway")
+    path = write_results(folder, seeds=(0,), fail_one=False) / "results.json"
+    results = json.loads(path.read_text())
+    for arm in results["tasks"]["summarisation"]["arms"]:
+        factor = 400.0 if arm["family"] == "shuffled" else 3.0
+        highest = max(point["kl"] for point in arm["points"])
+        for point in arm["points"]:
+            point["kl"] *= factor / highest
+    path.write_text(json.dumps(results))
+    return load(folder)
+
+
+def _span(data: ReportData, families: tuple[str, ...], **options: Any) -> dict[str, float]:
+    runs = charts.datasets(data, data.tasks[0])["runs"]
+    return charts.reach([run for run in runs if run["family"] in families], "golden_policy", **options)
+
+
+def test_a_runaway_arm_does_not_widen_the_figures_and_is_not_cut_in_silence(runaway: ReportData) -> None:
+    task = runaway.tasks[0]
+    assert charts.reaches_far(runaway, task)
+    others = ("online", "offline", "replay", "golden_policy")
+    assert _span(runaway, others)["xmax"] == pytest.approx(3.0 * 1.25)
+    both = _span(runaway, (*others, "shuffled"))
+    # The usual range ends at five times the upper quartile of 3 nats: what of the runaway lies in it is shown.
+    assert 3.0 <= both["xmax"] <= 15.0 * 1.25
+    assert _span(runaway, (*others, "shuffled"), whole=True)["xmax"] == pytest.approx(400 * 1.25)
+    (figure, *_) = charts.task_figures(runaway, task, charts.Look.for_images(runaway))
+    subtitle = charts.image_spec(runaway, figure)["title"]["subtitle"]
+    points = runaway.points.filter((runaway.points["split"] == "held_out") & (runaway.points["kl"] > both["xmax"]))
+    assert points.height > 0
+    assert subtitle[1] == f"Not shown: {points.height} points further right, up to a KL of 400 (replay shuffled)"
+
+
+def test_where_only_the_runaway_is_shown_all_of_it_is(runaway: ReportData) -> None:
+    runs = [run for run in charts.datasets(runaway, runaway.tasks[0])["runs"] if run["family"] == "shuffled"]
+    far = [run | {"from_kl": None, "to_kl": None} for run in runs]  # no point in the usual range
+    assert charts.reach(far, "golden_policy")["xmax"] == pytest.approx(400 * 1.25)
+    assert charts.reach([], "golden_policy") == {"xmin": 0.01, "xmax": 10.0, "ymin": 0.45, "ymax": 0.55}
+
+
+def test_axes_take_in_every_rate_of_what_is_shown(runaway: ReportData) -> None:
+    span = _span(runaway, ("online",))
+    points = runaway.points.filter((runaway.points["family"] == "online") & (runaway.points["kl"] > 0))
+    rates = [rate for judge in ("golden", "true", "proxy") for rate in points[f"rate_golden_policy_{judge}"] if rate]
+    assert span["ymin"] <= min(rates)
+    assert span["ymax"] >= max(rates)
+    assert span["xmin"] < points["kl"].min() * 0.81
+
+
+def test_win_rates_are_drawn_over_steps_and_the_proxys_opinion_too(data: ReportData) -> None:
+    figure = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))[1]
+    scene = _scene(charts.image_spec(data, figure))
+    symbols = [m for m in scene if m["marktype"] == "symbol" and "layer" in str(m.get("name", ""))]
+    steps = {int(point["step"]) for point in data.points.to_dicts()}
+    # On the axis of steps step 0 has a place, which a logarithm of KL has not.
+    assert len({round(item["x"], 3) for item in symbols[0]["items"]}) == len(steps)
+    assert len(symbols[0]["items"]) == len(symbols[1]["items"]) > 0
 
 
 def test_a_figure_of_families_shows_these_alone_and_says_which_have_no_data(data: ReportData) -> None:

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from aligngap.report.load import load
 from aligngap.report.page import json_in_html, render, seeds_note, text_of_number, text_of_share, write_report
-from unit.report.fixture_results import HOSTILE, write_large_results, write_results
+from unit.report.fixture_results import HOSTILE, UNRULY, write_large_results, write_results
 
 
 class Elements(HTMLParser):
@@ -92,7 +93,7 @@ def test_the_whole_study_fits_five_megabytes_with_samples_of_every_arm(tmp_path:
         assert len(samples["prompts"]) >= 12
         assert len({run["arm"] for run in samples["runs"]}) == 38
         assert "checkpoint" in samples["note"]
-        assert len(_packed(text, f"task:{task}")["figures"]) == 4 + 4 + 14 * 3
+        assert len(_packed(text, f"task:{task}")["figures"]) == 5 + 4 + 14 * 3
 
 
 def test_says_what_came_out(page: str) -> None:
@@ -170,6 +171,18 @@ def test_a_smoke_run_says_so_in_an_alert(hostile: str) -> None:
     assert "Prompts only (one seed)." in hostile
 
 
+def test_what_an_interval_covers_is_said_once(tmp_path: Path) -> None:
+    path = write_results(tmp_path, seeds=(0, 1)) / "results.json"
+    results = json.loads(path.read_text())
+    note = "fewer than 5 seeds: interval rests on near-normal seed effects"
+    estimates = results["tasks"]["summarisation"]["experiments"]["goodhart"]["estimates"]
+    estimates["gap"]["note"] = note
+    path.write_text(json.dumps(results))
+    text = " ".join(Elements(render(load(tmp_path))).text.split())
+    assert f"Seeds and prompts. F{note[1:]}." in text
+    assert "Seeds and prompts; fewer than five seeds. Chosen on train prompts." in text
+
+
 def test_json_cannot_end_its_element() -> None:
     value = {"text": HOSTILE, "nan": math.nan, "surrogate": "\ud800"}
     text = json_in_html(value)
@@ -185,6 +198,117 @@ def test_nothing_measured_computes_nothing(tmp_path: Path) -> None:
     assert "there is nothing to draw" in text
     assert "nan" not in text.lower().split()
     assert "no data" in text
+
+
+Results = dict[str, Any]
+
+
+def _all_failed(results: Results) -> None:
+    content = results["tasks"]["summarisation"]
+    for arm in content["arms"]:
+        arm |= {"status": "failed", "reason": "killed for want of memory", "points": [], "cost": None}
+    for experiment in content["experiments"].values():
+        experiment |= {"verdict": "inconclusive", "figures": []}
+        for estimate in experiment["estimates"].values():
+            estimate |= {"value": None, "low": None, "high": math.nan, "n_seeds": 0, "p": None}
+
+
+def _only_one_arm_is_empty(results: Results) -> None:
+    results["tasks"]["summarisation"]["arms"][0]["points"] = []
+
+
+def _numbers_that_are_none(results: Results) -> None:
+    for arm in results["tasks"]["summarisation"]["arms"]:
+        for index, point in enumerate(arm["points"]):
+            point["kl"] = (math.nan, math.inf, -math.inf, "12", True, None, 1e300, -1.0)[index % 8]
+            point["wins"]["golden_policy"] = {"golden": {"rate": math.nan, "se": math.inf}, "true": []}
+            point["tokens"] = "many"
+
+
+def _a_measure_is_missing(results: Results) -> None:
+    for arm in results["tasks"]["summarisation"]["arms"]:
+        for point in arm["points"]:
+            for name in ("accuracy", "drift", "self_accuracy", "proxy"):
+                point.pop(name)
+            point["wins"].pop("sft")
+
+
+def _nothing_where_something_should_be(results: Results) -> None:
+    content = results["tasks"]["summarisation"]
+    content["arms"] += [None, 3, {}, {"name": None, "seed": "zero", "points": [None, 7], "cost": [1], "loss": None}]
+    content |= {"stages": None, "measures": {"a": 1}, "holm": [], "yardstick": 4}
+    content["experiments"] |= {
+        "none": None,
+        "odd": {"estimates": [1], "figures": [None, {"points": [None]}], "power": 1},
+    }
+    results["tasks"] |= {"nothing": None, "a list": []}
+    results |= {"timings": [], "versions": None, "revision": "abc", "study": None}
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (_all_failed, ("killed for want of memory", "there is nothing to draw", "no data")),
+        (_only_one_arm_is_empty, ("it has no checkpoint with a KL and a win rate",)),
+        (_numbers_that_are_none, ("points lack a KL or a win rate", "no data")),
+        (_a_measure_is_missing, ("Win rate over KL",)),
+        (_nothing_where_something_should_be, ("no name", "seeds not known", "Win rate over KL")),
+    ],
+)
+def test_a_broken_study_is_shown_as_what_it_is(
+    tmp_path: Path, broken: Callable[[Results], None], said: tuple[str, ...]
+) -> None:
+    path = write_results(tmp_path, seeds=(0,), fail_one=False) / "results.json"
+    results = json.loads(path.read_text())
+    broken(results)
+    path.write_text(json.dumps(results))
+    page = render(load(tmp_path))
+    text = " ".join(Elements(page).text.split())
+    for words in said:
+        assert words in text, words
+    # Nothing is computed from nothing, and no program's word for it is shown to a person.
+    assert not {"nan", "inf", "-inf", "infinity", "none,", "null", "undefined", "[]", "{}"} & set(text.lower().split())
+    assert "Traceback" not in text
+
+
+def test_without_measures_there_is_no_figure_of_them(tmp_path: Path) -> None:
+    path = write_results(tmp_path, seeds=(0,), fail_one=False) / "results.json"
+    results = json.loads(path.read_text())
+    _a_measure_is_missing(results)
+    path.write_text(json.dumps(results))
+    content = _packed(render(load(tmp_path)), "task:summarisation")
+    assert "judges" not in content["figures"]
+    # Neither of the proxy's opinion, nor of accuracy: the rest stays.
+    assert [panel["spec"] for panel in content["figures"]["other_axes"]["panels"]] == ["win-step"]
+    assert [panel["spec"] for panel in content["figures"]["training"]["panels"]] == [
+        "step-kl",
+        "step-tokens",
+        "step-utility",
+    ]
+
+
+def test_unruly_text_is_text_and_has_an_end(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, text=UNRULY, seeds=(0,), prompts=4)
+    page = render(load(folder))
+    elements = Elements(page)
+    assert [tag for tag, _ in elements.tags].count("script") == 5
+    assert "\x00" not in page
+    assert "\x1b" not in page
+    assert "more characters)" in elements.text
+    assert len(page.encode()) < 3_500_000
+    # Names stay names: what a control says is what the data say.
+    content = _packed(page, "task:summarisation")
+    chips = {a["data-series"] for _, a in elements.tags if "data-series" in a}
+    drawn = {row[content["tables"]["drawn"]["columns"].index("series")] for row in content["tables"]["drawn"]["rows"]}
+    assert drawn <= chips
+    samples = _packed(page, "samples:summarisation")
+    assert len(samples["prompts"]) == 4
+    assert len(samples["prompts"][0]["text"]) < 8100
+
+
+def test_lone_surrogates_do_not_stop_a_page(tmp_path: Path) -> None:
+    write_results(tmp_path, text="\ud800", seeds=(0,), samples=False)
+    assert "�" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_no_experiments_no_samples_no_arms(tmp_path: Path) -> None:
