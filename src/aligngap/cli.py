@@ -168,9 +168,8 @@ def plan(
     spec = load_study(study, settings or [], seeds, smoke)
     stages = all_stages(targets(spec))
     root = chosen_store(out or _default_folder(spec), store)
-    # A plan writes nothing: no store yet means nothing in it.
-    kept = Store(root) if root.is_dir() else None
-    done = {stage.identity for stage in stages if kept and kept.has(stage.identity)}
+    kept = Store(root, reading=True)
+    done = {stage.identity for stage in stages if kept.has(stage.identity)}
     users = asked_by(spec)
     table = _table(spec.title, "kind", "stage", "for", "state", ">estimate")
     for stage in stages:
@@ -227,6 +226,11 @@ def status(directory: Run) -> None:
         seconds = f"{item['seconds']:.1f}" if item["seconds"] else ""
         table.add_row(item["kind"], Text(item["label"]), item["status"], pace, seconds, Text(item["reason"]))
     _console().print(table)
+    times = _table("Where time went", "kind", ">stages", ">core time")
+    for spent in found.spent(now):
+        some = f" (of {spent.timed})" if spent.timed < spent.stages else ""
+        times.add_row(Text(spent.kind), str(spent.stages), clock(spent.seconds) + some)
+    _console().print(times)
     states = [item["status"] for item in now["stages"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     left = f", about {clock(now['left'])} left" if now["state"] == "running" and now["left"] is not None else ""
