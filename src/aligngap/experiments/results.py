@@ -220,7 +220,7 @@ def _begun(entry: ArmEntry, evaluation: Evaluate, store: Store) -> list[dict[str
     points = []
     for step in entry.stage.keep:
         try:
-            prompts, pairs = (pl.read_parquet(folder / f"{what}-{step:06d}.parquet") for what in ("prompts", "pairs"))
+            pairs, prompts = (pl.read_parquet(Evaluate.file(folder, kind, step)) for kind in ("pairs", "prompts"))
         except (OSError, pl.exceptions.PolarsError):
             continue  # not there yet, or swept away while it was read
         points += [_point(prompts, pairs, step, split) for split in SPLITS]

@@ -22,8 +22,9 @@ from typing import Any
 
 import polars as pl
 
+from aligngap.pipeline.executors.progress import Spent, time_spent
 from aligngap.report import charts
-from aligngap.report.load import VERDICTS, Estimate, Experiment, ReportData, Task, load, number
+from aligngap.report.load import PENDING, UNFINISHED, VERDICTS, Estimate, Experiment, ReportData, Task, load, number
 
 #: The page stays below 5 MB; samples are cut first, and the page says so.
 _PAGE_BYTES = 4_700_000
@@ -94,7 +95,7 @@ def render(data: ReportData) -> str:
         packed[f"task:{task.name}"] = _packed(
             _drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
         )
-    verdicts = _verdicts(contexts)
+    verdicts, spent = _verdicts(contexts), _spent(data)
     runtime, script = _runtime(), _resource("page.js")
     shared = {
         "config": charts.config(look),
@@ -113,6 +114,9 @@ def render(data: ReportData) -> str:
         verdicts=verdicts,
         tally=_tally(verdicts),
         incomplete=[context for context in contexts if context["missing"]],
+        spent=spent,
+        total_seconds=sum(row.seconds for row in spent),
+        pending=data.pending,
         seeds_note=seeds_note(len(data.seeds)),
         opponents=charts.OPPONENT_NAMES,
         judges=charts.JUDGE_NAMES,
@@ -331,6 +335,7 @@ def _task_context(
                 "id": f"{identifier}-experiment-{index}",
                 "experiment": experiment,
                 "rows": _estimate_rows(experiment),
+                "rests": _rests(experiment),
                 "figures": [_figure_context(figure, identifier, next(number_of)) for figure in own[experiment.name]],
             }
             for index, experiment in enumerate(task.experiments)
@@ -389,7 +394,34 @@ def _verdicts(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _tally(verdicts: list[dict[str, Any]]) -> str:
     found = [cell["experiment"].verdict for row in verdicts for cell in row["cells"] if cell]
-    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS)
+    shown = VERDICTS + ((UNFINISHED,) if UNFINISHED in found else ())
+    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in shown)
+
+
+def _rests(experiment: Experiment) -> dict[str, Any] | None:
+    """On how many of its arms and measures the estimates rest, and which are not among them; None where all are."""
+
+    def words(state: str) -> str:
+        seeds = {f"{row.get('what')} {row.get('name')}": row.get(state) or [] for row in experiment.inputs}
+        return "; ".join(
+            f"{name} (seed{'' if len(some) == 1 else 's'} {', '.join(map(str, some))})"
+            for name, some in seeds.items()
+            if some
+        )
+
+    counts = {
+        state: sum(len(row.get(state) or []) for row in experiment.inputs) for state in ("finished", "failed", PENDING)
+    }
+    if counts["finished"] == sum(counts.values()):
+        return None
+    lacking = {"failed": words("failed"), "pending": words(PENDING)}
+    return {"finished": counts["finished"], "total": sum(counts.values()), **lacking}
+
+
+def _spent(data: ReportData) -> list[Spent]:
+    """Where time went, by kind of stage."""
+    stages = data.timings.get("stages") or []
+    return time_spent((str(stage.get("kind")), number(stage.get("seconds"))) for stage in stages)
 
 
 def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:
