@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -236,6 +237,29 @@ def status(directory: Run) -> None:
     left = f", about {clock(now['left'])} left" if now["state"] == "running" and now["left"] is not None else ""
     when = f"started {now['started']}, last seen {now['updated']}"
     _say(f"{now['state']}, {clock(now['seconds'])}{left}: {counts} ({when})")
+
+
+@app.command()
+def watch(
+    directory: Run,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Port on localhost; 0: any that is free.")
+    ] = 8642,
+    open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Serve the report on localhost while a run goes on: curves grow, stages tick. Reads only; end it with Ctrl-C."""
+    import webbrowser
+
+    from aligngap.live.folder import Watched
+    from aligngap.live.server import Server, Site
+    from aligngap.live.server import watch as follow
+
+    server = Server(Site(Watched(directory)), port)
+    _say(f"Watching {directory} at {server.url} (Ctrl-C ends watching, and nothing else).")
+    if open:
+        webbrowser.open(server.url)
+    with suppress(KeyboardInterrupt):
+        follow(server)
 
 
 @app.command()

@@ -100,6 +100,14 @@ def summary(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def reads(study: StudySpec, task: str) -> list[Stage]:
+    """The stages whose artefacts `gather` reads, beside those that these stand on."""
+    bench = Bench(study, task)
+    judges = [stage for seed in study.seeds for stage in (bench.proxy(seed), bench.agreement(seed))]
+    measured = [*(bench.evaluation(entry) for entry in arms(study, task)), *(m.stage for m in measures(study, task))]
+    return [bench.sft, bench.golden, *judges, *measured]
+
+
 def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathered:
     """Read what the store holds of a task, and let the experiments conclude from its finished arms.
 
@@ -432,7 +440,8 @@ def _holm(concluded: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
     """
     if any(found["verdict"] == UNFINISHED for found in concluded.values()):
         return dict.fromkeys(concluded)
-    first = {name: next(iter(found["estimates"].values()), {}).get("p") for name, found in concluded.items()}
+    estimates: dict[str, dict[str, dict[str, Any]]] = {name: found["estimates"] for name, found in concluded.items()}
+    first = {name: next(iter(found.values()), {}).get("p") for name, found in estimates.items()}
     adjusted = holm([math.nan if p is None else p for p in first.values()])
     return dict(zip(first, adjusted.tolist(), strict=True))
 

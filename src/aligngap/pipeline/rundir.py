@@ -180,6 +180,7 @@ class RunDirectory:
         ]
         left = round(self._ledger.left, 1) if self._status["state"] == "running" else None
         now = {"updated": _now(), "seconds": round(self._ledger.elapsed, 1), "left": left, "jobs": self._ledger.jobs}
+        now["fraction"] = round(self._ledger.fraction, 4)
         write_json(self.folder / "status.json", self._status | now | {"stages": stages})
         self._written = time.monotonic()
 

@@ -125,8 +125,8 @@ class Experiment:
     """A question on a task, with its verdict; the first estimate is the one the verdict rests on.
 
     holm: the first estimate's p-value, adjusted for all experiments of the task. power: `seeds` and `prompts` that
-    would resolve an effect of the size seen, and a `note` where that cannot be told. inputs: its arms and measures, with
-    the seeds that are finished, failed and pending.
+    would resolve an effect of the size seen, and a `note` where that cannot be told. inputs: its arms and measures,
+    with the seeds that are finished, failed and pending.
     """
 
     name: str
@@ -186,8 +186,8 @@ class ReportData:
     @property
     def pending(self) -> int:
         """How many arms and measures are still to come, a seed each; 0 but while the study runs."""
-        measures = sum(measure.get("status") == PENDING for task in self.tasks for measure in task.measures)
-        return self.runs.filter(pl.col("status") == PENDING).height + measures
+        measures = [measure.get("status") for task in self.tasks for measure in task.measures]
+        return [*self.runs["status"].to_list(), *measures].count(PENDING)
 
     @property
     def seeds(self) -> list[int]:
