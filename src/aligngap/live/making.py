@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _NICENESS = 10
 _BETWEEN_LOOKS = 1.0
 _AFTER_A_DEATH = 30.0
-#: Seconds of rest for each second of work, so that watching costs a run at most a quarter of a core.
+#: Seconds of rest for each core second of work, so that watching costs a run at most a quarter of a core. Not for each
+#: second on the clock: beside a busy run, that would make it wait for having had to wait.
 _REST = 3.0
 
 
@@ -50,7 +51,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Page:
-    """A page, what it was made of, and the policy that it obeys. arms, of: how many are evaluated, how many wanted."""
+    """A page, what it was made of, and the policy that it obeys. arms, of: how many are evaluated, how many wanted. seconds: of work.
+    """
 
     html: bytes
     policy: str
@@ -80,7 +82,7 @@ class Maker:
         """A page, unless it would be made of what the last one was made of. Reads only."""
         from aligngap.report.load import load
 
-        start = time.monotonic()
+        start = time.process_time()
         try:
             if request.results is not None:
                 of_what: object = _stamp(request.results)
@@ -91,12 +93,12 @@ class Maker:
                 return NoPage()
             return _page(data, of_what, request.results is not None, start)
         except UserError as error:
-            return NoPage(str(error), time.monotonic() - start)
+            return NoPage(str(error), time.process_time() - start)
         # The store may be swept while it is read, and what another version wrote may hold anything: the last page
         # stands, and the reader is told.
         except Exception as error:
             traceback.print_exc()
-            return NoPage(f"{type(error).__name__}: {error}", time.monotonic() - start)
+            return NoPage(f"{type(error).__name__}: {error}", time.process_time() - start)
 
     def _unfinished(self, request: Request) -> tuple[object, ReportData | None]:
         import polars as pl
@@ -173,7 +175,7 @@ def _page(data: ReportData, of_what: object, final: bool, start: float) -> Page:
 
     arms = data.runs["status"].to_list()
     html = render(data).encode()
-    return Page(html, content_policy(), of_what, final, arms.count("finished"), len(arms), time.monotonic() - start)
+    return Page(html, content_policy(), of_what, final, arms.count("finished"), len(arms), time.process_time() - start)
 
 
 def serve(connection: Connection) -> None:
