@@ -9,7 +9,8 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -51,6 +52,10 @@ StorePath = Annotated[
         help="Where artefacts are kept.  [default: $ALIGNGAP_STORE, or runs/store, or DIR/store with --out]",
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
+]
 _AGAIN = "Give the `aligngap run` command again."
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
@@ -74,22 +79,25 @@ def run(
     jobs: Jobs = None,
     smoke: Smoke = False,
     store: StorePath = None,
+    track: Track = None,
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
     from aligngap.pipeline.executors.local import Interrupted
     from aligngap.pipeline.graph import Outcome
+    from aligngap.trackers.base import chosen
 
+    trackers = chosen(track or [])
     try:
         from aligngap.experiments.study import load_study
 
-        complete = _run(load_study(study, settings or [], seeds, smoke), out, jobs, store)
+        complete = _run(load_study(study, settings or [], seeds, smoke), out, jobs, store, trackers)
     except KeyboardInterrupt as error:  # outside the stages; typer would swallow it
         raise Interrupted(Outcome()) from error
     if not complete:
         raise typer.Exit(1)
 
 
-def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None) -> bool:
+def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None, trackers: Sequence[str] = ()) -> bool:
     from aligngap.experiments.results import collect, summary
     from aligngap.experiments.study import targets
     from aligngap.pipeline.executors.local import default_jobs, run_graph
@@ -99,10 +107,11 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
     from aligngap.pipeline.rundir import RunDirectory, chosen_store
     from aligngap.report.page import publish
     from aligngap.store import Store
+    from aligngap.trackers.tracking import tracking
 
     start = time.monotonic()
     folder = out or _default_folder(spec)
-    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory:
+    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
         kept = Store(chosen_store(folder, store))
         wanted = targets(spec)
         stages = all_stages(wanted)
@@ -116,12 +125,16 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
             f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}.",
             console,
         )
+        warn = partial(_say, console=console)
+        # Open until the report is written: so long, trackers have time that nobody waits for.
+        note = stack.enter_context(tracking(trackers, spec, kept, folder, directory.logs, warn))
         with display(console, ledger) as show:
 
             def on_event(event: Event) -> None:
                 ledger.update(event)
                 directory.note(event)
                 show(event)
+                note(event)
 
             outcome = run_graph(
                 wanted, kept, jobs=jobs, device=spec.device, on_event=on_event, log_folder=directory.logs

@@ -217,7 +217,7 @@ def _measured(
     entry: ArmEntry, evaluation: Evaluate, store: Store, prompts: pl.DataFrame, pairs: pl.DataFrame
 ) -> dict[str, Any]:
     folder = store.get(entry.stage.identity).path
-    points = [_point(prompts, pairs, step, split) for step in entry.stage.keep for split in SPLITS]
+    points = [point(prompts, pairs, step, split) for step in entry.stage.keep for split in SPLITS]
     cost = read_json(folder / "cost.json") | read_json(folder / "seconds.json")
     return {**read_json(folder / "weights.json"), "points": points, "cost": cost}
 
@@ -231,11 +231,12 @@ def _begun(entry: ArmEntry, evaluation: Evaluate, store: Store) -> list[dict[str
             pairs, prompts = (pl.read_parquet(Evaluate.file(folder, kind, step)) for kind in ("pairs", "prompts"))
         except (OSError, pl.exceptions.PolarsError):
             continue  # not there yet, or swept away while it was read
-        points += [_point(prompts, pairs, step, split) for split in SPLITS]
+        points += [point(prompts, pairs, step, split) for split in SPLITS]
     return points
 
 
-def _point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> dict[str, Any]:
+def point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> dict[str, Any]:
+    """A point of results.json, from an evaluation's outcomes per prompt and per pair."""
     here = (pl.col("step") == step) & (pl.col("split") == split)
     prompt, pair = prompts.filter(here), pairs.filter(here)
     kl, kl_se = mean_se(prompt["kl"].to_numpy())

@@ -51,7 +51,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Page:
-    """A page, what it was made of, and the policy that it obeys. arms, of: how many are evaluated, how many wanted. seconds: of work.
+    """A page, what it was made of, and the policy that it obeys. arms, of: how many are evaluated, how many wanted.
+    seconds: of work.
     """
 
     html: bytes
