@@ -9,6 +9,8 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -50,6 +52,10 @@ StorePath = Annotated[
         help="Where artefacts are kept.  [default: $ALIGNGAP_STORE, or runs/store, or DIR/store with --out]",
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
+]
 _AGAIN = "Give the `aligngap run` command again."
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
@@ -73,22 +79,25 @@ def run(
     jobs: Jobs = None,
     smoke: Smoke = False,
     store: StorePath = None,
+    track: Track = None,
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
     from aligngap.pipeline.executors.local import Interrupted
     from aligngap.pipeline.graph import Outcome
+    from aligngap.trackers.base import chosen
 
+    trackers = chosen(track or [])
     try:
         from aligngap.experiments.study import load_study
 
-        complete = _run(load_study(study, settings or [], seeds, smoke), out, jobs, store)
+        complete = _run(load_study(study, settings or [], seeds, smoke), out, jobs, store, trackers)
     except KeyboardInterrupt as error:  # outside the stages; typer would swallow it
         raise Interrupted(Outcome()) from error
     if not complete:
         raise typer.Exit(1)
 
 
-def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None) -> bool:
+def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None, trackers: Sequence[str] = ()) -> bool:
     from aligngap.experiments.results import collect, summary
     from aligngap.experiments.study import targets
     from aligngap.pipeline.executors.local import default_jobs, run_graph
@@ -98,10 +107,11 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
     from aligngap.pipeline.rundir import RunDirectory, chosen_store
     from aligngap.report.page import publish
     from aligngap.store import Store
+    from aligngap.trackers.tracking import tracking
 
     start = time.monotonic()
     folder = out or _default_folder(spec)
-    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory:
+    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
         kept = Store(chosen_store(folder, store))
         wanted = targets(spec)
         stages = all_stages(wanted)
@@ -115,12 +125,16 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
             f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}.",
             console,
         )
+        warn = partial(_say, console=console)
+        # Open until the report is written: so long, trackers have time that nobody waits for.
+        note = stack.enter_context(tracking(trackers, spec, kept, folder, directory.logs, warn))
         with display(console, ledger) as show:
 
             def on_event(event: Event) -> None:
                 ledger.update(event)
                 directory.note(event)
                 show(event)
+                note(event)
 
             outcome = run_graph(
                 wanted, kept, jobs=jobs, device=spec.device, on_event=on_event, log_folder=directory.logs
@@ -130,7 +144,7 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
             _say(line, console)
         report = publish(folder)
     complete = _name_failures(stages, outcome, directory.logs)
-    for task, content in results["tasks"].items():
+    for task, content in results.get("tasks", {}).items():
         for name, concluded in content["experiments"].items():
             if concluded["error"] is not None:
                 complete = False
@@ -173,9 +187,8 @@ def plan(
     spec = load_study(study, settings or [], seeds, smoke)
     stages = all_stages(targets(spec))
     root = chosen_store(out or _default_folder(spec), store)
-    # A plan writes nothing: no store yet means nothing in it.
-    kept = Store(root) if root.is_dir() else None
-    done = {stage.identity for stage in stages if kept and kept.has(stage.identity)}
+    kept = Store(root, reading=True)
+    done = {stage.identity for stage in stages if kept.has(stage.identity)}
     users = asked_by(spec)
     table = _table(spec.title, "kind", "stage", "for", "state", ">estimate")
     for stage in stages:
@@ -232,11 +245,39 @@ def status(directory: Run) -> None:
         seconds = f"{item['seconds']:.1f}" if item["seconds"] else ""
         table.add_row(item["kind"], Text(item["label"]), item["status"], pace, seconds, Text(item["reason"]))
     _console().print(table)
+    times = _table("Where time went", "kind", ">stages", ">core time")
+    for spent in found.spent(now):
+        some = f" (of {spent.timed})" if spent.timed < spent.stages else ""
+        times.add_row(Text(spent.kind), str(spent.stages), clock(spent.seconds) + some)
+    _console().print(times)
     states = [item["status"] for item in now["stages"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     left = f", about {clock(now['left'])} left" if now["state"] == "running" and now["left"] is not None else ""
     when = f"started {now['started']}, last seen {now['updated']}"
     _say(f"{now['state']}, {clock(now['seconds'])}{left}: {counts} ({when})")
+
+
+@app.command()
+def watch(
+    directory: Run,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Port on localhost; 0: any that is free.")
+    ] = 8642,
+    open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Serve the report on localhost while a run goes on: curves grow, stages tick. Reads only; end it with Ctrl-C."""
+    import webbrowser
+
+    from aligngap.live.folder import Watched
+    from aligngap.live.server import Server, Site
+    from aligngap.live.server import watch as follow
+
+    server = Server(Site(Watched(directory)), port)
+    _say(f"Watching {directory} at {server.url} (Ctrl-C ends watching, and nothing else).")
+    if open:
+        webbrowser.open(server.url)
+    with suppress(KeyboardInterrupt):
+        follow(server)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from aligngap.experiments.results import summary
-from aligngap.experiments.study import load_study
+from aligngap.experiments.bench import Bench
+from aligngap.experiments.registry import EXPERIMENTS
+from aligngap.experiments.results import PENDING, assemble, gather, reads, summary
+from aligngap.experiments.spec import StudySpec
+from aligngap.experiments.study import arms, load_study
 from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.pipeline.graph import Outcome
+from aligngap.pipeline.stages import Evaluate
 from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
 from tiny import make_study
@@ -43,6 +48,7 @@ SMALL = [
 @dataclass(frozen=True)
 class Finished:
     folder: Path
+    study: StudySpec
     results: dict[str, Any]
     lines: list[str]
 
@@ -64,8 +70,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(bases: Path, folder: Path, *overrides: str) -> Finished:
     """As the executor does, in this process: every stage after its inputs."""
     models = [f"models.policy={bases}/small", f"models.proxy={bases}/small", f"models.golden={bases}/medium"]
-    results = make_study(load_study("quick", [*models, *SMALL, *overrides]), folder)
-    return Finished(folder, results, summary(results))
+    study = load_study("quick", [*models, *SMALL, *overrides])
+    results = make_study(study, folder)
+    return Finished(folder, study, results, summary(results))
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +163,74 @@ def test_tandem_is_identical_and_nothing_else_is(once: Finished) -> None:
     others = ("replay_mismatched", "shuffled", "offline", "golden_policy")
     weights = [arm["weights_sha256"] for arm in (online, *(arm for family in others for arm in once.arms(family)))]
     assert len(set(weights)) == len(weights)
+
+
+class Hidden(Store):
+    """A store that is only read, and lacks some artefacts."""
+
+    def __init__(self, root: Path, hidden: Collection[str], partial: Path | None = None) -> None:
+        super().__init__(root, reading=True)
+        self._hidden, self._begun = hidden, partial
+
+    def has(self, identity: str) -> bool:
+        return identity not in self._hidden and super().has(identity)
+
+    def unfinished(self, identity: str) -> Path:
+        return self._begun or super().unfinished(identity)
+
+
+def unfinished(once: Finished, hidden: Collection[str], partial: Path | None = None) -> dict[str, Any]:
+    """Results of the task while these artefacts are still to come."""
+    outcome = Outcome(dict.fromkeys(hidden, PENDING), dict.fromkeys(hidden, "not finished yet"))
+    store = Hidden(once.folder / "store", hidden, partial)
+    tasks = {"summarisation": gather(once.study, "summarisation", store, outcome)}
+    found: dict[str, Any] = assemble(once.study, store, outcome, tasks)["tasks"]["summarisation"]
+    return found
+
+
+def test_what_is_still_to_come_is_named_and_nothing_is_concluded_from_it(once: Finished, tmp_path: Path) -> None:
+    (entry,) = (entry for entry in arms(once.study, "summarisation") if entry.family == "shuffled")
+    evaluation = Bench(once.study, "summarisation").evaluation(entry)
+    whole = Store(once.folder / "store").get(evaluation.identity).path
+    for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
+        rows = pl.read_parquet(whole / f"{name}.parquet").filter(pl.col("step") == 1)
+        rows.write_parquet(Evaluate.file(tmp_path, kind, 1))
+    found, final = unfinished(once, {evaluation.identity}, tmp_path), once.results["tasks"]["summarisation"]
+
+    (arm,) = (arm for arm in found["arms"] if arm["family"] == "shuffled")
+    assert (arm["status"], arm["reason"]) == ("pending", "not finished yet")
+    assert arm["points"] == [point for point in once.arms("shuffled")[0]["points"] if point["step"] == 1]
+    assert len(arm["points"]) == 2
+
+    waits = found["experiments"]["coverage"]
+    assert waits["verdict"] == "unfinished"
+    assert waits["power"] is None
+    assert all(estimate["p"] is None and estimate["null"] is None for estimate in waits["estimates"].values())
+    states = {row["name"]: (row["finished"], row["pending"]) for row in waits["inputs"]}
+    assert (states["shuffled"], states["online"]) == (([], [0]), ([0], []))
+    for name in ("goodhart", "tandem", "classification"):
+        assert found["experiments"][name] == final["experiments"][name]
+    # Each adjusted p-value depends on all others.
+    assert set(found["holm"].values()) == {None}
+    assert any(value is not None for value in final["holm"].values())
+
+
+@pytest.mark.parametrize("name", ["goodhart", "coverage", "tandem", "classification"])
+def test_what_an_experiment_concludes_rests_on_its_own_arms_and_measures(once: Finished, name: str) -> None:
+    """So its verdict stands as soon as they have come, whatever else the study asks."""
+    bench, experiment = Bench(once.study, "summarisation"), EXPERIMENTS[name]
+    own = {bench.evaluation(entry).identity for entry in experiment.arms(bench)}
+    own |= {measure.stage.identity for measure in experiment.measures(bench)}
+    others = {stage.identity for stage in reads(once.study, "summarisation") if stage.kind == "evaluate"} - own
+    found = unfinished(once, others)
+    assert found["experiments"][name] == once.results["tasks"]["summarisation"]["experiments"][name]
+    assert "unfinished" in {content["verdict"] for content in found["experiments"].values()}
+
+
+def test_the_results_of_a_finished_study_wait_for_nothing(once: Finished) -> None:
+    for content in once.results["tasks"]["summarisation"]["experiments"].values():
+        assert content["verdict"] != "unfinished"
+        assert all(row["finished"] and not row["failed"] and not row["pending"] for row in content["inputs"])
 
 
 def test_cost_is_counted(once: Finished) -> None:

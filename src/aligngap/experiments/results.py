@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,26 +35,32 @@ COMPARISONS = {"golden_policy": ("golden", "true"), "sft": ("golden", "true", "p
 """By whom a policy's responses are compared with whose."""
 
 
+PENDING = "pending"
+"""Status, in an outcome, of a stage that a run has yet to finish. What is missing for another reason will not come."""
+UNFINISHED = "unfinished"
+"""In a verdict's place while an arm or measure of the experiment is pending: a verdict that is read again and again as
+the data come in, until it pleases, is not the one whose rule was fixed before the run.
+"""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What has been measured and concluded on a task: its part of results.json; every outcome prompt by prompt, and the
+    samples, a frame an arm.
+    """
+
+    results: dict[str, Any]
+    per_prompt: Sequence[pl.DataFrame]
+    samples: Sequence[pl.DataFrame]
+
+
 def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
     """Write results.json, points.parquet, per_prompt.parquet and samples.parquet into `folder`; returns the results.
 
     Failed and blocked arms are listed with their reason, and enter no average.
     """
-    per_prompt: list[pl.DataFrame] = []
-    samples: list[pl.DataFrame] = []
-    tasks = {task: _task(study, task, store, outcome, per_prompt, samples) for task in study.tasks}
-    made = environment()
-    commit, dirty = made.pop("git_revision", None), made.pop("git_dirty", None)
-    results = {
-        "schema": SCHEMA,
-        "study": study.model_dump(mode="json"),
-        "smoke": study.smoke,
-        "revision": {"commit": commit, "dirty": dirty} if commit else None,
-        "tasks": tasks,
-        "timings": _timings(study, store, outcome),
-        "versions": made,
-    }
-    plain: dict[str, Any] = _plain(results)
+    tasks = {task: gather(study, task, store, outcome) for task in study.tasks}
+    plain = assemble(study, store, outcome, tasks)
     write_json(folder / "results.json", plain)
     points = [
         _flat(task, arm, point)
@@ -63,8 +69,26 @@ def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> d
         for point in arm["points"]
     ]
     pl.DataFrame(points, infer_schema_length=None).write_parquet(folder / "points.parquet")
-    for name, frames in (("per_prompt", per_prompt), ("samples", samples)):
+    for name in ("per_prompt", "samples"):
+        frames = [frame for found in tasks.values() for frame in getattr(found, name)]
         (pl.concat(frames) if frames else pl.DataFrame()).write_parquet(folder / f"{name}.parquet")
+    return plain
+
+
+def assemble(study: StudySpec, store: Store, outcome: Outcome, tasks: Mapping[str, Gathered]) -> dict[str, Any]:
+    """What results.json holds, of tasks that have been gathered; plain values, without NaN."""
+    made = environment()
+    commit, dirty = made.pop("git_revision", None), made.pop("git_dirty", None)
+    results = {
+        "schema": SCHEMA,
+        "study": study.model_dump(mode="json"),
+        "smoke": study.smoke,
+        "revision": {"commit": commit, "dirty": dirty} if commit else None,
+        "tasks": {task: found.results for task, found in tasks.items()},
+        "timings": _timings(study, store, outcome),
+        "versions": made,
+    }
+    plain: dict[str, Any] = _plain(results)
     return plain
 
 
@@ -77,17 +101,25 @@ def summary(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _task(
-    study: StudySpec,
-    task: str,
-    store: Store,
-    outcome: Outcome,
-    per_prompt: list[pl.DataFrame],
-    samples: list[pl.DataFrame],
-) -> dict[str, Any]:
+def reads(study: StudySpec, task: str) -> list[Stage]:
+    """The stages whose artefacts `gather` reads, beside those that these stand on."""
+    bench = Bench(study, task)
+    judges = [stage for seed in study.seeds for stage in (bench.proxy(seed), bench.agreement(seed))]
+    measured = [*(bench.evaluation(entry) for entry in arms(study, task)), *(m.stage for m in measures(study, task))]
+    return [bench.sft, bench.golden, *judges, *measured]
+
+
+def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathered:
+    """Read what the store holds of a task, and let the experiments conclude from its finished arms.
+
+    An arm that is pending (see `PENDING`) is listed with the points of the checkpoints that have been evaluated, which
+    enter no estimate; an experiment that waits for one has no verdict. Reads only.
+    """
     bench = Bench(study, task)
     entries = arms(study, task)
     finished: list[Finished] = []
+    per_prompt: list[pl.DataFrame] = []
+    samples: list[pl.DataFrame] = []
     listed = []
     texts: Texts | None = None
     for entry in entries:
@@ -105,20 +137,37 @@ def _task(
             per_prompt.append(prompts.drop("response_ids"))
             texts = texts or Texts(bench, store)
             samples.append(_samples(prompts, texts))
+        elif problem[0] == PENDING:
+            listed[-1]["points"] = _begun(entry, evaluation, store)
     if texts:
         samples += _opponent_samples(bench, task, store, texts)
     tables, measured = _tables(study, task, store, outcome)
     data = TaskData(task, study.analysis, finished, tables, bench.has_truth)
-    concluded = {name: _concluded(name, data) for name in asked(study, task)}
-    return {
+    states = {row["identity"]: row["status"] for row in (*listed, *measured)}
+    concluded = {name: _concluded(name, data, _inputs(name, bench, states)) for name in asked(study, task)}
+    results = {
         "yardstick": yardstick(bench),
         "arms": listed,
         "measures": measured,
         "stages": _stages(bench, store),
         "experiments": concluded,
         "not_asked": obstacles(study, task),
-        "holm": _holm({name: content["estimates"] for name, content in concluded.items()}),
+        "holm": _holm(concluded),
     }
+    return Gathered(results, per_prompt, samples)
+
+
+def _inputs(name: str, bench: Bench, states: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The experiment's arms and measures, with the seeds of which each is finished, failed (for good) or pending."""
+    experiment = EXPERIMENTS[name]
+    arms = [("arm", entry.name, entry.stage.seed, entry.stage) for entry in experiment.arms(bench)]
+    measures = [("measure", entry.name, entry.seed, entry.stage) for entry in experiment.measures(bench)]
+    found: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for what, label, seed, stage in (*arms, *measures):
+        row = found.setdefault((what, label), {"finished": [], "failed": [], PENDING: []})
+        state = states[stage.identity]
+        row[state if state in row else "failed"].append(seed)
+    return [{"what": what, "name": label, **seeds} for (what, label), seeds in found.items()]
 
 
 def yardstick(bench: Bench) -> dict[str, str]:
@@ -178,12 +227,26 @@ def _measured(
     entry: ArmEntry, evaluation: Evaluate, store: Store, prompts: pl.DataFrame, pairs: pl.DataFrame
 ) -> dict[str, Any]:
     folder = store.get(entry.stage.identity).path
-    points = [_point(prompts, pairs, step, split) for step in entry.stage.keep for split in SPLITS]
+    points = [point(prompts, pairs, step, split) for step in entry.stage.keep for split in SPLITS]
     cost = read_json(folder / "cost.json") | read_json(folder / "seconds.json")
     return {**read_json(folder / "weights.json"), "points": points, "cost": cost}
 
 
-def _point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> dict[str, Any]:
+def _begun(entry: ArmEntry, evaluation: Evaluate, store: Store) -> list[dict[str, Any]]:
+    """Points of the checkpoints that an evaluation under way has finished."""
+    folder = store.unfinished(evaluation.identity)
+    points = []
+    for step in entry.stage.keep:
+        try:
+            pairs, prompts = (pl.read_parquet(Evaluate.file(folder, kind, step)) for kind in ("pairs", "prompts"))
+        except (OSError, pl.exceptions.PolarsError):
+            continue  # not there yet, or swept away while it was read
+        points += [point(prompts, pairs, step, split) for split in SPLITS]
+    return points
+
+
+def point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> dict[str, Any]:
+    """A point of results.json, from an evaluation's outcomes per prompt and per pair."""
     here = (pl.col("step") == step) & (pl.col("split") == split)
     prompt, pair = prompts.filter(here), pairs.filter(here)
     kl, kl_se = mean_se(prompt["kl"].to_numpy())
@@ -355,7 +418,7 @@ def _agreements(tables: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _concluded(name: str, data: TaskData) -> dict[str, Any]:
+def _concluded(name: str, data: TaskData, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     experiment = EXPERIMENTS[name]
     error = None
     try:
@@ -364,18 +427,21 @@ def _concluded(name: str, data: TaskData) -> dict[str, Any]:
         traceback.print_exc()
         error = f"{type(problem).__name__}: {problem}"
         found = Analysis("inconclusive", f"The analysis failed, so nothing is concluded: {error}")
+    pending = any(row[PENDING] for row in inputs)
     return {
         "title": experiment.title,
         "question": experiment.question,
         "finding": experiment.finding,
         "rule": experiment.rule,
         "error": error,
-        "verdict": found.verdict,
+        "inputs": inputs,
+        "verdict": UNFINISHED if pending else found.verdict,
         "sentence": found.sentence,
         "estimates": {
-            key: _estimate(value, decides=index == 0) for index, (key, value) in enumerate(found.estimates.items())
+            key: _estimate(value, decides=index == 0 and not pending)
+            for index, (key, value) in enumerate(found.estimates.items())
         },
-        "power": _power(next(iter(found.estimates.values()), None)),
+        "power": None if pending else _power(next(iter(found.estimates.values()), None)),
         "figures": [asdict(figure) for figure in found.figures],
     }
 
@@ -398,8 +464,13 @@ def _estimate(value: Labelled, *, decides: bool) -> dict[str, Any]:
     }
 
 
-def _holm(estimates: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | None]:
-    """Holm's adjusted p-value of each experiment's first estimate, over all experiments of the task."""
+def _holm(concluded: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Holm's adjusted p-value of each experiment's first estimate, over all experiments of the task; of none before all
+    are finished, because each depends on the others.
+    """
+    if any(found["verdict"] == UNFINISHED for found in concluded.values()):
+        return dict.fromkeys(concluded)
+    estimates: dict[str, dict[str, dict[str, Any]]] = {name: found["estimates"] for name, found in concluded.items()}
     first = {name: next(iter(found.values()), {}).get("p") for name, found in estimates.items()}
     adjusted = holm([math.nan if p is None else p for p in first.values()])
     return dict(zip(first, adjusted.tolist(), strict=True))

@@ -9,6 +9,7 @@ DIR/store/        the artefacts, unless they are kept elsewhere
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,9 @@ from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.local import Interrupted
-from aligngap.pipeline.executors.progress import Ledger
+from aligngap.pipeline.executors.progress import Ledger, Spent, time_spent
 from aligngap.pipeline.graph import Event
-from aligngap.store.store import read_json, write_json
+from aligngap.store.store import Store, read_json, write_json
 
 _SCHEMA = 1
 _BETWEEN_WRITES = 0.5
@@ -42,6 +43,7 @@ class RunDirectory:
     _status: dict[str, Any] = field(default_factory=dict)
     _ledger: Ledger | None = None
     _written: float = 0.0
+    _recorded: dict[str, float | None] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -114,6 +116,26 @@ class RunDirectory:
                     entry["status"] = "interrupted"
         return status
 
+    def spent(self, status: Mapping[str, Any]) -> list[Spent]:
+        """Where time went by kind of stage, as far as it is recorded. What an earlier run made counts with what it took
+        then. status: what `status` gave.
+        """
+        store = Store(self.store_path(), reading=True)
+        begun = [item for item in status["stages"] if item["status"] not in ("waiting", "blocked")]
+        return time_spent((item["kind"], self._seconds(store, item)) for item in begun)
+
+    def _seconds(self, store: Store, item: Mapping[str, Any]) -> float | None:
+        if item["status"] != "cached":
+            return float(item["seconds"])
+        identity = str(item["identity"])
+        if identity not in self._recorded:
+            try:
+                seconds = store.get(identity).record().get("seconds")
+            except (KeyError, ValueError, OSError, UserError):  # swept away, or damaged, which is for `verify` to tell
+                return None
+            self._recorded[identity] = float(seconds) if isinstance(seconds, int | float) else None
+        return self._recorded[identity]
+
     def begin(self, ledger: Ledger, store: Path) -> None:
         """Start to keep status.json."""
         self._ledger = ledger
@@ -150,12 +172,15 @@ class RunDirectory:
                 "total": entry.total,
                 "rate": None if entry.rate is None else round(entry.rate, 3),
                 "seconds": round(entry.seconds, 3),
+                # JSON has no NaN, and a loss may well be one.
+                "metrics": {key: value if math.isfinite(value) else None for key, value in entry.metrics.items()},
                 "reason": entry.reason,
             }
             for name, entry in self._ledger.entries.items()
         ]
         left = round(self._ledger.left, 1) if self._status["state"] == "running" else None
         now = {"updated": _now(), "seconds": round(self._ledger.elapsed, 1), "left": left, "jobs": self._ledger.jobs}
+        now["fraction"] = round(self._ledger.fraction, 4)
         write_json(self.folder / "status.json", self._status | now | {"stages": stages})
         self._written = time.monotonic()
 
@@ -218,7 +243,7 @@ def _object(path: Path) -> dict[str, Any]:
 def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=1.0)  # not 0: `status` holds it for a moment to see whether anyone does
+        lock.acquire(timeout=1.0)  # not 0: who looks holds it for a moment to see whether anyone does
     except Timeout as error:
         raise UserError(
             f"another process is running in this folder{_who(folder)}",
@@ -242,12 +267,23 @@ def _who(folder: Path) -> str:
 
 
 def _in_use(folder: Path) -> bool:
+    """Whether a process holds the folder. Writes nothing: who only looks may have no right to, or look for hours."""
+    path = folder / ".lock"
+    if not path.is_file():
+        return False
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        import fcntl
+    except ImportError:  # Windows
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except (Timeout, OSError):
+            return True
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
             return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that we may only read: nothing better is known than what it says
+    except OSError:  # held; or no such locks here, and nothing better is known than what the folder says
         return True
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import polars as pl
 
-from aligngap.report.load import FAMILIES, JUDGES, OPPONENTS, SPLITS, Drawing, Experiment, ReportData, Task
+from aligngap.report.load import FAMILIES, JUDGES, OPPONENTS, PENDING, SPLITS, Drawing, Experiment, ReportData, Task
 
 if TYPE_CHECKING:
     import altair as alt
@@ -191,7 +191,10 @@ def datasets(data: ReportData, task: Task) -> dict[str, list[dict[str, Any]]]:
         pl.col(name).round_sig_figs(5) for name, kind in points.schema.items() if kind == pl.Float64
     )
     drawings = [drawing for experiment in task.experiments for drawing in experiment.figures]
-    runs = data.runs.filter(pl.col("task") == task.name).drop("task", "reason", "weights_sha256")
+    runs = data.runs.filter(pl.col("task") == task.name)
+    # What is still being evaluated is drawn as far as it has come, and says so.
+    arm = pl.when(pl.col("status") == PENDING).then(pl.col("arm") + " (unfinished)").otherwise("arm")
+    runs = runs.with_columns(arm.alias("arm")).drop("task", "reason", "weights_sha256")
     return {
         "points": points.to_dicts(),
         "runs": runs.join(_extents(points), on="run", how="left").to_dicts(),

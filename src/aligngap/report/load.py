@@ -29,6 +29,9 @@ SPLITS = ("held_out", "train")
 MEASURES = ("proxy", "utility", "tokens", "accuracy", "drift", "self_accuracy")
 FAMILIES = ("online", "offline", "offline_proxy", "replay", "shuffled", "golden_policy")
 VERDICTS = ("supported", "contradicted", "inconclusive")
+#: Status of an arm or measure that is still to come, and the verdict of an experiment that waits for one: only seen
+#: while a study runs.
+PENDING, UNFINISHED = "pending", "unfinished"
 
 _WIN_FIELDS = ("rate", "se", "n", "ties")
 WIN_COLUMNS = tuple(f"{what}_{who}_{judge}" for who in OPPONENTS for judge in JUDGES for what in _WIN_FIELDS)
@@ -125,7 +128,8 @@ class Experiment:
     """A question on a task, with its verdict; the first estimate is the one the verdict rests on.
 
     holm: the first estimate's p-value, adjusted for all experiments of the task. power: `seeds` and `prompts` that
-    would resolve an effect of the size seen, and a `note` where that cannot be told.
+    would resolve an effect of the size seen, and a `note` where that cannot be told. inputs: its arms and measures,
+    with the seeds that are finished, failed and pending.
     """
 
     name: str
@@ -139,6 +143,7 @@ class Experiment:
     figures: tuple[Drawing, ...]
     holm: float | None
     power: dict[str, Any]
+    inputs: tuple[dict[str, Any], ...]
 
     @property
     def main(self) -> Estimate | None:
@@ -184,6 +189,12 @@ class ReportData:
         return [f for f in FAMILIES if f in present] + [f for f in present if f not in FAMILIES]
 
     @property
+    def pending(self) -> int:
+        """How many arms and measures are still to come, a seed each; 0 but while the study runs."""
+        measures = [measure.get("status") for task in self.tasks for measure in task.measures]
+        return [*self.runs["status"].to_list(), *measures].count(PENDING)
+
+    @property
     def seeds(self) -> list[int]:
         return sorted(seed for seed in self.runs["seed"].unique().to_list() if seed is not None)
 
@@ -201,7 +212,12 @@ def load(folder: Path) -> ReportData:
     Raises:
         UserError: the folder holds no results, or none that this version reads.
     """
-    raw: dict[str, Any] = _readable(_read_results(folder / "results.json"))
+    return parsed(_read_results(folder / "results.json"), _read_samples(folder / "samples.parquet"))
+
+
+def parsed(content: dict[str, Any], samples: pl.DataFrame) -> ReportData:
+    """What `results.json` holds as typed frames. samples: what `samples.parquet` holds, or an empty frame."""
+    raw: dict[str, Any] = _readable(content)
     point_rows: list[dict[str, Any]] = []
     run_rows: list[dict[str, Any]] = []
     tasks = []
@@ -240,7 +256,7 @@ def load(folder: Path) -> ReportData:
         tasks=tuple(tasks),
         points=pl.DataFrame(point_rows, schema=_POINT_SCHEMA),
         runs=pl.DataFrame(run_rows, schema=_RUN_SCHEMA),
-        samples=_read_parquet(folder / "samples.parquet", _SAMPLE_SCHEMA),
+        samples=_samples(samples),
         timings=_dict(raw.get("timings")),
         versions=_dict(raw.get("versions")),
     )
@@ -267,19 +283,25 @@ def _read_results(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _read_parquet(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
+def _read_samples(path: Path) -> pl.DataFrame:
     if not path.exists():
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame()
     try:
-        frame = pl.read_parquet(path)
-        # A column that is all null has no type of its own in Parquet, and one that is absent is all null.
-        columns = [
-            (pl.col(name) if name in frame.columns else pl.lit(None)).cast(kind).alias(name)
-            for name, kind in schema.items()
-        ]
-        frame = frame.select(columns)
+        return _samples(pl.read_parquet(path))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"not readable: {error}", where=str(path), mend="Make the results again.") from error
+
+
+def _samples(frame: pl.DataFrame) -> pl.DataFrame:
+    schema = _SAMPLE_SCHEMA
+    if frame.is_empty():
+        return pl.DataFrame(schema=schema)
+    # A column that is all null has no type of its own in Parquet, and one that is absent is all null.
+    columns = [
+        (pl.col(name) if name in frame.columns else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in schema.items()
+    ]
+    frame = frame.select(columns)
     hidden = _HIDDEN.pattern.replace("\ud800-\udfff", "")  # Parquet holds no lone surrogates
     frame = with_readable_names(frame.with_columns(pl.col(pl.String).str.replace_all(hidden, "\ufffd")))
     floats = [name for name, kind in schema.items() if kind == pl.Float64]
@@ -415,12 +437,13 @@ def _experiment(name: str, content: dict[str, Any], holm: float | None) -> Exper
         question=_text(content.get("question")),
         finding=_text(content.get("finding")),
         rule=_text(content.get("rule")),
-        verdict=verdict if verdict in VERDICTS else "inconclusive",
+        verdict=verdict if verdict in (*VERDICTS, UNFINISHED) else "inconclusive",
         sentence=_text(content.get("sentence")),
         estimates=tuple(_estimate(key, _dict(value)) for key, value in _dict(content.get("estimates")).items()),
         figures=tuple(_drawing(name, _dict(figure)) for figure in _list(content.get("figures"))),
         holm=holm,
         power=_dict(content.get("power")),
+        inputs=tuple(_dict(row) for row in content.get("inputs") or []),
     )
 
 

@@ -22,8 +22,20 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from aligngap.pipeline.executors.progress import Spent, time_spent
 from aligngap.report import charts
-from aligngap.report.load import VERDICTS, Estimate, Experiment, ReportData, Task, load, number, shortened
+from aligngap.report.load import (
+    PENDING,
+    UNFINISHED,
+    VERDICTS,
+    Estimate,
+    Experiment,
+    ReportData,
+    Task,
+    load,
+    number,
+    shortened,
+)
 
 #: The page stays below 5 MB; samples are cut first, and the page says so.
 _PAGE_BYTES = 4_700_000
@@ -84,7 +96,7 @@ def render(data: ReportData) -> str:
         parts[f"task:{task.name}"] = packed(
             drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
         )
-    verdicts = _verdicts(contexts)
+    verdicts, spent = _verdicts(contexts), _spent(data)
     page = Page(
         "template.html.j2",
         shared_by_scripts(data, look),
@@ -97,6 +109,9 @@ def render(data: ReportData) -> str:
         verdicts=verdicts,
         tally=_tally(verdicts),
         incomplete=[context for context in contexts if context["missing"]],
+        spent=spent,
+        total_seconds=sum(row.seconds for row in spent),
+        pending=data.pending,
         seeds_note=seeds_note(len(data.seeds)),
         opponents=charts.OPPONENT_NAMES,
         judges=charts.JUDGE_NAMES,
@@ -132,7 +147,7 @@ class Page:
         }
         self._scripts = (_runtime(), _resource("page.js"))
         css = Markup(_resource("style.css") + _hues())
-        self._body = environment.get_template(template).render(policy=_policy(*self._scripts), css=css, **context)
+        self._body = environment.get_template(template).render(policy=content_policy(), css=css, **context)
         self._shared, self._parts = shared, parts
 
     @property
@@ -284,7 +299,9 @@ def _runtime() -> str:
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
 
 
-def _policy(*scripts: str) -> str:
+def content_policy() -> str:
+    """What every page may do: run its own two scripts, known by their digests, and reach nothing."""
+    scripts = (_runtime(), _resource("page.js"))
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -365,6 +382,7 @@ def _task_context(
                 "id": f"{identifier}-experiment-{index}",
                 "experiment": experiment,
                 "rows": _estimate_rows(experiment),
+                "rests": _rests(experiment),
                 "figures": [figure_context(figure, identifier, next(number_of)) for figure in own[experiment.name]],
             }
             for index, experiment in enumerate(task.experiments)
@@ -423,7 +441,34 @@ def _verdicts(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _tally(verdicts: list[dict[str, Any]]) -> str:
     found = [cell["experiment"].verdict for row in verdicts for cell in row["cells"] if cell]
-    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS)
+    shown = VERDICTS + ((UNFINISHED,) if UNFINISHED in found else ())
+    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in shown)
+
+
+def _rests(experiment: Experiment) -> dict[str, Any] | None:
+    """On how many of its arms and measures the estimates rest, and which are not among them; None where all are."""
+
+    def words(state: str) -> str:
+        seeds = {f"{row.get('what')} {row.get('name')}": row.get(state) or [] for row in experiment.inputs}
+        return "; ".join(
+            f"{name} (seed{'' if len(some) == 1 else 's'} {', '.join(map(str, some))})"
+            for name, some in seeds.items()
+            if some
+        )
+
+    counts = {
+        state: sum(len(row.get(state) or []) for row in experiment.inputs) for state in ("finished", "failed", PENDING)
+    }
+    if counts["finished"] == sum(counts.values()):
+        return None
+    lacking = {"failed": words("failed"), "pending": words(PENDING)}
+    return {"finished": counts["finished"], "total": sum(counts.values()), **lacking}
+
+
+def _spent(data: ReportData) -> list[Spent]:
+    """Where time went, by kind of stage."""
+    stages = data.timings.get("stages") or []
+    return time_spent((str(stage.get("kind")), number(stage.get("seconds"))) for stage in stages)
 
 
 def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:

@@ -74,15 +74,18 @@ _REMAKE = "Remove the artefact's folder and run the same command again; it is ma
 class Store:
     """Artefacts under one folder, shared by any number of processes.
 
-    root: created if need be. Raises UserError when it cannot be created or written.
+    root: created if need be. Raises UserError when it cannot be created or written. reading: nothing will be written,
+    so nothing is created, and the folder need not even be there.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, reading: bool = False) -> None:
         # Absolute, so that a change of the working folder does not move the store.
         self.root = Path(os.path.abspath(root))
         self._temporary = self.root / ".temporary"
         self._partial = self.root / ".partial"
         self._locks = self.root / ".locks"
+        if reading:
+            return
         try:
             for folder in (self._temporary, self._partial, self._locks):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -167,8 +170,7 @@ class Store:
 
         Raises UserError when it cannot be created.
         """
-        self._home(identity)
-        folder = self._partial / identity
+        folder = self.unfinished(identity)
         with self._disk_errors(strict=True):
             folder.mkdir(exist_ok=True)
         return folder
@@ -183,6 +185,11 @@ class Store:
         with self._disk_errors(strict=True):
             folder.mkdir(exist_ok=True)
         return folder
+
+    def unfinished(self, identity: str) -> Path:
+        """Where `partial` keeps step checkpoints, for who only looks: nothing is created, and it may not be there."""
+        self._home(identity)
+        return self._partial / identity
 
     def verify(self, identities: Iterable[str] | None = None) -> list[Problem]:
         """Everything that is wrong with these artefacts (all when None); empty when they are as they were written."""

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.progress import Ledger
+from aligngap.pipeline.executors.progress import Ledger, Spent
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.rundir import RunDirectory, chosen_store, differences
+from aligngap.store import Store
 from unit.pipeline.fake_stages import Fake
 
 STUDY: dict[str, Any] = {"name": "try", "seeds": (1, 2), "arms": {"online": {"lr": 0.1}}}
@@ -93,7 +94,7 @@ def test_differences() -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from aligngap.pipeline.executors.progress import Ledger
+from aligngap.pipeline.executors.progress import Ledger, Spent
 from aligngap.pipeline.rundir import RunDirectory
 
 with RunDirectory.use(Path(sys.argv[1]), {"name": "try"}) as run:
@@ -153,3 +154,46 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert run.store_path().resolve() == (tmp_path / "elsewhere").resolve()
     assert "elsewhere" in run.status()["store"]
     assert str(tmp_path) not in (tmp_path / "run" / "status.json").read_text()
+
+
+def test_metrics_are_kept_and_one_that_is_no_number_is_null(tmp_path: Path) -> None:
+    stage = Fake(name="a")
+    ledger = Ledger([stage], 1)
+    with RunDirectory.use(tmp_path, STUDY) as run:
+        run.begin(ledger, tmp_path / "store")
+        ledger.update(Event("progress", stage, 5, 10, {"loss": float("nan"), "grad_norm": 0.5}))
+    (item,) = RunDirectory.open(tmp_path).status()["stages"]
+    assert item["metrics"] == {"loss": None, "grad_norm": 0.5}
+
+
+def test_looking_at_a_dead_run_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, end=KeyboardInterrupt())
+    status = json.loads((tmp_path / "status.json").read_text())
+    (tmp_path / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    for lock in (tmp_path / ".lock", None):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert RunDirectory.open(tmp_path).status()["state"] == "interrupted"
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        if lock:
+            lock.unlink()
+
+
+def test_time_is_summed_by_kind_as_far_as_it_is_recorded(tmp_path: Path) -> None:
+    a, b, c, d = (Fake(name=name) for name in "abcd")
+    ledger = Ledger([a, b, c, d], 1)
+    store = Store(tmp_path / "store")
+    with store.writing(a.identity, {"seconds": 7.5}):
+        pass
+    with RunDirectory.use(tmp_path / "run", STUDY) as run:
+        run.begin(ledger, store.root)
+        for event in (
+            Event("cached", a),
+            Event("cached", b),
+            Event("finished", c, seconds=2.0),
+            Event("started", d),
+            Event("progress", d, 1, 2, {}, 0.5),
+        ):
+            ledger.update(event)
+    found = RunDirectory.open(tmp_path / "run")
+    assert found.spent(found.status()) == [Spent("fake", stages=4, timed=3, seconds=10.0)]

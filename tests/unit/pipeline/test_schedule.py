@@ -11,7 +11,7 @@ def test_the_stage_that_heads_the_longest_chain_goes_first() -> None:
     alone = Fake(name="alone", cost=5)
     head = Fake(name="head", cost=1)
     tail = Fake(name="tail", cost=5, after=(head,))
-    schedule = Schedule(all_stages([alone, tail]), done=())
+    schedule = Schedule(all_stages([alone, tail]), done=(), jobs=2)
     assert schedule.take() is head
     assert schedule.take() is alone
     assert schedule.take() is None
@@ -19,10 +19,32 @@ def test_the_stage_that_heads_the_longest_chain_goes_first() -> None:
     assert schedule.take() is tail
 
 
+@pytest.mark.parametrize(("jobs", "order"), [(1, ["arm 1", "end 1", "arm 2", "end 2"]), (2, ["arm 1", "arm 2"])])
+def test_one_result_after_the_other_while_the_longest_chain_leaves_room(jobs: int, order: list[str]) -> None:
+    arms = [Fake(name=f"arm {i}", cost=5) for i in (1, 2)]
+    ends = [Fake(name=f"end {i}", cost=1, after=(arm,)) for i, arm in enumerate(arms, start=1)]
+    schedule = Schedule(all_stages(ends), (), jobs)
+    taken = []
+    while (stage := schedule.take()) and isinstance(stage, Fake):
+        taken.append(stage.name)
+        if jobs == 1:
+            schedule.finish(stage.identity)
+    assert taken == order
+
+
+def test_the_longest_chain_never_waits_for_results_to_come_in() -> None:
+    """Thirty short results are named before a chain of a hundred seconds; with two jobs it must start at once."""
+    short = [Fake(name=f"short {i}", cost=1) for i in range(30)]
+    head = Fake(name="head", cost=50)
+    stages = all_stages([*short, Fake(name="tail", cost=50, after=(head,))])
+    assert estimate(stages, (), 2) == 100
+    assert Schedule(stages, (), 2).take() is head
+
+
 def test_what_is_done_is_neither_handed_out_nor_waited_for() -> None:
     head = Fake(name="head")
     tail = Fake(name="tail", after=(head,))
-    schedule = Schedule(all_stages([tail]), done={head.identity})
+    schedule = Schedule(all_stages([tail]), done={head.identity}, jobs=1)
     assert schedule.take() is tail
     assert schedule.take() is None
 
@@ -31,7 +53,7 @@ def test_a_failure_takes_out_all_that_needs_it_once() -> None:
     root, other = Fake(name="root"), Fake(name="other")
     left, right = Fake(name="left", after=(root,)), Fake(name="right", after=(root, other))
     join = Fake(name="join", after=(left, right))
-    schedule = Schedule(all_stages([join]), done=())
+    schedule = Schedule(all_stages([join]), done=(), jobs=2)
     assert schedule.take() is root
     assert sorted(stage.name for stage in schedule.fail(root.identity) if isinstance(stage, Fake)) == [
         "join",

@@ -165,6 +165,62 @@ def test_hostile_text_is_text(hostile: str) -> None:
     assert samples["prompts"][0]["text"].endswith(HOSTILE)
 
 
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A study of which an arm is half evaluated, another experiment has all it needs, and every name is hostile."""
+    folder = write_results(tmp_path_factory.mktemp("unfinished"), text=HOSTILE, fail_one=False)
+    raw = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    task = raw["tasks"]["summarisation"]
+    for arm in task["arms"]:
+        if arm["family"] == "online" and arm["seed"] == 2:
+            arm |= {"status": "pending", "reason": "not finished yet", "points": arm["points"][:6], "cost": None}
+    task["measures"][0] |= {"status": "pending", "reason": "not finished yet"}
+    names = {"what": "arm", "name": f"online{HOSTILE}"}
+    waits, done = task["experiments"]["goodhart"], task["experiments"]["coverage"]
+    waits |= {"verdict": "unfinished", "inputs": [names | {"finished": [0], "failed": [1], "pending": [2]}]}
+    done |= {"inputs": [names | {"finished": [0, 1, 2], "failed": [], "pending": []}]}
+    task["holm"] = dict.fromkeys(task["experiments"])
+    (folder / "results.json").write_text(json.dumps(raw), encoding="utf-8")
+    return render(load(folder))
+
+
+def test_an_unfinished_study_says_so_and_what_its_estimates_rest_on(unfinished: str, page: str) -> None:
+    text = " ".join(Elements(unfinished).text.split())
+    assert "Unfinished: 2 arms and measures are still to come." in text
+    assert "What came out so far" in text
+    assert f"Rests on 1 of 3 arms and measures. Still to come: arm online{' '.join(HOSTILE.split())} (seed 2)." in text
+    assert f"Missing for good: arm online{' '.join(HOSTILE.split())} (seed 1)." in text
+    assert "0 supported, 1 contradicted, 1 inconclusive, 1 unfinished." in text
+    assert "So far: Online wins by 8.1 points" in text
+    assert "missing or still to come" in text
+    assert 'class="badge unfinished"' in unfinished
+    assert text.count("Rests on") == 1  # an experiment that has all it needs is as it will be
+    for word in ("Unfinished", "so far", "Rests on", "unfinished"):
+        assert word not in Elements(page).text
+
+
+def test_an_arm_under_evaluation_is_drawn_as_such_and_averaged_nowhere(unfinished: str) -> None:
+    tables = _packed(unfinished, "task:summarisation")["tables"]
+    columns = tables["runs"]["columns"]
+    rows = [dict(zip(columns, row, strict=True)) for row in tables["runs"]["rows"]]
+    half = [row for row in rows if row["status"] == "pending"]
+    assert [row["arm"].endswith(" (unfinished)") for row in rows].count(True) == len(half) == 1
+    run = tables["points"]["columns"].index("run")
+    assert sum(row[run] == half[0]["run"] for row in tables["points"]["rows"]) == 6
+    assert "2 of 3" in Elements(unfinished).text  # online's finished seeds, in the table of arms
+
+
+def test_hostile_text_of_an_unfinished_study_is_text(unfinished: str) -> None:
+    images = [attributes["src"] or "" for tag, attributes in Elements(unfinished).tags if tag == "img"]
+    assert all(source.startswith("data:") for source in images)
+    assert HOSTILE not in unfinished
+
+
+def test_where_the_time_went(page: str) -> None:
+    text = " ".join(Elements(page).text.split())
+    assert "Kind of stage Stages Seconds Share sft 1 24 100.0% preference 1 (0 timed) no data" in text
+
+
 def test_a_smoke_run_says_so_in_an_alert(hostile: str) -> None:
     assert 'role="alert"' in hostile
     assert "its numbers mean nothing" in hostile

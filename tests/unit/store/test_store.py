@@ -474,3 +474,14 @@ def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path, monkeypatch: py
         write_bytes_atomic(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_who_only_reads_creates_nothing(tmp_path: Path) -> None:
+    nowhere = Store(tmp_path / "nowhere", reading=True)
+    name = "arm-" + "0" * 20
+    assert not nowhere.has(name)
+    assert not nowhere.unfinished(name).exists()
+    assert list(tmp_path.iterdir()) == []
+    kept = Store(tmp_path / "store")
+    kept.partial(name)
+    assert Store(kept.root, reading=True).unfinished(name) == kept.partial(name)

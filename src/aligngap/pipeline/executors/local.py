@@ -125,7 +125,7 @@ class _Run:
                 self._note(stage, "cached")
         if len(done) == len(self.stages):
             return
-        self.schedule = Schedule(self.stages, done)
+        self.schedule = Schedule(self.stages, done, jobs)
         self.context = _process_context(self.stages)
         try:
             while not self.stops:

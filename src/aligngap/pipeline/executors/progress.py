@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -127,6 +127,28 @@ class Ledger:
     def overall(self) -> str:
         """`12 of 37 stages, 3:20 left`."""
         return f"{self.count(*ENDED)} of {len(self.entries)} stages, about {clock(self.left)} left"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Where time went: stages of a kind, how many of them have their time on record, and seconds in all."""
+
+    kind: str
+    stages: int
+    timed: int
+    seconds: float
+
+
+def time_spent(stages: Iterable[tuple[str, float | None]]) -> list[Spent]:
+    """By kind of stage, the dearest first. stages: kind, and seconds or None where they are not known."""
+    found: dict[str, list[float | None]] = {}
+    for kind, seconds in stages:
+        found.setdefault(kind, []).append(seconds)
+    rows = [
+        Spent(kind, len(values), sum(value is not None for value in values), sum(value or 0.0 for value in values))
+        for kind, values in found.items()
+    ]
+    return sorted(rows, key=lambda row: -row.seconds)
 
 
 def clock(seconds: float) -> str:

@@ -9,16 +9,22 @@ from aligngap.pipeline.graph import Stage
 
 
 class Schedule:
-    """Stages that are to be made, handed out when their inputs are there, longest remaining chain first.
+    """Stages that are to be made, handed out when their inputs are there: what the study names first is finished first,
+    so that who watches a run sees its results come in, as long as the longest remaining chain leaves room for that.
 
-    With few cores the end of a study is set by its longest chain (policy, then proxy, then an arm); a stage that heads
-    a short one can wait.
+    With few cores the end of a study is set by its longest chain (policy, then proxy, then an arm) or by a core's share
+    of all the work. While the share is the longer of the two, the order does not matter to the end, and the study's own
+    is taken; else the stage that heads the longest chain.
 
-    stages: inputs before what uses them, as `all_stages` gives them. done: identities that exist already.
+    stages: inputs before what uses them, as `all_stages` gives them. done: identities that exist already. jobs: how
+    many stages are made side by side.
     """
 
-    def __init__(self, stages: Sequence[Stage], done: Collection[str]) -> None:
+    def __init__(self, stages: Sequence[Stage], done: Collection[str], jobs: int) -> None:
+        self._jobs = jobs
         self._waiting = {stage.identity: stage for stage in stages if stage.identity not in done}
+        self._work = {name: stage.work for name, stage in self._waiting.items()}
+        self._left = sum(self._work.values())
         self._needs = {
             name: {parent.identity for parent in stage.parents if parent.identity in self._waiting}
             for name, stage in self._waiting.items()
@@ -30,13 +36,21 @@ class Schedule:
         self._chain: dict[str, float] = {}
         for name in reversed(self._waiting):
             longest = max((self._chain[user] for user in self._users[name]), default=0.0)
-            self._chain[name] = self._waiting[name].work + longest
+            self._chain[name] = self._work[name] + longest
 
     def take(self) -> Stage | None:
         """The next stage to start, or None while none is ready."""
         ready = [name for name in self._waiting if not self._needs[name]]
-        # The first of equals, so that two runs of a study start in the same order.
-        return self._waiting.pop(max(ready, key=self._chain.__getitem__)) if ready else None
+        if not ready:
+            return None
+        # Each is the first of its equals, so that two runs of a study start in the same order.
+        urgent, first = max(ready, key=self._chain.__getitem__), ready[0]
+        room = self._left / self._jobs - max(map(self._chain.__getitem__, self._waiting))
+        return self._pop(first if self._work[first] <= room else urgent)
+
+    def _pop(self, identity: str) -> Stage:
+        self._left -= self._work[identity]
+        return self._waiting.pop(identity)
 
     def finish(self, identity: str) -> None:
         """Free what waited for this stage."""
@@ -48,7 +62,7 @@ class Schedule:
         blocked: list[Stage] = []
         for user in self._users[identity]:
             if user in self._waiting:
-                blocked += [self._waiting.pop(user), *self.fail(user)]
+                blocked += [self._pop(user), *self.fail(user)]
         return blocked
 
 
@@ -59,7 +73,7 @@ def estimate(
 
     work: seconds of stages that need less than their estimate, because they have begun.
     """
-    schedule, work = Schedule(stages, done), work or {}
+    schedule, work = Schedule(stages, done, jobs), work or {}
     now = 0.0
     running: list[tuple[float, str]] = []
     while True:

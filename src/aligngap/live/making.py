@@ -1,0 +1,277 @@
+"""Making the page of what is finished so far: in a process of its own, because it takes seconds to a minute of work,
+and gently, because the run needs the cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aligngap.errors import UserError
+from aligngap.live.folder import Look, Watched
+from aligngap.pipeline.executors.progress import ENDED
+
+if TYPE_CHECKING:
+    from aligngap.experiments.results import Gathered
+    from aligngap.experiments.spec import StudySpec
+    from aligngap.pipeline.graph import Outcome, Stage
+    from aligngap.report.load import ReportData
+    from aligngap.store import Store
+
+_NICENESS = 10
+_BETWEEN_LOOKS = 1.0
+_AFTER_A_DEATH = 30.0
+#: Seconds of rest for each core second of work, so that watching costs a run at most a quarter of a core. Not for each
+#: second on the clock: beside a busy run, that would make it wait for having had to wait.
+_REST = 3.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a page is to be made of. results: the folder whose results.json holds everything; None while it does not,
+    and what is finished is read from the store. known: what the last page was made of.
+    """
+
+    study: Mapping[str, object]
+    store: Path
+    results: Path | None
+    pending: frozenset[str]
+    missing: Mapping[str, tuple[str, str]]
+    known: object
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, what it was made of, and the policy that it obeys. arms, of: how many are evaluated, how many wanted.
+    seconds: of work.
+    """
+
+    html: bytes
+    policy: str
+    of_what: object
+    final: bool
+    arms: int
+    of: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NoPage:
+    """Nothing new, nothing yet, or a problem, which is said."""
+
+    problem: str | None = None
+    seconds: float = 0.0
+
+
+class Maker:
+    """Makes pages, and remembers of each task what it has gathered: most of the time only one has changed."""
+
+    def __init__(self) -> None:
+        self._study: tuple[Mapping[str, object], StudySpec, dict[str, list[Stage]]] | None = None
+        self._gathered: dict[str, tuple[object, Gathered]] = {}
+
+    def make(self, request: Request) -> Page | NoPage:
+        """A page, unless it would be made of what the last one was made of. Reads only."""
+        from aligngap.report.load import load
+
+        start = time.process_time()
+        try:
+            if request.results is not None:
+                of_what: object = _stamp(request.results)
+                data = None if of_what == request.known else load(request.results)
+            else:
+                of_what, data = self._unfinished(request)
+            if data is None:
+                return NoPage()
+            return _page(data, of_what, request.results is not None, start)
+        except UserError as error:
+            return NoPage(str(error), time.process_time() - start)
+        # The store may be swept while it is read, and what another version wrote may hold anything: the last page
+        # stands, and the reader is told.
+        except Exception as error:
+            traceback.print_exc()
+            return NoPage(f"{type(error).__name__}: {error}", time.process_time() - start)
+
+    def _unfinished(self, request: Request) -> tuple[object, ReportData | None]:
+        import polars as pl
+
+        from aligngap.experiments.results import assemble, gather
+        from aligngap.report.load import parsed
+        from aligngap.store import Store
+
+        study, reads = self._loaded(request.study)
+        store = Store(request.store, reading=True)
+        outcome = _outcome(request)
+        there = {task: _there(stages, store, outcome) for task, stages in reads.items()}
+        if there == request.known or not any(visible for visible, _ in there.values()):
+            return there, None
+        for task, state in there.items():
+            if task not in self._gathered or self._gathered[task][0] != state:
+                self._gathered[task] = (state, gather(study, task, store, outcome))
+        gathered = {task: self._gathered[task][1] for task in there}
+        samples = [frame for found in gathered.values() for frame in found.samples]
+        results = assemble(study, store, outcome, gathered)
+        return there, parsed(results, pl.concat(samples) if samples else pl.DataFrame())
+
+    def _loaded(self, given: Mapping[str, object]) -> tuple[StudySpec, dict[str, list[Stage]]]:
+        from pydantic import ValidationError
+
+        from aligngap.experiments.results import reads
+        from aligngap.experiments.spec import StudySpec
+
+        if self._study is None or self._study[0] != given:
+            try:
+                study = StudySpec.model_validate(given)
+            except ValidationError as error:
+                what = f"study.json is not what this version of aligngap writes: {error.errors()[0]['msg']}"
+                raise UserError(what, mend="Watch with the version that runs it.") from error
+            self._study = (given, study, {task: reads(study, task) for task in study.tasks})
+        return self._study[1:]
+
+
+def _outcome(request: Request) -> Outcome:
+    from aligngap.experiments.results import PENDING
+    from aligngap.pipeline.graph import Outcome
+
+    outcome = Outcome()
+    for identity in request.pending:
+        outcome.status[identity], outcome.reasons[identity] = PENDING, "not finished yet"
+    for identity, (status, reason) in request.missing.items():
+        outcome.status[identity], outcome.reasons[identity] = status, reason
+    return outcome
+
+
+def _there(stages: Sequence[Stage], store: Store, outcome: Outcome) -> tuple[bool, tuple[object, ...]]:
+    """Whether there is anything to draw, and what there is to gather: while that stays the same, so does the page."""
+    visible, found = False, []
+    for stage in stages:
+        name = stage.identity
+        if store.has(name):
+            state: tuple[object, ...] = (name,)
+            visible |= stage.kind == "evaluate"
+        else:
+            begun = sorted(path.name for path in store.unfinished(name).glob("pairs-*.parquet"))
+            state = (name, *begun, outcome.status.get(name), outcome.reasons.get(name))
+            visible |= bool(begun)
+        found.append(state)
+    return visible, tuple(found)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    found = (folder / "results.json").stat()
+    return found.st_mtime_ns, found.st_size
+
+
+def _page(data: ReportData, of_what: object, final: bool, start: float) -> Page:
+    from aligngap.report.page import content_policy, render
+
+    arms = data.runs["status"].to_list()
+    html = render(data).encode()
+    return Page(html, content_policy(), of_what, final, arms.count("finished"), len(arms), time.process_time() - start)
+
+
+def serve(connection: Connection) -> None:
+    """The process that makes pages: answers each request, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
+    maker = Maker()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            connection.send(maker.make(connection.recv()))
+
+
+class Renewal:
+    """The latest page of a run, renewed in the background whenever something new has been finished.
+
+    `tick` is to be called about once a second, by one thread; the attributes may be read by any.
+    """
+
+    def __init__(self, watched: Watched) -> None:
+        self.page: Page | None = None
+        self.made = 0.0
+        self.version = 0
+        self.problem: str | None = None
+        self.making = False
+        self._watched = watched
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._next = 0.0
+
+    def tick(self, look: Look) -> None:
+        """Take what has been made, and ask for more when it is time."""
+        if self.making:
+            self._take()
+        if not self.making and time.monotonic() >= self._next and look.status and not look.closing:
+            self._ask(look)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+    def _ask(self, look: Look) -> None:
+        waiting = {stage["identity"] for stage in look.stages if stage["status"] not in ENDED}
+        # What the run says it has, and the store may have lost since, is not to come either.
+        lost = ("missing", "it is not in the store any more")
+        ended = {
+            stage["identity"]: (stage["status"], stage["reason"]) if stage["status"] in ("failed", "blocked") else lost
+            for stage in look.stages
+            if stage["status"] in ENDED
+        }
+        results = self._watched.folder if self._watched.results_are_current(look) else None
+        known = self.page.of_what if self.page else None
+        request = Request(self._watched.study, look.store, results, frozenset(waiting), ended, known)
+        try:
+            self._started().send(request)
+        except OSError:
+            self._died()
+        else:
+            self.making = True
+
+    def _take(self) -> None:
+        assert self._connection is not None
+        try:
+            if not self._connection.poll():
+                return
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            self._died()
+            return
+        self.making = False
+        self._next = time.monotonic() + max(_BETWEEN_LOOKS, _REST * answer.seconds)
+        if isinstance(answer, Page):
+            self.page, self.made, self.version, self.problem = answer, time.time(), self.version + 1, None
+        elif isinstance(answer, NoPage):
+            self.problem = answer.problem
+
+    def _started(self) -> Connection:
+        if self._connection is None:
+            # Not forked: this process has threads.
+            context = multiprocessing.get_context("spawn")
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=serve, args=(theirs,), name="aligngap-watch-pages", daemon=True)
+            self._process.start()
+            theirs.close()
+        return self._connection
+
+    def _died(self) -> None:
+        assert self._process is not None
+        self._process.join()
+        self.problem = (
+            f"the process that makes the figures ended with code {self._process.exitcode}; it is started anew"
+        )
+        self.making, self._process, self._connection = False, None, None
+        self._next = time.monotonic() + _AFTER_A_DEATH

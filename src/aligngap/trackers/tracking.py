@@ -1,0 +1,228 @@
+"""What of a run is tracked, and under which names: the training of every stage, and each arm as it is evaluated."""
+
+from __future__ import annotations
+
+import math
+import queue
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from aligngap.errors import UserError
+from aligngap.experiments.results import point, reads
+from aligngap.experiments.spec import StudySpec
+from aligngap.experiments.study import arms
+from aligngap.pipeline.graph import Event, Stage, all_stages
+from aligngap.pipeline.stages import SPLITS, Arm, Evaluate
+from aligngap.store.store import Store, read_json, write_json
+from aligngap.trackers.base import Series
+from aligngap.trackers.process import Line
+
+RECORD = "tracked.json"
+"""In the run's folder: its token, and which checkpoints each tracker has been given, so that none is given twice."""
+_AT_THE_END = 20.0  # seconds that trackers get, when all else is done, to bring everything home
+_INTERRUPTED = 5.0
+_BETWEEN_RECORDS = 2.0
+
+
+def series_of(study: StudySpec) -> dict[str, Series]:
+    """By identity of each stage, what it is tracked as. An arm and its evaluation are one; names are unique."""
+    found: dict[str, Series] = {}
+    evaluations: dict[str, str] = {}
+    tasks: dict[str, list[str]] = {}
+    others: dict[str, Stage] = {}
+    for task in study.tasks:
+        for entry in arms(study, task):
+            arm = entry.stage
+            about = {"study": study.name, "task": task, "arm": entry.name, "family": entry.family, "seed": arm.seed}
+            name = f"{_part(task)}/{_part(entry.name)}/seed {arm.seed}"
+            settings = {**arm.specification, **about, "identity": arm.identity}
+            found.setdefault(arm.identity, Series(arm.identity, name, settings))
+        for stage in all_stages(reads(study, task)):
+            if isinstance(stage, Evaluate):
+                evaluations[stage.identity] = stage.arm.identity
+            else:
+                tasks.setdefault(stage.identity, []).append(task)
+                others[stage.identity] = stage
+    for identity, stage in others.items():
+        place = tasks[identity][0] if len(tasks[identity]) == 1 else "shared"
+        settings = {**stage.specification, "study": study.name, "stage": stage.kind, "identity": identity}
+        found.setdefault(identity, Series(identity, f"{_part(place)}/{_part(stage.label)}", settings))
+    count = Counter(series.name for series in found.values())
+    for key, series in found.items():
+        if count[series.name] > 1:
+            found[key] = Series(key, f"{series.name} ({key[-6:]})", series.settings)
+    return found | {name: found[arm] for name, arm in evaluations.items()}
+
+
+def _part(text: str) -> str:
+    return text.replace("/", "_")
+
+
+def values_of(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A checkpoint's numbers by name, `on_SPLIT_prompts/WHAT`; what was not measured is left out."""
+    found: dict[str, float | None] = {}
+    for row in points:
+        split = f"on_{row['split']}_prompts"
+        for what in ("kl", "utility", "tokens", "accuracy", "drift"):
+            found[f"{split}/{what}"] = row[what]
+        for opponent, judges in row["wins"].items():
+            for judge, win in judges.items():
+                found[f"{split}/win_rate_over_{opponent}_by_{judge}"] = win["rate"]
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+@contextmanager
+def tracking(
+    names: Sequence[str], study: StudySpec, store: Store, folder: Path, logs: Path, warn: Callable[[str], None]
+) -> Iterator[Callable[[Event], None]]:
+    """What is to be called with each event of the run, from one thread; returns at once, whatever becomes of trackers.
+
+    names: as `base.chosen` gave them. folder: the run's. logs: where what trackers print goes. warn: told once of a
+    tracker that is off. When the block ends, trackers have some seconds to end too.
+    """
+    if not names:
+        yield lambda event: None
+        return
+    tracked = _Tracking(names, study, store, folder, logs, warn)
+    seconds = _INTERRUPTED
+    try:
+        yield tracked.note
+        seconds = _AT_THE_END
+    finally:
+        tracked.close(seconds)
+
+
+class _Tracking:
+    def __init__(
+        self,
+        names: Sequence[str],
+        study: StudySpec,
+        store: Store,
+        folder: Path,
+        logs: Path,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._series = series_of(study)
+        self._store, self._record_file, self._warn = store, folder / RECORD, warn
+        self._record = _recorded(self._record_file)
+        self._given: dict[str, set[tuple[str, int]]] = {
+            name: {(key, step) for key, steps in self._record["sent"].get(name, {}).items() for step in steps}
+            for name in names
+        }
+        logs.mkdir(parents=True, exist_ok=True)
+        self._lines = {
+            name: Line(name, folder, study.name, self._record["token"], logs / f"{name}.log") for name in names
+        }
+        self._warned: set[str] = set()
+        self._problem: str | None = None
+        # Reading what was measured takes its time, so it is done beside the run.
+        self._todo: queue.SimpleQueue[tuple[Evaluate, str] | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="tracked-evaluations", daemon=True)
+        self._reader.start()
+
+    def note(self, event: Event) -> None:
+        stage = event.stage
+        series = self._series.get(stage.identity)
+        if series is None:  # a measure: it trains nothing, and is no arm's evaluation
+            return
+        if isinstance(stage, Evaluate):
+            if event.kind != "started":
+                self._todo.put((stage, event.kind))
+        elif event.kind == "progress" and event.metrics:
+            values = {f"training/{name}": value for name, value in event.metrics.items()}
+            for line in self._lines.values():
+                line.log(series, event.done, values)
+        elif event.kind in ("finished", "failed") and not isinstance(stage, Arm):  # an arm's evaluation is to come
+            for line in self._lines.values():
+                line.finish(series, event.kind == "failed")
+        self._tell()
+
+    def close(self, seconds: float) -> None:
+        self._todo.put(None)
+        self._reader.join(seconds)
+        for line in self._lines.values():
+            line.close(seconds)
+        self._save()
+        self._tell()
+
+    def _tell(self) -> None:
+        problems = {name: line.problem for name, line in self._lines.items()} | {"": self._problem}
+        for name, problem in problems.items():
+            if problem is not None and name not in self._warned:
+                self._warned.add(name)
+                what = f"Tracking with {name} is off" if name else "Evaluations are not tracked"
+                self._warn(f"{what}: {problem}. The run goes on.")
+
+    def _read(self) -> None:
+        """The reader's thread: what has been evaluated, as it is evaluated."""
+        while True:
+            try:
+                item = self._todo.get(timeout=_BETWEEN_RECORDS)
+            except queue.Empty:
+                self._save()
+                continue
+            if item is None:
+                return
+            try:
+                self._evaluated(*item)
+            except (OSError, KeyError, UserError, pl.exceptions.PolarsError) as error:  # swept away meanwhile, say
+                self._problem = f"{type(error).__name__}: {error}"
+
+    def _evaluated(self, stage: Evaluate, kind: str) -> None:
+        series = self._series[stage.identity]
+        if kind in ("progress", "finished", "cached"):
+            for step in stage.arm.keep:
+                lines = [line for name, line in self._lines.items() if (series.key, step) not in self._given[name]]
+                frames = self._frames(stage, step) if lines else None
+                if frames is None:
+                    continue
+                values = values_of([point(*frames, step, split) for split in SPLITS])
+                for line in lines:
+                    line.log(series, step, values, evaluated=True)
+                    self._given[line.name].add((series.key, step))
+        if kind != "progress":
+            for line in self._lines.values():
+                line.finish(series, kind in ("failed", "blocked"))
+
+    def _frames(self, stage: Evaluate, step: int) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+        """What was measured of a checkpoint, per prompt and per pair; None before it has been."""
+        if self._store.has(stage.identity):
+            folder = self._store.get(stage.identity).path
+            prompts, pairs = (pl.read_parquet(folder / f"per_{what}.parquet") for what in ("prompt", "pair"))
+            return prompts, pairs
+        folder = self._store.unfinished(stage.identity)
+        try:
+            pairs, prompts = (pl.read_parquet(Evaluate.file(folder, kind, step)) for kind in ("pairs", "prompts"))
+        except FileNotFoundError:  # not measured yet; or finished just now, which the next event says
+            return None
+        return prompts, pairs
+
+    def _save(self) -> None:
+        """Note what trackers have confirmed."""
+        fresh = {name: list(iter(line.confirmed, None)) for name, line in self._lines.items()}
+        if not any(fresh.values()):
+            return
+        for name, items in fresh.items():
+            steps = self._record["sent"].setdefault(name, {})
+            for key, step in items:
+                steps[key] = sorted({*steps.get(key, []), step})
+        try:
+            write_json(self._record_file, self._record)
+        except UserError as error:
+            self._problem = str(error)
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else None
+    if isinstance(found, dict) and isinstance(found.get("token"), str) and isinstance(found.get("sent"), dict):
+        return found
+    fresh = {"token": secrets.token_hex(4), "sent": {}}
+    write_json(path, fresh)
+    return fresh

@@ -1,0 +1,202 @@
+"""Pages of an unfinished study, made of a real store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from aligngap.experiments.bench import ArmEntry
+from aligngap.experiments.results import reads
+from aligngap.experiments.spec import StudySpec
+from aligngap.experiments.study import arms
+from aligngap.live import making
+from aligngap.live.folder import Watched
+from aligngap.live.making import Maker, NoPage, Page, Renewal, Request
+from aligngap.pipeline.stages import Evaluate
+from tiny import Tiny
+from unit.live.run_folder import snapshot, stage, write_run
+from unit.report.fixture_results import HOSTILE
+
+
+class Unfinished:
+    """A study of one experiment of which two arms have been evaluated, in a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tiny = Tiny(folder)
+        bench = self.tiny.bench
+        changed = {"experiments": ("coverage",), "title": f"Tiny{HOSTILE}"}
+        self.study = StudySpec.model_validate(bench.study.model_dump(mode="json") | changed)
+        self.given = self.study.model_dump(mode="json")
+        self.evaluations = {entry.family: self.tiny.bench.evaluation(entry) for entry in self.arms}
+        for family in ("golden_policy", "online"):
+            self.tiny.made(self.evaluations[family])
+
+    @property
+    def arms(self) -> list[ArmEntry]:
+        return arms(self.study, "summarisation")
+
+    def request(self, known: object = None, pending: Sequence[str] = ("offline", "shuffled")) -> Request:
+        waiting = {self.evaluations[family].identity for family in pending}
+        waiting |= {entry.stage.identity for entry in self.arms if entry.family in pending}
+        return Request(self.given, self.tiny.store.root, None, frozenset(waiting), {}, known)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Unfinished:
+    return Unfinished(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def begun(unfinished: Unfinished) -> Iterator[Evaluate]:
+    """The offline arm's evaluation as a run leaves it in the midst: one checkpoint of it."""
+    evaluation = unfinished.evaluations["offline"]
+    made = unfinished.tiny.store.get(unfinished.evaluations["online"].identity).path
+    folder = unfinished.tiny.store.partial(evaluation.identity)
+    for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
+        first = pl.read_parquet(made / f"{name}.parquet").filter(pl.col("step") == 0)
+        first.write_parquet(Evaluate.file(folder, kind, 0))
+    yield evaluation
+    shutil.rmtree(folder)
+
+
+def test_a_page_says_that_it_is_unfinished_and_what_it_rests_on(unfinished: Unfinished) -> None:
+    page = Maker().make(unfinished.request())
+    assert isinstance(page, Page)
+    text = page.html.decode()
+    assert "Unfinished: 2 arms and measures are still to come." in text
+    assert "Rests on 1 of 3 arms and measures." in text
+    assert "Still to come: arm offline lr=0.01 beta=0.1 (seed 0); arm shuffled (seed 0)." in text
+    assert "0 supported, 0 contradicted, 0 inconclusive, 1 unfinished" in text
+    assert "So far: " in text
+    assert (page.final, page.arms, page.of) == (False, 2, 4)
+    assert "<img src=x" not in text
+    assert "default-src 'none'" in page.policy
+
+
+def test_the_same_again_is_not_made_again(unfinished: Unfinished) -> None:
+    maker = Maker()
+    first = maker.make(unfinished.request())
+    assert isinstance(first, Page)
+    assert maker.make(unfinished.request(first.of_what)) == NoPage()
+
+
+def test_a_checkpoint_more_is_something_new_and_enters_no_estimate(unfinished: Unfinished, begun: Evaluate) -> None:
+    maker = Maker()
+    page = maker.make(unfinished.request())
+    assert isinstance(page, Page)
+    assert "Rests on 1 of 3 arms and measures." in page.html.decode()
+    assert page.arms == 2
+    folder = unfinished.tiny.store.unfinished(begun.identity)
+    for kind in ("prompts", "pairs"):
+        later = pl.read_parquet(Evaluate.file(folder, kind, 0)).with_columns(step=pl.lit(1))
+        later.write_parquet(Evaluate.file(folder, kind, 1))
+    assert isinstance(maker.make(unfinished.request(page.of_what)), Page)
+
+
+def test_before_the_first_checkpoint_there_is_no_page(unfinished: Unfinished, tmp_path: Path) -> None:
+    request = unfinished.request()
+    empty = Request(request.study, tmp_path / "nowhere", None, request.pending, {}, None)
+    assert Maker().make(empty) == NoPage()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_swept_away_is_missing_and_the_rest_stands(unfinished: Unfinished, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(unfinished.tiny.store.root, store)
+    shutil.rmtree(store / unfinished.evaluations["online"].identity)
+    lost = {unfinished.evaluations["online"].identity: ("missing", "it is not in the store any more")}
+    request = unfinished.request()
+    maker = Maker()
+    page = maker.make(Request(request.study, store, None, request.pending, lost, None))
+    assert isinstance(page, Page)
+    assert "Missing for good: arm online (seed 0)." in page.html.decode()
+    assert "it is not in the store any more" in page.html.decode()
+    assert page.arms == 1
+    shutil.rmtree(store)
+    assert maker.make(Request(request.study, store, None, request.pending, lost, page.of_what)) == NoPage()
+
+
+def test_half_of_an_artefact_is_a_problem_that_is_said(unfinished: Unfinished, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(unfinished.tiny.store.root, store)
+    (store / unfinished.evaluations["online"].identity / "per_prompt.parquet").unlink()
+    request = unfinished.request()
+    answer = Maker().make(Request(request.study, store, None, request.pending, {}, None))
+    assert isinstance(answer, NoPage)
+    assert "FileNotFoundError" in str(answer.problem)
+
+
+def test_a_study_of_another_version_is_one_sentence(unfinished: Unfinished) -> None:
+    request = unfinished.request()
+    strange = Request(unfinished.given | {"no_such_key": 1}, request.store, None, request.pending, {}, None)
+    answer = Maker().make(strange)
+    assert isinstance(answer, NoPage)
+    assert "study.json is not what this version of aligngap writes" in str(answer.problem)
+
+
+def test_the_finished_report_is_made_of_results_alone(tmp_path: Path) -> None:
+    from unit.report.fixture_results import write_results
+
+    folder = write_results(tmp_path)
+    request = Request({}, tmp_path / "no store", folder, frozenset(), {}, None)
+    page = Maker().make(request)
+    assert isinstance(page, Page)
+    assert page.final
+    assert "Unfinished:" not in page.html.decode()
+    assert Maker().make(Request({}, tmp_path / "no store", folder, frozenset(), {}, page.of_what)) == NoPage()
+
+
+def test_nothing_is_written_where_the_run_lives(unfinished: Unfinished, begun: Evaluate, tmp_path: Path) -> None:
+    """Neither into the folder nor into the store, by looking, by making pages, by serving them."""
+    folder = write_run(tmp_path / "run", "interrupted", [stage(begun.identity, "interrupted", label="x")])
+    (folder / "study.json").write_text(json.dumps(unfinished.given))
+    shutil.copytree(unfinished.tiny.store.root, folder / "store")
+    before = snapshot(folder)
+    watched = Watched(folder)
+    look = watched.look()
+    assert watched.summary(look)["state"] == "interrupted"
+    request = unfinished.request()
+    page = Maker().make(Request(watched.study, look.store, None, request.pending, {}, None))
+    assert isinstance(page, Page)
+    assert snapshot(folder) == before
+
+
+def test_the_death_of_the_process_that_makes_pages_is_survived(
+    unfinished: Unfinished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "_AFTER_A_DEATH", 0.0)
+    monkeypatch.setattr(making, "_REST", 0.0)
+    rows = [stage(name.identity, "waiting") for name in reads(unfinished.study, "summarisation")]
+    folder = write_run(tmp_path / "run", "interrupted", rows)
+    (folder / "study.json").write_text(json.dumps(unfinished.given))
+    (folder / "store").symlink_to(unfinished.tiny.store.root)
+    watched = Watched(folder)
+    renewal = Renewal(watched)
+    try:
+        renewal.tick(watched.look())
+        assert renewal.making
+        process = renewal._process
+        assert process is not None
+        process.kill()
+        _until(renewal, watched, lambda: renewal.problem is not None)
+        assert "ended with code -9" in str(renewal.problem)
+        _until(renewal, watched, lambda: renewal.making)
+        assert renewal._process is not process
+    finally:
+        renewal.close()
+    assert renewal._process is not None
+    assert not renewal._process.is_alive()
+
+
+def _until(renewal: Renewal, watched: Watched, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, renewal.problem
+        renewal.tick(watched.look())
+        time.sleep(0.05)
