@@ -69,7 +69,10 @@ class Optimiser:
         for index, parameter in enumerate(self._parameters):
             prefix = f"{index}."
             self._adamw.state[parameter] = {
-                name.removeprefix(prefix): value.clone() for name, value in state.items() if name.startswith(prefix)
+                # The fused kernel wants its count of steps beside the moments.
+                name.removeprefix(prefix): value.to(parameter.device, copy=True)
+                for name, value in state.items()
+                if name.startswith(prefix)
             }
         self.step_count = int(state["step"])
         self._schedule.last_epoch = self.step_count
