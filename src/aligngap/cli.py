@@ -606,6 +606,7 @@ def pretrain(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console entry. Returns the exit code: 0, 1 (something failed), 2 (the user's to mend) or 130 (stopped)."""
     from aligngap.pipeline.executors.local import Interrupted
+    from aligngap.store.store import is_of_the_disk
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -613,10 +614,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # typer ends so, with 2 for what it could not parse
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
-        print(f"error: {error.what}", file=sys.stderr)
-        for word, text in (("where", error.where), ("mend", error.mend)):
-            if text:
-                print(f"{word}: {text}", file=sys.stderr)
+        _complain(error)
+        return 2
+    except OSError as error:  # from wherever something is written, the terminal's own file among it
+        if not is_of_the_disk(error):
+            raise
+        mend = "Free some space there or mend the disk, then run the same command again; what is finished is kept."
+        _complain(UserError(f"the disk cannot be written: {error.strerror}", where=error.filename, mend=mend))
         return 2
     except (Interrupted, KeyboardInterrupt):
         print(
@@ -626,6 +630,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+def _complain(error: UserError) -> None:
+    print(f"error: {error.what}", file=sys.stderr)
+    for word, text in (("where", error.where), ("mend", error.mend)):
+        if text:
+            print(f"{word}: {text}", file=sys.stderr)
 
 
 def _default_folder(spec: StudySpec) -> Path:

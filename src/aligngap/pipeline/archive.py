@@ -92,7 +92,7 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
         try:
             with (
                 _packed(draft, plain=file.suffix == ".tar") as stream,
-                tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+                tarfile.open(fileobj=stream, mode="w") as tar,
             ):
                 for name, content in {_INDEX: index, **members}.items():
                     _add(tar, name, content)
@@ -121,12 +121,14 @@ def _packed(path: Path, plain: bool) -> Iterator[IO[bytes]]:
 
 def _add(tar: tarfile.TarFile, name: str, content: Path | bytes) -> None:
     info = tarfile.TarInfo(name)  # owner, times and rights stay at home
+    # Either way one block a member: the one has room for long names, the other for files of many gigabytes.
+    tar.format = tarfile.USTAR_FORMAT if len(name) > 100 else tarfile.GNU_FORMAT
     try:
         with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as stream:
             info.size = len(content) if isinstance(content, bytes) else os.fstat(stream.fileno()).st_size
             tar.addfile(info, stream)
     except ValueError as error:
-        raise UserError(f"a name is too long to be packed: {error}", where=name) from error
+        raise UserError(f"it cannot be packed: {error}", where=name) from error
 
 
 def unpack(file: Path, folder: Path, store: Path | None = None) -> Packed:

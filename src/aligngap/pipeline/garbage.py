@@ -85,5 +85,12 @@ def _store_of(folder: Path) -> Path | None:
 
 
 def _identities(folder: Path) -> set[str]:
-    stages = RunDirectory.open(folder).status().get("stages", [])
-    return {str(stage["identity"]) for stage in stages}
+    stages = RunDirectory.open(folder).status().get("stages")
+    try:
+        return {str(stage["identity"]) for stage in stages or ()}
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            "it does not say which artefacts it needs",
+            where=str(folder / "status.json"),
+            mend="Give its `aligngap run` command again, or remove the run's folder.",
+        ) from error

@@ -477,7 +477,7 @@ def disk_errors(root: Path, *, strict: bool) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        if strict or error.errno in _DISK or (error.errno in _DENIED and _is_below(root, error.filename)):
+        if strict or is_of_the_disk(error) or (error.errno in _DENIED and _is_below(root, error.filename)):
             _refuse_folder(error, root)
         raise
     except Exception as error:
@@ -527,6 +527,11 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         _sync_folder(target.parent)
     except OSError as error:
         _refuse_folder(error, target.parent)
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether the disk is full or broken, whoever noticed it."""
+    return error.errno in _DISK
 
 
 def _refuse_folder(error: OSError, folder: Path, cause: BaseException | None = None) -> NoReturn:

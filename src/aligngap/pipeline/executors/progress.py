@@ -90,7 +90,7 @@ class Ledger:
         elif event.kind == "started":
             entry.status = "running"
         elif event.kind in AGAIN:
-            entry.status, entry.done = "waiting", 0
+            entry.status, entry.done, entry._since = "waiting", 0, None
         else:
             entry.status, entry.seconds = event.kind, event.seconds or entry.seconds
 
