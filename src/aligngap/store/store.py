@@ -529,6 +529,30 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         _refuse_folder(error, target.parent)
 
 
+def write_checked(path: Path, write: Callable[[Path], object]) -> None:
+    """Put a file of unfinished work in place whole, and its checksum beside it; on disk when this returns.
+
+    write: is given the path to write to, on the same disk. Raises what it raises, and DiskError.
+    """
+    half = path.with_name(f".{path.name}.half")
+    write(half)
+    with disk_errors(path.parent, strict=True):
+        sync(half)
+        digest = file_digest(half)
+        os.replace(half, path)
+    write_bytes_atomic(_checksum_of(path), digest.encode())
+
+
+def is_checked(path: Path) -> bool:
+    """Whether a file is there as `write_checked` wrote it. Raises OSError when it cannot be read."""
+    beside = _checksum_of(path)
+    return path.is_file() and beside.is_file() and beside.read_bytes() == file_digest(path).encode()
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
 def is_of_the_disk(error: OSError) -> bool:
     """Whether the disk is full or broken, whoever noticed it."""
     return error.errno in _DISK

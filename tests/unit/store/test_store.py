@@ -17,7 +17,7 @@ import pytest
 import aligngap
 from aligngap.errors import UserError
 from aligngap.store import Problem, Store, read_json, write_bytes_atomic, write_json
-from aligngap.store.store import all_but_weights
+from aligngap.store.store import all_but_weights, is_checked, write_checked
 from faults.moments import moments
 
 NAME = "arm-0123456789abcdef0123"
@@ -631,6 +631,30 @@ def test_safetensors_out_of_room(store: Store) -> None:
     process = python(LIMITED, store.root, NAME)
     assert process.communicate(timeout=120)[0].strip() == "no room left to write"
     assert everything(store) == []
+
+
+# Pieces of unfinished work
+
+
+def test_a_piece_is_trusted_only_as_it_was_written(tmp_path: Path) -> None:
+    piece = tmp_path / "a.parquet"
+    assert not is_checked(piece)
+    write_checked(piece, lambda path: path.write_bytes(b"rows"))
+    assert is_checked(piece)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "a.parquet.sha256"]
+    for damage in (b"rowz", b"row", b""):
+        piece.write_bytes(damage)
+        assert not is_checked(piece)
+    write_checked(piece, lambda path: path.write_bytes(b"other rows"))
+    assert is_checked(piece)
+    (tmp_path / "a.parquet.sha256").unlink()
+    assert not is_checked(piece)
+
+
+def test_a_kill_at_any_moment_of_a_pieces_writing(tmp_path: Path) -> None:
+    piece = tmp_path / "a"
+    for _ in moments(lambda: write_checked(piece, lambda path: path.write_bytes(b"rows"))):
+        assert not is_checked(piece) or piece.read_bytes() == b"rows"
 
 
 # Plain files
