@@ -6,10 +6,12 @@ What is slow to import (torch, polars, charts) is imported by the commands that 
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -85,20 +87,27 @@ def run(
     checkpoint_seconds: Checkpoint = None,
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
-    from aligngap.pipeline.executors.local import Interrupted
-    from aligngap.pipeline.graph import Outcome
-
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops it is Ctrl-C or this, all the same
-    try:
+    with _stoppable():
         from aligngap.experiments.study import load_study
 
         complete = _run(load_study(study, settings or [], seeds, smoke), out, jobs, store, checkpoint_seconds)
-    except KeyboardInterrupt as error:  # outside the stages; typer would swallow it
+    if not complete:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are one thing, which is told at the end; typer would swallow it."""
+    from aligngap.pipeline.executors.local import Interrupted
+    from aligngap.pipeline.graph import Outcome
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
         raise Interrupted(Outcome()) from error
     finally:
         signal.signal(signal.SIGTERM, before)
-    if not complete:
-        raise typer.Exit(1)
 
 
 def _run(
@@ -357,7 +366,10 @@ def samples(
 
     path = RunDirectory.open(directory).folder / "samples.parquet"
     _needs(path)
-    frame = pl.read_parquet(path)
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:  # of a run that was killed while it wrote
+        raise UserError(f"it cannot be read: {error}", where=str(path), mend=_AGAIN) from error
     if frame.is_empty():
         raise UserError("there are no samples: no arm came to its end", where=str(path), mend=_AGAIN)
     frame = frame.filter(pl.col("split") == _pick(frame, "split", split, "--split"))
@@ -578,28 +590,37 @@ def pretrain(
         int | None, typer.Option(min=1, metavar="N", help="Steps a cycle, for a try-out.  [default: the recipe's]")
     ] = None,
 ) -> None:
-    """Train the shipped bases again, by their recipe."""
-    from aligngap.store import write_json
-    from aligngap.train.pretrain import RECIPES
+    """Train the shipped bases again, by their recipe. The same command resumes it."""
+    from aligngap.store import identity, read_json, write_json
+    from aligngap.train.pretrain import RECIPES, PretrainSpec
     from aligngap.train.pretrain import pretrain as train
 
     console = _console()
-    chosen = sizes or list(RECIPES)
-    for size in chosen:
+    chosen: dict[str, tuple[PretrainSpec, Path]] = {}
+    for size in sizes or list(RECIPES):
         if size not in RECIPES:
             raise UserError(f"unknown size '{size}'", where="SIZE", mend=nearest(size, RECIPES))
-        _new_folder(out / size)
+        spec = RECIPES[size]
+        if steps is not None:
+            cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
+            spec = spec.model_copy(update={"cycles": cycles})
+        plain, record = spec.model_dump(mode="json"), out / f"{size}.json"
+        if record.is_file() and read_json(record).get("spec") == plain:
+            _say(f"{size}: it is there already", console)
+            continue
+        partial = out / f".{identity('base', 1, plain, {})}"
+        if not partial.is_dir():
+            _new_folder(out / size)
+        chosen[size] = (spec, partial)
 
     def progress(done: int, total: int, metrics: dict[str, float]) -> None:
         values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
         _say(f"{size}  {done}/{total}  {values}", console)
 
-    for size in chosen:
-        spec = RECIPES[size]
-        if steps is not None:
-            cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
-            spec = spec.model_copy(update={"cycles": cycles})
-        write_json(out / f"{size}.json", train(spec, out / size, progress))
+    for size, (spec, partial) in chosen.items():
+        with _stoppable():
+            write_json(out / f"{size}.json", train(spec, out / size, progress, partial=partial))
+        shutil.rmtree(partial, ignore_errors=True)
         _say(f"{size}: {out / size}", console)
 
 
@@ -624,7 +645,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (Interrupted, KeyboardInterrupt):
         print(
-            "Stopped. What is finished is kept, and arms go on from their last checkpoint. To go on:\n"
+            "Stopped. What is finished is kept, and training goes on from its last checkpoint. To go on:\n"
             f"  {shlex.join(['aligngap', *given])}",
             file=sys.stderr,
         )

@@ -456,7 +456,7 @@ def flip(trial: Trial) -> None:
     trial.hit.update([kind, f"{how} ({state})"])
     done = trial.finish()
     trial.went_on = "by itself"
-    if found := results(trial.run) != trial.lab.expected:
+    if (found := results(trial.run)) != trial.lab.expected:
         raise Broken(f"results.json differs: {difference(trial.lab.expected, found)}")
     if Store(trial.store).verify():  # in weights that nobody read: `verify` tells, and helps
         verify = [*trial.lab.command("verify"), str(trial.run)]

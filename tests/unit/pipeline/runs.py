@@ -22,6 +22,7 @@ def make(store: Store, stage: Stage) -> None:
             name: [part.identity for part in value] if isinstance(value, tuple) else value.identity
             for name, value in stage.inputs.items()
         },
+        "seconds": 1.0,
     }
     with store.writing(stage.identity, record) as folder:
         (folder / "times.json").write_text(json.dumps({"name": stage.label}))

@@ -378,6 +378,13 @@ def test_samples_side_by_side(sampled: Path, capsys: pytest.CaptureFixture[str])
     assert "offline at 0" in capsys.readouterr().out
 
 
+def test_samples_that_a_kill_has_cut_short(sampled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sampled / "samples.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert main(["samples", str(sampled)]) == 2
+    assert "aligngap run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "mend"),
     [
