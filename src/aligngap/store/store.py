@@ -481,8 +481,9 @@ def disk_errors(root: Path, *, strict: bool) -> Iterator[None]:
             _refuse_folder(error, root)
         raise
     except Exception as error:
-        # safetensors, Polars and Arrow report the system's error as text only.
-        if not strict and any(f"os error {number}" in str(error) for number in _DISK_FULL):
+        # safetensors, Polars, Arrow and SQLite report the system's error as text only.
+        words = ("disk is full", *(f"os error {number}" for number in _DISK_FULL))
+        if not strict and any(word in str(error) for word in words):
             _refuse_folder(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), root, cause=error)
         raise
 
