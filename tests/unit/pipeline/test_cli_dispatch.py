@@ -48,7 +48,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
         write_json(folder / "results.json", outcome.status)
-        return dict(outcome.status)
+        return {"tasks": {}, **outcome.status}
 
     def publish(folder: Path) -> Path:
         (folder / "report.html").write_text("<p>")
@@ -56,7 +56,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.experiments.results.collect", collect)
-    monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results)} [stages]"])
+    monkeypatch.setattr(
+        "aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"]
+    )
     monkeypatch.setattr("aligngap.report.page.publish", publish)
 
     def install(*stages: Stage, **of: Sequence[Stage]) -> None:
