@@ -6,10 +6,12 @@ What is slow to import (torch, polars, charts) is imported by the commands that 
 from __future__ import annotations
 
 import shlex
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from aligngap.experiments.spec import StudySpec
     from aligngap.pipeline.graph import Outcome, Stage
+    from aligngap.pipeline.rundir import RunDirectory
+    from aligngap.store import Store
 
 app = typer.Typer(
     help="Compare online and offline alignment when only the source of the training pairs changes.",
@@ -57,6 +61,12 @@ Track = Annotated[
     typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
 ]
 _AGAIN = "Give the `aligngap run` command again."
+Checkpoint = Annotated[
+    float | None,
+    typer.Option(
+        "--checkpoint-seconds", min=0, metavar="N", help="How much of its work a kill may cost a stage.  [default: 120]"
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
 
@@ -80,33 +90,52 @@ def run(
     smoke: Smoke = False,
     store: StorePath = None,
     track: Track = None,
+    checkpoint_seconds: Checkpoint = None,
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
-    from aligngap.pipeline.executors.local import Interrupted
-    from aligngap.pipeline.graph import Outcome
-    from aligngap.trackers.base import chosen
-
-    trackers = chosen(track or [])
-    try:
+    with _stoppable():
         from aligngap.experiments.study import load_study
+        from aligngap.trackers.base import chosen
 
-        complete = _run(load_study(study, settings or [], seeds, smoke), out, jobs, store, trackers)
-    except KeyboardInterrupt as error:  # outside the stages; typer would swallow it
-        raise Interrupted(Outcome()) from error
+        trackers = chosen(track or [])
+        spec = load_study(study, settings or [], seeds, smoke)
+        complete = _run(spec, out, jobs, store, checkpoint_seconds, trackers)
     if not complete:
         raise typer.Exit(1)
 
 
-def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None, trackers: Sequence[str] = ()) -> bool:
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are one thing, which is told at the end; typer would swallow it."""
+    from aligngap.pipeline.executors.local import Interrupted
+    from aligngap.pipeline.graph import Outcome
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(Outcome()) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(
+    spec: StudySpec,
+    out: Path | None,
+    jobs: int | None,
+    store: Path | None,
+    checkpoint_seconds: float | None,
+    trackers: Sequence[str],
+) -> bool:
     from aligngap.experiments.results import collect, summary
     from aligngap.experiments.study import targets
     from aligngap.pipeline.executors.local import default_jobs, run_graph
     from aligngap.pipeline.executors.progress import Ledger, clock, display
     from aligngap.pipeline.executors.schedule import estimate
-    from aligngap.pipeline.graph import Event, all_stages
+    from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, all_stages
     from aligngap.pipeline.rundir import RunDirectory, chosen_store
     from aligngap.report.page import publish
-    from aligngap.store import Store
+    from aligngap.store import Store, disk_errors
     from aligngap.trackers.tracking import tracking
 
     start = time.monotonic()
@@ -116,6 +145,7 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
         wanted = targets(spec)
         stages = all_stages(wanted)
         jobs = jobs or default_jobs(spec.device)
+        kept.register(folder, [stage.identity for stage in stages])
         done = {stage.identity for stage in stages if kept.has(stage.identity)}
         ledger = Ledger(stages, jobs)
         directory.begin(ledger, kept.root)
@@ -137,12 +167,19 @@ def _run(spec: StudySpec, out: Path | None, jobs: int | None, store: Path | None
                 note(event)
 
             outcome = run_graph(
-                wanted, kept, jobs=jobs, device=spec.device, on_event=on_event, log_folder=directory.logs
+                wanted,
+                kept,
+                jobs=jobs,
+                device=spec.device,
+                on_event=on_event,
+                log_folder=directory.logs,
+                checkpoint_seconds=CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds,
             )
-        results = collect(spec, kept, outcome, folder)
-        for line in summary(results):
-            _say(line, console)
-        report = publish(folder)
+        with disk_errors(folder, strict=False):
+            results = collect(spec, kept, outcome, folder)
+            for line in summary(results):
+                _say(line, console)
+            report = publish(folder)
     complete = _name_failures(stages, outcome, directory.logs)
     for task, content in results.get("tasks", {}).items():
         for name, concluded in content["experiments"].items():
@@ -375,7 +412,10 @@ def samples(
 
     path = RunDirectory.open(directory).folder / "samples.parquet"
     _needs(path)
-    frame = pl.read_parquet(path)
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:  # of a run that was killed while it wrote
+        raise UserError(f"it cannot be read: {error}", where=str(path), mend=_AGAIN) from error
     if frame.is_empty():
         raise UserError("there are no samples: no arm came to its end", where=str(path), mend=_AGAIN)
     frame = frame.filter(pl.col("split") == _pick(frame, "split", split, "--split"))
@@ -404,24 +444,104 @@ def samples(
 
 
 @app.command()
-def verify(directory: Run, store: StorePath = None) -> None:
+def verify(
+    directory: Run,
+    store: StorePath = None,
+    set_aside: Annotated[
+        bool, typer.Option("--set-aside", help="Move what is damaged aside, so that the next run makes it anew.")
+    ] = False,
+) -> None:
     """Compare a run's artefacts with their checksums."""
     from aligngap.pipeline.rundir import RunDirectory
-    from aligngap.store import Store
 
     found = RunDirectory.open(directory)
-    root = found.store_path(store)
-    if not root.is_dir():
-        raise UserError("there is no store here", where=str(root), mend="Say where it is with --store.")
-    kept = Store(root)
+    kept = _store_of(found, store)
     made = [item["identity"] for item in found.status()["stages"] if item["status"] in ("finished", "cached")]
     problems = kept.verify(made)
     for problem in problems:
         _say(str(problem))
+    if set_aside:
+        for identity in dict.fromkeys(problem.identity for problem in problems):
+            if away := kept.set_aside(identity):
+                _say(f"Set aside: {away}")
     if problems:
-        print(f"{len(problems)} problems. Remove the artefacts named and run the study again.", file=sys.stderr)
+        mend = _AGAIN if set_aside else f"`aligngap verify {directory} --set-aside`, then `aligngap run`, mends them."
+        print(f"{len(problems)} problems. {mend}", file=sys.stderr)
         raise typer.Exit(1)
     _say(f"{len(made)} artefacts are as they were written.")
+
+
+@app.command()
+def pack(
+    directory: Run,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to; without gzip if it ends in .tar.  [DIR.tar.gz]")
+    ] = None,
+    store: StorePath = None,
+) -> None:
+    """Pack a run and its artefacts into one file, to be unpacked elsewhere."""
+    from aligngap.pipeline import archive
+    from aligngap.pipeline.rundir import RunDirectory
+
+    found = RunDirectory.open(directory)
+    target = file or Path(f"{directory.resolve().name}.tar.gz")
+    done = archive.pack(found, _store_of(found, store), target)
+    more = f", {done.partials} step checkpoints" if done.partials else ""
+    _say(f"{done.artefacts} artefacts{more}, {_size(done.size)} packed into {_size(target.stat().st_size)}: {target}")
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `aligngap pack` wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The run's new folder.")],
+    store: StorePath = None,
+) -> None:
+    """Verify a packed run and put it into a folder. Nothing is put anywhere unless all of it is whole."""
+    from aligngap.pipeline import archive
+    from aligngap.pipeline.rundir import chosen_store
+
+    root = chosen_store(out, store)
+    done = archive.unpack(file, out, None if root == out / "store" else root)
+    kept = f" ({done.kept} were there already)" if done.kept else ""
+    more = f", {done.partials} step checkpoints" if done.partials else ""
+    _say(f"{done.artefacts} artefacts{kept}{more}, {_size(done.size)}, verified: {out}\nArtefacts are in {root}.")
+    if (out / "results.json").is_file():
+        _say(f"`aligngap report {out}` writes its report.")
+
+
+@app.command()
+def gc(
+    place: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR or STORE]", help="A run's folder, or a store.  [$ALIGNGAP_STORE, or runs/store]"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Free what no run refers to any more in a store: artefacts, step checkpoints, damaged ones that were set aside."""
+    from aligngap.pipeline.garbage import collect_garbage
+    from aligngap.pipeline.rundir import RUNS, RunDirectory, chosen_store
+
+    root = place or chosen_store(RUNS / "any", None)
+    if (root / "study.json").is_file():
+        root = RunDirectory.open(root).store_path()
+    kept = _open_store(root)
+    freed, users = collect_garbage(kept, dry_run)
+    console = _console()
+    for folder in users.folders:
+        _say(f"in use by {folder}", console)
+    for user in users.gone:
+        _say(f"gone: {user.folder}", console)
+    for user in users.unseen:
+        _say(
+            f"kept for {user.folder}, which cannot be seen from here; if it is gone for good, remove {user.entry}",
+            console,
+        )
+    for item in freed:
+        word = "kept (being made)" if item.held else "would free" if dry_run else "freed"
+        _say(f"{word}  {item.what}  {item.identity}  {_size(item.size)}", console)
+    gone = [item for item in freed if not item.held]
+    total = _size(sum(item.size for item in gone))
+    _say(f"{len(gone)} {'would be freed' if dry_run else 'freed'}, {total}: {kept.root}", console)
 
 
 @app.command()
@@ -516,34 +636,44 @@ def pretrain(
         int | None, typer.Option(min=1, metavar="N", help="Steps a cycle, for a try-out.  [default: the recipe's]")
     ] = None,
 ) -> None:
-    """Train the shipped bases again, by their recipe."""
-    from aligngap.store import write_json
-    from aligngap.train.pretrain import RECIPES
+    """Train the shipped bases again, by their recipe. The same command resumes it."""
+    from aligngap.store import identity, read_json, write_json
+    from aligngap.train.pretrain import RECIPES, PretrainSpec
     from aligngap.train.pretrain import pretrain as train
 
     console = _console()
-    chosen = sizes or list(RECIPES)
-    for size in chosen:
+    chosen: dict[str, tuple[PretrainSpec, Path]] = {}
+    for size in sizes or list(RECIPES):
         if size not in RECIPES:
             raise UserError(f"unknown size '{size}'", where="SIZE", mend=nearest(size, RECIPES))
-        _new_folder(out / size)
+        spec = RECIPES[size]
+        if steps is not None:
+            cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
+            spec = spec.model_copy(update={"cycles": cycles})
+        plain, record = spec.model_dump(mode="json"), out / f"{size}.json"
+        if record.is_file() and read_json(record).get("spec") == plain:
+            _say(f"{size}: it is there already", console)
+            continue
+        partial = out / f".{identity('base', 1, plain, {})}"
+        if not partial.is_dir():
+            _new_folder(out / size)
+        chosen[size] = (spec, partial)
 
     def progress(done: int, total: int, metrics: dict[str, float]) -> None:
         values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
         _say(f"{size}  {done}/{total}  {values}", console)
 
-    for size in chosen:
-        spec = RECIPES[size]
-        if steps is not None:
-            cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
-            spec = spec.model_copy(update={"cycles": cycles})
-        write_json(out / f"{size}.json", train(spec, out / size, progress))
+    for size, (spec, partial) in chosen.items():
+        with _stoppable():
+            write_json(out / f"{size}.json", train(spec, out / size, progress, partial=partial))
+        shutil.rmtree(partial, ignore_errors=True)
         _say(f"{size}: {out / size}", console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console entry. Returns the exit code: 0, 1 (something failed), 2 (the user's to mend) or 130 (stopped)."""
     from aligngap.pipeline.executors.local import Interrupted
+    from aligngap.store.store import is_of_the_disk
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -551,19 +681,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # typer ends so, with 2 for what it could not parse
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
-        print(f"error: {error.what}", file=sys.stderr)
-        for word, text in (("where", error.where), ("mend", error.mend)):
-            if text:
-                print(f"{word}: {text}", file=sys.stderr)
+        _complain(error)
+        return 2
+    except OSError as error:  # from wherever something is written, the terminal's own file among it
+        if not is_of_the_disk(error):
+            raise
+        mend = "Free some space there or mend the disk, then run the same command again; what is finished is kept."
+        _complain(UserError(f"the disk cannot be written: {error.strerror}", where=error.filename, mend=mend))
         return 2
     except (Interrupted, KeyboardInterrupt):
         print(
-            "Stopped. What is finished is kept, and arms go on from their last checkpoint. To go on:\n"
+            "Stopped. What is finished is kept, and training goes on from its last checkpoint. To go on:\n"
             f"  {shlex.join(['aligngap', *given])}",
             file=sys.stderr,
         )
         return 130
     return 0
+
+
+def _complain(error: UserError) -> None:
+    print(f"error: {error.what}", file=sys.stderr)
+    for word, text in (("where", error.where), ("mend", error.mend)):
+        if text:
+            print(f"{word}: {text}", file=sys.stderr)
 
 
 def _default_folder(spec: StudySpec) -> Path:
@@ -589,6 +729,28 @@ def _table(title: str, *columns: str) -> Table:
         justify: JustifyMethod = "right" if column.startswith(">") else "left"
         table.add_column(Text(column.removeprefix(">")), justify=justify, overflow="fold")
     return table
+
+
+def _store_of(run: RunDirectory, option: Path | None) -> Store:
+    return _open_store(run.store_path(option))
+
+
+def _open_store(root: Path) -> Store:
+    from aligngap.store import Store
+
+    # A store has its folder of locks from the first moment on; nothing else is to be taken for one, or made one.
+    if not (root / ".locks").is_dir():
+        raise UserError("there is no store here", where=str(root), mend="Say where it is with --store.")
+    return Store(root)
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
+        size /= 1000
+    return f"{size:.3g} GB"
 
 
 def _needs(path: Path) -> None:

@@ -29,11 +29,11 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling between processes.
-        return (_rebuild, (self.what, self.where, self.mend))
+        return (_rebuild, (type(self), self.what, self.where, self.mend))
 
 
-def _rebuild(what: str, where: str | None, mend: str | None) -> UserError:
-    return UserError(what, where=where, mend=mend)
+def _rebuild(kind: type[UserError], what: str, where: str | None, mend: str | None) -> UserError:
+    return kind(what, where=where, mend=mend)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,6 +75,13 @@ class PairBatch:
 
     def __len__(self) -> int:
         return len(self.prompt_numbers)
+
+    def digest(self) -> str:
+        """Names what the trainer sees of these pairs: prompts, responses and preferences, not the padding."""
+        digest = hashlib.sha256(repr([self.prompt_numbers.tolist(), self.preference.tolist()]).encode())
+        for tokens in (self.prompts, self.first, self.second):
+            digest.update(repr(tokens.rows()).encode())
+        return digest.hexdigest()[:12]
 
     def take(self, index: torch.Tensor) -> PairBatch:
         """These pairs, in this order, padded no wider than they need."""

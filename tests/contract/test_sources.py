@@ -15,7 +15,7 @@ from aligngap.sources.mixture import Mixture, MixtureSpec
 from aligngap.sources.recorded import RecordedSpec, without_end
 from aligngap.sources.recording import Recording
 from aligngap.sources.sampled import Sampled, SampledSpec
-from aligngap.train.loop import Checkpointer
+from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import PairBatch, Tokens, concatenate
 from fakes import (
@@ -156,12 +156,13 @@ def test_continues_bit_for_bit_from_a_checkpoint_file(name: str, at: int, tmp_pa
     if not at:
         source.observe(0, policy)
     checkpointer = Checkpointer(tmp_path, 0)
-    checkpointer.save(policy, saved, source)
+    checkpointer.save(policy=policy.model, optimiser=saved, source=source)
     cost_then = (source.cost.tokens_sampled, source.cost.judge_calls)
 
     resumed, other = build(name), fresh()
     resumed.observe(0, other)
-    assert checkpointer.restore(other, Optimiser(other.model.parameters(), optim), resumed)
+    state = Optimiser(other.model.parameters(), optim)
+    assert checkpointer.restore(policy=other.model, optimiser=state, source=resumed)
     assert same_weights(weights_of(policy), weights_of(other))
     assert (resumed.cost.tokens_sampled, resumed.cost.judge_calls) == cost_then
 

@@ -34,7 +34,19 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"aligngap {__version__}\n"
     assert main(["--help"]) == 0
-    for command in ("run", "plan", "studies", "status", "report", "samples", "verify", "pretrain"):
+    for command in (
+        "run",
+        "plan",
+        "studies",
+        "status",
+        "report",
+        "samples",
+        "verify",
+        "pack",
+        "unpack",
+        "gc",
+        "pretrain",
+    ):
         assert main([command, "--help"]) == 0
 
 
@@ -156,3 +168,28 @@ def test_pretrain_makes_a_base_that_loads(tmp_path: Path, capsys: pytest.Capture
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "small"))
     assert json.loads((tmp_path / "small.json").read_text())["spec"]["size"] == "small"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.json"]
+    # Once more: what is there is not made again; and another recipe does not take its place.
+    assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 0
+    assert "there already" in capsys.readouterr().out
+    assert "not empty" in refused(capsys, "pretrain", "small", "--out", str(tmp_path), "--steps", "2")
+
+
+def test_a_pretraining_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from aligngap.train import pretrain as recipe
+
+    evaluate = recipe.evaluate_base
+
+    def stop(*_: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "evaluate_base", stop)  # after the last step
+    assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 130
+    assert "aligngap pretrain small" in capsys.readouterr().err
+    (partial,) = tmp_path.glob(".base-*")
+    assert (partial / "1" / "checkpoint.json").is_file()
+    monkeypatch.setattr(recipe, "evaluate_base", evaluate)
+    assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.json"]

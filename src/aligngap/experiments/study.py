@@ -19,6 +19,9 @@ from aligngap.models.build import SHIPPED
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.plugins import installed, load_plugins
 
+_LARGEST = 100_000
+"""Values in a study, far more than anybody writes."""
+
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
     """A shipped study by name, or a YAML file by path, with `key=value` overrides (dotted keys).
@@ -77,7 +80,7 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(text)
+        content = _yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -94,6 +97,34 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             mend="Compare with a shipped study (docs/studies.md).",
         )
     return content
+
+
+def _yaml(text: str) -> Any:
+    """What a YAML text says. Raises yaml.YAMLError for all that cannot be read, or would fill the memory once read."""
+    try:
+        content = yaml.safe_load(text)
+        if _expanded(content, {}) > _LARGEST:
+            raise yaml.YAMLError("its aliases unfold to too much")
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        # Of the library's own readers of dates and numbers.
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from None
+    return content
+
+
+def _expanded(value: Any, known: dict[int, int | None]) -> int:
+    """How many values there are when every alias is written out."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = None  # until all below it is counted
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded(part, known) for part in parts)
+    count = known[id(value)]
+    if count is None:
+        raise yaml.YAMLError("an alias stands within what it stands for")
+    return count
 
 
 def _placed(content: dict[str, Any], folder: Path) -> None:
@@ -118,7 +149,7 @@ def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
     parent = content.pop("extends", None)
     if parent is None:
         return content
-    if parent not in shipped():
+    if not isinstance(parent, str) or parent not in shipped():
         raise UserError(
             f"there is no shipped study '{parent}'", where=f"{where}, extends", mend=nearest(str(parent), shipped())
         )
@@ -153,7 +184,7 @@ def _set(content: dict[str, Any], override: str) -> None:
             mend="For example --set baseline.optim.lr=0.001",
         )
     try:
-        value = yaml.safe_load(text)
+        value = _yaml(text)
     except yaml.YAMLError:
         raise UserError(
             f"the value '{text}' is not valid YAML",

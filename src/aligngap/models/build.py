@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from aligngap.models.spec import Checkpoint
 
 hf_logging.disable_progress_bar()  # a bar per loaded checkpoint drowns the study's own progress
+
+SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+"""For everything that is loaded: code that lies beside weights is never run, and no weights are unpickled."""
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 
@@ -119,6 +123,17 @@ def base_path(name: str) -> str:
     )
 
 
+@contextmanager
+def readable(what: str, path: str) -> Iterator[None]:
+    """Turn what the library raises for a model that is not there, or not whole, into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the {what} cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
+        ) from error
+
+
 def _location(given: str | Checkpoint) -> str:
     return given if isinstance(given, str) else given.location
 
@@ -126,12 +141,8 @@ def _location(given: str | Checkpoint) -> str:
 def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model, with a pad token and left padding. UserError when it cannot be read."""
     path = _location(model)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the tokenizer cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
-        ) from error
+    with readable("tokenizer", path):
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -141,12 +152,8 @@ def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
 def context_length(model: str | Checkpoint) -> int:
     """How many tokens a model takes; a large number where its configuration sets no limit. UserError as above."""
     path = _location(model)
-    try:
-        config: Any = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the model cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
-        ) from error
+    with readable("model", path):
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
     # Under these names by the kinds of models; relative positions (T5) have none.
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     return next((limit for limit in found if isinstance(limit, int) and limit > 0), 1 << 30)
@@ -155,12 +162,8 @@ def context_length(model: str | Checkpoint) -> int:
 def load_causal_model(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
     """A decoder in evaluation mode, fp32, scaled-dot-product attention. Raises UserError when it cannot be read."""
     path = _location(checkpoint)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the model cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
-        ) from error
+    with readable("model", path):
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **SAFE)
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 

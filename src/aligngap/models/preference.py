@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+from aligngap.models.build import SAFE, readable
 from aligngap.models.packing import pack
 from aligngap.models.spec import Checkpoint
 from aligngap.types import Tokens
@@ -149,10 +150,10 @@ def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.T
 
 
 def build_preference_model(kind: str, base: str | Checkpoint, separator: int, device: str = "cpu") -> PreferenceModel:
-    """An untrained preference model on a base's weights."""
-    backbone: Any = AutoModel.from_pretrained(
-        base if isinstance(base, str) else base.location, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    """An untrained preference model on a base's weights. Raises UserError when they cannot be read."""
+    path = base if isinstance(base, str) else base.location
+    with readable("model", path):
+        backbone: Any = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **SAFE)
     return PREFERENCE_MODELS[kind](backbone, separator).to(device)
 
 

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from aligngap.plugins import IDENTITY, code_of
 from aligngap.store.identity import identity
 
+CHECKPOINT_SECONDS = 120.0
+"""How much work a kill may cost, unless the user says otherwise."""
+
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """(steps done, steps in all, latest metrics). Cheap to call at every step."""
 
@@ -37,7 +40,7 @@ class Context:
     partial: Path
     progress: Progress
     device: str = "cpu"
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     cache: Path | None = None
 
     def one(self, name: str) -> Path:
@@ -104,20 +107,21 @@ class Stage(BaseModel):
             name: [stage.identity for stage in value] if isinstance(value, tuple) else value.identity
             for name, value in self.inputs.items()
         }
-        code = code_of(type(self).__module__)  # of a plugin's own stage
-        specification = self.specification | ({"code": code} if code else {})
-        return identity(self.kind, self.version, specification, inputs)
+        return identity(self.kind, self.version, self.specification, inputs)
 
     @property
     def specification(self) -> dict[str, object]:
         """Everything but the inputs, as plain JSON values. Identity and record both come from here."""
-        return self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
+        code = code_of(type(self).__module__)  # of a plugin's own stage
+        found = self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
+        return found | ({"code": code} if code else {})
 
 
 @dataclass(frozen=True)
 class Event:
     """What happened to a stage: started, progress, finished, cached, failed (with its reason) or blocked by a failed
-    input.
+    input; damaged, when its artefact is found so and will be made anew; waiting, when that artefact was its input;
+    vanished, when its process was lost and it will be tried again.
     """
 
     kind: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from aligngap.store.store import Store, read_json, write_json
 
 _SCHEMA = 1
 _BETWEEN_WRITES = 0.5
+_HALF = re.compile(r"\..+\.[0-9a-f]{8}")
 RUNS = Path("runs")
 """Where runs go that were given no folder; they share a store, so that one study finds what another has made."""
 STORE_VARIABLE = "ALIGNGAP_STORE"
@@ -60,6 +62,9 @@ class RunDirectory:
         except OSError as error:
             raise _unwritable(folder, error) from error
         with _locked(folder):
+            for left in folder.iterdir():
+                if _HALF.fullmatch(left.name):  # of a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
             if (folder / "study.json").exists():
                 _same_study(folder, _object(folder / "study.json"), wanted)
             elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
@@ -109,7 +114,7 @@ class RunDirectory:
         if not path.is_file():
             raise UserError("nothing has been run here yet", where=str(path), mend="Start it with `aligngap run`.")
         status = _object(path)
-        if status.get("state") == "running" and not _in_use(self.folder):
+        if status.get("state") == "running" and not is_in_use(self.folder):
             status["state"] = "interrupted"
             for entry in status.get("stages", []):
                 if entry.get("status") == "running":
@@ -266,8 +271,8 @@ def _who(folder: Path) -> str:
     return ""
 
 
-def _in_use(folder: Path) -> bool:
-    """Whether a process holds the folder. Writes nothing: who only looks may have no right to, or look for hours."""
+def is_in_use(folder: Path) -> bool:
+    """Whether a process runs in this folder. Writes nothing: who only looks may have no right to, or look for hours."""
     path = folder / ".lock"
     if not path.is_file():
         return False

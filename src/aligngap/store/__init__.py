@@ -5,13 +5,24 @@
 
 from aligngap.store.identity import canonical, file_digest, folder_digest, identity
 from aligngap.store.record import environment
-from aligngap.store.store import Artefact, Problem, Store, read_json, write_bytes_atomic, write_json
+from aligngap.store.store import (
+    Artefact,
+    DiskError,
+    Problem,
+    Store,
+    disk_errors,
+    read_json,
+    write_bytes_atomic,
+    write_json,
+)
 
 __all__ = [
     "Artefact",
+    "DiskError",
     "Problem",
     "Store",
     "canonical",
+    "disk_errors",
     "environment",
     "file_digest",
     "folder_digest",

@@ -2,11 +2,14 @@
 
 An artefact is written to a temporary folder, flushed to disk, and renamed into place; nothing is ever overwritten.
 A killed process leaves at most a temporary folder, which nobody reads and `Store.sweep` removes. Every file has a
-checksum in the artefact's manifest. There is no pickle anywhere: a downloaded artefact cannot run code.
+checksum in the artefact's manifest; what turns out damaged is set aside, to be made anew. There is no pickle anywhere:
+a downloaded artefact cannot run code.
 
     root/<identity>/            record.json, manifest.json and the stage's files
     root/.temporary/            artefacts being written
     root/.partial/<identity>/   step checkpoints of work that is not finished
+    root/.aside/                damaged artefacts, until `Store.free`
+    root/.users/                which run folders refer to which artefacts
     root/.locks/                one lock file an identity
     root/.cache/                answers of judges that cost something
 """
@@ -14,12 +17,14 @@ checksum in the artefact's manifest. There is no pickle anywhere: a downloaded a
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,10 +40,16 @@ _MANIFEST = "manifest.json"
 _RECORD = "record.json"
 # Formats that are pickle, or usually hold one.
 _REFUSED = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+# What a machine would run. Nothing here does, but a folder from elsewhere may lie beside something that does.
+_CODE = frozenset({".dll", ".dylib", ".exe", ".py", ".pyc", ".pyd", ".sh", ".so"})
 # What the machine, not the program, did wrong: only these become the user's to mend when a stage's own code meets them.
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DISK = _DISK_FULL | {errno.EROFS, errno.EIO}
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
+
+
+class DiskError(UserError):
+    """The disk is full or cannot be written: whatever else is tried there would fail alike."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,39 @@ class Problem:
         return f"{self.identity}{'/' if self.file else ''}{self.file}: {self.what}"
 
 
-_REMAKE = "Remove the artefact's folder and run the same command again; it is made anew, all else is kept."
+@dataclass(frozen=True)
+class User:
+    """A run folder that was registered with the store. `gone`: it was here, on this machine, and is no longer."""
+
+    folder: Path
+    identities: frozenset[str]
+    gone: bool
+    entry: Path
+
+
+@dataclass(frozen=True)
+class Freed:
+    """Something that nobody referred to. what: `artefact`, `step checkpoint` or `set aside`; held: it stays, because
+    somebody is making it.
+    """
+
+    identity: str
+    what: str
+    size: int
+    held: bool = False
+
+
+_REMAKE = "Run the same command again: what is damaged is set aside and made anew, all else is kept."
+
+
+def everything(file: str) -> bool:
+    """For `verify`: compare the checksum of every file."""
+    return True
+
+
+def all_but_weights(file: str) -> bool:
+    """For `verify`: of the large files, which are checked when a stage is about to read them, the size alone."""
+    return not file.endswith(".safetensors")
 
 
 class Store:
@@ -84,10 +127,12 @@ class Store:
         self._temporary = self.root / ".temporary"
         self._partial = self.root / ".partial"
         self._locks = self.root / ".locks"
+        self._aside = self.root / ".aside"
+        self._users = self.root / ".users"
         if reading:
             return
         try:
-            for folder in (self._temporary, self._partial, self._locks):
+            for folder in (self._temporary, self._partial, self._locks, self._aside, self._users):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             _refuse_folder(error, self.root)
@@ -118,14 +163,18 @@ class Store:
         timeout: seconds to wait; None waits for as long as it takes. Raises UserError when it runs out.
         """
         self._home(identity)
-        path = self._locks / f"{identity}.lock"
+        with self._held(identity, timeout, f"another process is still making {identity}"):
+            yield
+
+    @contextmanager
+    def _held(self, name: str, timeout: float | None, otherwise: str) -> Iterator[None]:
         # One object a path and process: a second one would wait for ever for the first, held by the same thread.
-        held = FileLock(path, is_singleton=True)
+        held = FileLock(self._locks / f"{name}.lock", is_singleton=True)
         try:
             held.acquire(timeout=-1 if timeout is None else timeout)
         except Timeout as error:
             raise UserError(
-                f"another process is still making {identity} after {timeout:g} seconds of waiting",
+                f"{otherwise} after {timeout:g} seconds of waiting",
                 where=str(self.root),
                 mend="Wait for it to end, or stop it; finished artefacts are kept and reused.",
             ) from error
@@ -146,17 +195,17 @@ class Store:
         record: how it was made, as JSON; free of anything that must not be published.
 
         Raises ValueError for a pickle format, a link or one of the names `record.json` and `manifest.json` among the
-        files, and for a record that has no JSON form; UserError when the disk is full or cannot be written.
+        files, and for a record that has no JSON form; DiskError when the disk is full or cannot be written.
         """
         home = self._home(identity)
         with self.lock(identity):
             folder = self._temporary / f"{identity}.{secrets.token_hex(4)}"
             try:
-                with self._disk_errors(strict=True):
+                with disk_errors(self.root, strict=True):
                     folder.mkdir()
-                with self._disk_errors(strict=False):
+                with disk_errors(self.root, strict=False):
                     yield folder
-                with self._disk_errors(strict=True):
+                with disk_errors(self.root, strict=True):
                     self._seal(identity, folder, record)
                     if not self.has(identity):
                         self._commit(folder, home)
@@ -171,7 +220,7 @@ class Store:
         Raises UserError when it cannot be created.
         """
         folder = self.unfinished(identity)
-        with self._disk_errors(strict=True):
+        with disk_errors(self.root, strict=True):
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -182,7 +231,7 @@ class Store:
         Raises UserError when it cannot be created.
         """
         folder = self.root / ".cache"
-        with self._disk_errors(strict=True):
+        with disk_errors(self.root, strict=True):
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -191,10 +240,123 @@ class Store:
         self._home(identity)
         return self._partial / identity
 
-    def verify(self, identities: Iterable[str] | None = None) -> list[Problem]:
-        """Everything that is wrong with these artefacts (all when None); empty when they are as they were written."""
+    def verify(
+        self, identities: Iterable[str] | None = None, checksums: Callable[[str], bool] = everything
+    ) -> list[Problem]:
+        """Everything that is wrong with these artefacts (all when None); empty when they are as they were written.
+
+        checksums: of which files to compare the checksum, beside presence and size.
+        """
         names = self._folders() if identities is None else list(identities)
-        return [problem for name in names for problem in self._verify_one(name)]
+        return [problem for name in names for problem in verify_folder(self._home(name), name, checksums)]
+
+    def set_aside(self, identity: str) -> Path | None:
+        """Move a damaged artefact out of the way, so that it can be made anew; returns where to. None when it is whole
+        after all (another process has made it anew) or is not there. Waits for whoever is making it. Raises DiskError.
+        """
+        home = self._home(identity)
+        with self.lock(identity):
+            if not home.exists() or not self.verify([identity]):
+                return None
+            away = self._aside / f"{identity}.{secrets.token_hex(4)}"
+            with disk_errors(self.root, strict=True):
+                os.rename(home, away)
+            return away
+
+    def register(self, folder: Path, identities: Iterable[str]) -> None:
+        """Note that the run in `folder` needs these artefacts, in place of those that it needed before. Raises
+        DiskError.
+        """
+        where = _relative(folder, self.root)
+        entry = self._users / f"{hashlib.sha256(where.encode()).hexdigest()[:20]}.json"
+        value = {"schema": _SCHEMA, "folder": where, "machine": _machine(), "identities": sorted(identities)}
+        with self.exclusively():
+            write_json(entry, value)
+
+    def users(self) -> list[User]:
+        """All run folders that were ever registered. Raises UserError when an entry cannot be read."""
+        found = []
+        for entry in sorted(self._users.glob("*.json")):
+            value = read_json(entry)
+            try:
+                folder = Path(os.path.normpath(self.root / value["folder"]))
+                identities, machine = frozenset(value["identities"]), value["machine"]
+            except (KeyError, TypeError) as error:
+                mend = "Give the `aligngap run` command of each study that uses the store again, or remove the entry."
+                raise UserError("it does not say which run it is of", where=str(entry), mend=mend) from error
+            # Seen from another machine, or while a disk is away, a run's folder may only seem to be gone.
+            gone = not folder.exists() and folder.parent.exists() and machine == _machine()
+            found.append(User(folder, identities, gone, entry))
+        return found
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Nobody registers, and nobody else frees, until the block ends. Raises UserError when it cannot be had."""
+        with self._held("store.exclusive", None, "another process is tidying the store"):
+            yield
+
+    def free(self, keep: Collection[str], dry_run: bool = False) -> list[Freed]:
+        """Remove finished artefacts and step checkpoints of identities that are not in `keep`, and all that was set
+        aside; what somebody is making stays. Call it within `exclusively`.
+
+        dry_run: only say what would go.
+        """
+        with disk_errors(self.root, strict=True):
+            found = [
+                self._free(folder, folder.name, what, dry_run)
+                for what, folders in (
+                    ("artefact", [self.root / name for name in self.identities()]),
+                    ("step checkpoint", sorted(self._partial.iterdir())),
+                )
+                for folder in folders
+                if is_name(folder.name) and folder.name not in keep
+            ]
+            asides = sorted(self._aside.iterdir())
+            return found + [self._free(path, path.name.rpartition(".")[0], "set aside", dry_run) for path in asides]
+
+    def _free(self, folder: Path, identity: str, what: str, dry_run: bool) -> Freed:
+        size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+        with self.if_idle(identity) as idle:
+            if idle and not dry_run:
+                # Out of sight at once: a kill in the midst leaves no half of an artefact.
+                away = self._temporary / f"{identity}.{secrets.token_hex(4)}"
+                os.rename(folder, away)
+                shutil.rmtree(away, ignore_errors=True)
+        return Freed(identity, what, size, held=not idle)
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """An empty folder for artefacts from elsewhere, on the store's own disk, removed when the block ends. One
+        process at a time.
+        """
+        # Named as what is being written is, so that a sweep knows by the lock whether its owner lives.
+        with self.lock("incoming"):
+            folder = self._temporary / f"incoming.{secrets.token_hex(4)}"
+            try:
+                with disk_errors(self.root, strict=True):
+                    folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def adopt(self, folder: Path, identity: str, *, finished: bool = True) -> bool:
+        """Take in an artefact, or step checkpoints, from `incoming`, as verified; False when there is something
+        already, which stays. Raises DiskError.
+        """
+        home = self._home(identity) if finished else self._partial / identity
+        with self.lock(identity), disk_errors(self.root, strict=True):
+            if self.has(identity) or (home.exists() and not finished):
+                return False
+            for parent, _, names in os.walk(folder):
+                for name in names:
+                    sync(Path(parent) / name)
+                _sync_folder(Path(parent))
+            self._commit(folder, home)
+            return True
+
+    def partials(self) -> dict[str, Path]:
+        """The folders of all step checkpoints, by identity."""
+        return {folder.name: folder for folder in sorted(self._partial.iterdir()) if is_name(folder.name)}
 
     def sweep(self) -> None:
         """Remove what killed processes left: temporary folders that nobody writes, and checkpoints of finished work."""
@@ -213,18 +375,28 @@ class Store:
         return sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and is_name(entry.name))
 
     def _remove_if_idle(self, folder: Path, identity: str) -> None:
-        # Who writes holds the lock until it dies, whatever its process number, so a free lock means it is dead. A
-        # number in the folder's name would be reused, and means nothing on a disk shared by several machines.
-        if not is_name(identity):
-            return
+        # A number of a process in the folder's name would be reused, and means nothing on a disk shared by machines.
+        if is_name(identity):
+            with self.if_idle(identity) as idle:
+                if idle:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def if_idle(self, identity: str) -> Iterator[bool]:
+        """Hold the identity's lock if it is free. Who writes holds it until it dies: a free lock means it is dead."""
         held = FileLock(self._locks / f"{identity}.lock", is_singleton=True)
         if held.is_locked:  # by this very thread, which could take it again
+            yield False
             return
         try:
-            with held.acquire(timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
+            held.acquire(timeout=0)
         except Timeout:
+            yield False
             return
+        try:
+            yield True
+        finally:
+            held.release()
 
     def _seal(self, identity: str, folder: Path, record: Mapping[str, object]) -> None:
         """Check the files, write record and manifest, and see that everything is on the disk."""
@@ -234,9 +406,9 @@ class Store:
         for name in regular:
             if name in (_RECORD, _MANIFEST):
                 raise ValueError(f"{identity}: the name {name} is the store's own")
-            if PurePosixPath(name).suffix.lower() in _REFUSED:
-                raise ValueError(f"{identity}: {name} is a pickle format; use safetensors, Parquet or JSON")
-            if not _is_inside(name):
+            if refusal := _refusal(name):
+                raise ValueError(f"{identity}: {name} is {refusal}; use safetensors, Parquet or JSON")
+            if not is_inside(name):
                 raise ValueError(f"{identity}: {name!r} cannot be a name in a manifest")
         write_json(folder / _RECORD, dict(record))
         files = {
@@ -244,7 +416,7 @@ class Store:
             for name in sorted([*regular, _RECORD])
         }
         for name in regular:
-            _sync(folder / name)
+            sync(folder / name)
         write_json(folder / _MANIFEST, {"schema": _SCHEMA, "identity": identity, "files": files})
         for parent, _, _ in os.walk(folder):
             _sync_folder(Path(parent))
@@ -260,64 +432,71 @@ class Store:
             raise UserError(
                 "something without a manifest is in the artefact's place; it is never overwritten",
                 where=str(home),
-                mend="Move it away and run the same command again.",
+                mend="Run the same command again: it is set aside. Or move it away.",
             ) from error
         _sync_folder(self.root)
 
     def _drop_partial(self, identity: str) -> None:
         shutil.rmtree(self._partial / identity, ignore_errors=True)
 
-    def _verify_one(self, identity: str) -> Iterator[Problem]:
-        home = self._home(identity)
-        if not home.is_dir():
-            yield Problem(identity, "", "missing")
-            return
-        try:
-            files = _read_manifest(home / _MANIFEST, identity)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            yield Problem(identity, _MANIFEST, f"manifest unreadable: {reason}")
-            return
-        regular, other = _contents(home)
-        present = set(regular)
-        for name in sorted(files):
-            if not _is_inside(name):
-                # Not opened: a manifest from elsewhere must not make us read outside the artefact.
-                yield Problem(identity, name, "name leads outside the artefact")
-            elif name in present:
-                what = _compare(home / name, *files[name])
-                if what:
-                    yield Problem(identity, name, what)
-            elif name not in other:
-                yield Problem(identity, name, "missing")
-        for name in sorted(present - files.keys() - {_MANIFEST}):
-            yield Problem(identity, name, "unexpected file")
-        for name in other:
-            yield Problem(identity, name, "not a plain file")
 
-    @contextmanager
-    def _disk_errors(self, *, strict: bool) -> Iterator[None]:
-        """Turn errors of the disk into a UserError that names the store.
+def verify_folder(home: Path, identity: str, checksums: Callable[[str], bool] = everything) -> Iterator[Problem]:
+    """Everything that is wrong with the artefact in a folder, see `Store.verify`."""
+    if not home.is_dir():
+        yield Problem(identity, "", "missing")
+        return
+    try:
+        files = _read_manifest(home / _MANIFEST, identity)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        yield Problem(identity, _MANIFEST, f"manifest unreadable: {reason}")
+        return
+    regular, other = _contents(home)
+    present = set(regular)
+    for name in sorted(files):
+        if not is_inside(name):
+            # Not opened: a manifest from elsewhere must not make us read outside the artefact.
+            yield Problem(identity, name, "name leads outside the artefact")
+        elif refusal := _refusal(name):
+            yield Problem(identity, name, f"{refusal}, which no artefact holds")
+        elif name in present:
+            digest, size = files[name]
+            what = _compare(home / name, digest if checksums(name) else None, size)
+            if what:
+                yield Problem(identity, name, what)
+        elif name not in other:
+            yield Problem(identity, name, "missing")
+    for name in sorted(present - files.keys() - {_MANIFEST}):
+        yield Problem(identity, name, "unexpected file")
+    for name in other:
+        yield Problem(identity, name, "not a plain file")
 
-        strict: every OSError is one (our own writing). Otherwise only those that plainly are: the block is a stage's
-        own code, where a missing file or a broken connection is something else.
-        """
-        try:
-            yield
-        except UserError:
-            raise
-        except OSError as error:
-            if strict or error.errno in _DISK or (error.errno in _DENIED and self._is_ours(error.filename)):
-                _refuse_folder(error, self.root)
-            raise
-        except Exception as error:
-            # safetensors is written in Rust and reports the system's error as text only.
-            if not strict and any(f"(os error {number})" in str(error) for number in _DISK_FULL):
-                _refuse_folder(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.root, cause=error)
-            raise
 
-    def _is_ours(self, filename: object) -> bool:
-        return isinstance(filename, str | os.PathLike) and Path(os.path.abspath(filename)).is_relative_to(self.root)
+@contextmanager
+def disk_errors(root: Path, *, strict: bool) -> Iterator[None]:
+    """Turn errors of the disk into a DiskError that names the folder `root`.
+
+    strict: every OSError is one (our own writing). Otherwise only those that plainly are: the block is a stage's
+    own code, where a missing file or a broken connection is something else.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if strict or is_of_the_disk(error) or (error.errno in _DENIED and _is_below(root, error.filename)):
+            _refuse_folder(error, root)
+        raise
+    except Exception as error:
+        # safetensors, Polars, Arrow and SQLite report the system's error as text only.
+        words = ("disk is full", *(f"os error {number}" for number in _DISK_FULL))
+        if not strict and any(word in str(error) for word in words):
+            _refuse_folder(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), root, cause=error)
+        raise
+
+
+def _is_below(root: Path, filename: object) -> bool:
+    return isinstance(filename, str | os.PathLike) and Path(os.path.abspath(filename)).is_relative_to(root)
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
@@ -340,7 +519,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Put a file in place whole, through a temporary one beside it; on disk when this returns.
 
-    Raises UserError when the disk is full or cannot be written.
+    Raises DiskError when the disk is full or cannot be written.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
@@ -358,6 +537,35 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         _refuse_folder(error, target.parent)
 
 
+def write_checked(path: Path, write: Callable[[Path], object]) -> None:
+    """Put a file of unfinished work in place whole, and its checksum beside it; on disk when this returns.
+
+    write: is given the path to write to, on the same disk. Raises what it raises, and DiskError.
+    """
+    half = path.with_name(f".{path.name}.half")
+    write(half)
+    with disk_errors(path.parent, strict=True):
+        sync(half)
+        digest = file_digest(half)
+        os.replace(half, path)
+    write_bytes_atomic(_checksum_of(path), digest.encode())
+
+
+def is_checked(path: Path) -> bool:
+    """Whether a file is there as `write_checked` wrote it. Raises OSError when it cannot be read."""
+    beside = _checksum_of(path)
+    return path.is_file() and beside.is_file() and beside.read_bytes() == file_digest(path).encode()
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether the disk is full or broken, whoever noticed it."""
+    return error.errno in _DISK
+
+
 def _refuse_folder(error: OSError, folder: Path, cause: BaseException | None = None) -> NoReturn:
     if error.errno in _DISK_FULL:
         what = "no room left to write"
@@ -368,7 +576,7 @@ def _refuse_folder(error: OSError, folder: Path, cause: BaseException | None = N
     else:
         what = f"cannot be written: {error.strerror or error}"
         mend = "Choose a folder that you can write to"
-    raise UserError(
+    raise DiskError(
         what, where=str(folder), mend=f"{mend}, then run the same command again; what is finished is kept."
     ) from (cause or error)
 
@@ -400,19 +608,37 @@ def _read_manifest(path: Path, identity: str) -> dict[str, tuple[str, int]]:
     return files
 
 
-def _compare(path: Path, digest: str, size: int) -> str | None:
+def _compare(path: Path, digest: str | None, size: int) -> str | None:
     try:
         found = path.stat().st_size
         if found < size:
             return f"truncated: {found} of {size} bytes"
-        if found > size or file_digest(path) != digest:
+        if found > size or (digest is not None and file_digest(path) != digest):
             return "altered"
     except OSError as error:
         return f"unreadable: {error.strerror}"
     return None
 
 
-def _is_inside(name: str) -> bool:
+def _refusal(name: str) -> str | None:
+    suffix = PurePosixPath(name).suffix.lower()
+    return "a pickle format" if suffix in _REFUSED else "code" if suffix in _CODE else None
+
+
+def _relative(folder: Path, root: Path) -> str:
+    try:  # relative, so that both may be moved together
+        return Path(os.path.relpath(folder, root)).as_posix()
+    except ValueError:  # another drive
+        return Path(os.path.abspath(folder)).as_posix()
+
+
+def _machine() -> str:
+    """Tells machines apart without naming them."""
+    return hashlib.sha256(f"aligngap {platform.node()}".encode()).hexdigest()[:12]
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name, with slashes, stays in its folder on every system."""
     path = PurePosixPath(name)
     plain = name == str(path) and "\\" not in name and ":" not in name and "\0" not in name
     return plain and not path.is_absolute() and ".." not in path.parts and name != "."
@@ -434,7 +660,8 @@ def _contents(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(regular), sorted(other)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """See that a file's contents are on the disk. Raises OSError."""
     # Windows flushes only what is open for writing; elsewhere a copied file may be read-only.
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:

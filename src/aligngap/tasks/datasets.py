@@ -387,6 +387,11 @@ def _malformed(place: str, what: str) -> UserError:
     )
 
 
+def _beyond(error: RecursionError | ValueError) -> str:
+    """What JSON allows and Python does not read."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
 def _read_json(path: Path, place: str) -> Iterator[tuple[int, Any]]:
     """JSON Lines, where a row's number is that of its line, or one list of objects, whatever the name says."""
     with _opened(path, place) as stream:
@@ -402,8 +407,8 @@ def _read_json(path: Path, place: str) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise _malformed(f"{place}, line {number}", f"{error.msg}, column {error.colno}") from None
-            except RecursionError:
-                raise _malformed(f"{place}, line {number}", "nested too deeply") from None
+            except (RecursionError, ValueError) as error:
+                raise _malformed(f"{place}, line {number}", _beyond(error)) from None
 
 
 def _json_list(stream: IO[bytes], place: str, chunk: int = 1 << 18) -> Iterator[Any]:
@@ -448,8 +453,8 @@ def _json_list(stream: IO[bytes], place: str, chunk: int = 1 << 18) -> Iterator[
                     raise broken(error.msg, error.pos) from None
                 more()
                 continue
-            except RecursionError:
-                raise broken("nested too deeply", at) from None
+            except (RecursionError, ValueError) as error:
+                raise broken(_beyond(error), at) from None
             if end == len(text) and not done:  # a number may go on
                 more()
                 continue
@@ -507,7 +512,7 @@ def _cell(value: str) -> object:
     ):
         try:
             return json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return value
     return value
 

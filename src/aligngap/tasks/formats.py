@@ -215,7 +215,7 @@ def _number(value: object, name: str) -> float:
         raise Dropped(f"{name} is missing")
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Dropped(f"{name} is not a number") from None
 
 
@@ -354,7 +354,7 @@ def _arena(record: Record) -> TextPair:
     winner = record.get("winner")
     if winner is None:
         raise Dropped("winner is missing")
-    if winner not in _WINNERS:
+    if not isinstance(winner, str) or winner not in _WINNERS:
         raise Dropped(f"winner is none of {', '.join(_WINNERS)}")
     if not any(message.content.strip() for message in context):
         raise Dropped("prompt is empty")

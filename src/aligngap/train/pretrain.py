@@ -8,6 +8,7 @@ by the held-out accuracy of preference models that start from it, never by the o
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from aligngap.models.build import SHIPPED, parameter_count, random_model, word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.tasks.worlds import WORLDS, World
+from aligngap.train.checkpoint import Checkpointer
+from aligngap.train.step import moments, set_moments
 
 
 class Cycle(BaseModel):
@@ -54,17 +57,22 @@ def pretrain(
     out: Path,
     progress: Callable[[int, int, dict[str, float]], None],
     start: tuple[int, LlamaForCausalLM] | None = None,
+    partial: Path | None = None,
+    every: float = 120.0,
 ) -> dict[str, object]:
     """Train a base and save it to `out` as a Hugging Face folder with its tokenizer. Returns its record (loss,
     accuracies, seconds).
 
-    `start` is a number of finished cycles and the model that they made: the recipe then goes on from there.
+    `start` is a number of finished cycles and the model that they made: the recipe then goes on from there. partial:
+    a folder for step checkpoints, one every so many seconds, from which the next call goes on bit for bit.
     """
     torch.set_num_threads(1)  # more would add the same sums in another order
     done, model = start or (0, None)
+    if partial:
+        done = max([done, *(int(path.parent.name) for path in partial.glob("*/checkpoint.json"))])
     began, total = time.perf_counter(), sum(cycle.steps for cycle in spec.cycles)
     step = sum(cycle.steps for cycle in spec.cycles[:done])
-    for cycle in spec.cycles[done:]:
+    for number, cycle in enumerate(spec.cycles[done:], done):
         worlds = [WORLDS[name]() for name in cycle.worlds]
         tokenizer = word_tokenizer([word for world in worlds for word in world.words()])
         if model is None:
@@ -72,7 +80,18 @@ def pretrain(
         extend_vocabulary(model, len(tokenizer), spec.seed)
         decay, betas = spec.weight_decay, (0.9, 0.95)
         optimiser = torch.optim.AdamW(model.parameters(), lr=cycle.lr, weight_decay=decay, betas=betas)
-        for at in range(cycle.steps):
+        place = _Place(optimiser, list(model.parameters()))
+        checkpointer = None
+        if partial:
+            checkpointer = Checkpointer(partial / str(number), every)
+            if not checkpointer.restore(model=model, place=place) and number:
+                if number == done and not start:  # its checkpoint is damaged, and the cycles before it are gone
+                    shutil.rmtree(partial / str(number))
+                    return pretrain(spec, out, progress, None, partial, every)
+                checkpointer.save(model=model, place=place)
+                shutil.rmtree(partial / str(number - 1), ignore_errors=True)
+        step += place.at
+        for at in range(place.at, cycle.steps):
             rate = min(1.0, (at + 1) / spec.warmup) * 0.5 * (1 + math.cos(math.pi * at / cycle.steps))
             optimiser.param_groups[0]["lr"] = cycle.lr * max(rate, 0.01)
             rows = Rows.of(worlds, tokenizer, numpy_stream("pretrain", "documents", spec.seed, step), spec.rows)
@@ -81,7 +100,9 @@ def pretrain(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            step += 1
+            step, place.at = step + 1, at + 1
+            if checkpointer:
+                checkpointer.maybe_save(model=model, place=place)
             if step % 500 == 0 or step == total:
                 progress(step, total, evaluate_base(model, tokenizer, worlds, 8))
     assert model is not None  # a recipe has cycles
@@ -94,6 +115,20 @@ def pretrain(
         "held_out": {name: evaluate_base(model, tokenizer, [WORLDS[name]()], 32) for name in spec.cycles[-1].worlds},
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+class _Place:
+    """Where a cycle stands: steps done, and the optimiser's moments."""
+
+    def __init__(self, optimiser: torch.optim.AdamW, parameters: list[torch.nn.Parameter]) -> None:
+        self._optimiser, self._parameters, self.at = optimiser, parameters, 0
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"at": torch.tensor(self.at), **moments(self._optimiser, self._parameters)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        set_moments(self._optimiser, self._parameters, state)
+        self.at = int(state["at"])
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,18 +59,34 @@ class Optimiser:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """As named tensors: steps done, and each parameter's moments in the order of the parameters."""
-        state = {"step": torch.tensor(self.step_count)}
-        for index, parameter in enumerate(self._parameters):
-            state |= {f"{index}.{name}": value for name, value in self._adamw.state[parameter].items()}
-        return state
+        return {"step": torch.tensor(self.step_count), **moments(self._adamw, self._parameters)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Continue bit for bit."""
-        for index, parameter in enumerate(self._parameters):
-            prefix = f"{index}."
-            self._adamw.state[parameter] = {
-                name.removeprefix(prefix): value.clone() for name, value in state.items() if name.startswith(prefix)
-            }
+        set_moments(self._adamw, self._parameters, state)
         self.step_count = int(state["step"])
         self._schedule.last_epoch = self.step_count
         self._adamw.param_groups[0]["lr"] = self.spec.lr * self._factor(self.step_count)
+
+
+def moments(adamw: torch.optim.AdamW, parameters: Iterable[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """What AdamW remembers of each parameter, as tensors named by the parameter's place."""
+    return {
+        f"{index}.{name}": value
+        for index, parameter in enumerate(parameters)
+        for name, value in adamw.state[parameter].items()
+    }
+
+
+def set_moments(
+    adamw: torch.optim.AdamW, parameters: Iterable[torch.nn.Parameter], state: Mapping[str, torch.Tensor]
+) -> None:
+    """What `moments` gave; names that it did not give are left alone."""
+    for index, parameter in enumerate(parameters):
+        prefix = f"{index}."
+        adamw.state[parameter] = {
+            # The fused kernel wants its count of steps beside the moments.
+            name.removeprefix(prefix): value.to(parameter.device, copy=True)
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }

@@ -11,6 +11,7 @@ from aligngap.models.policy import Policy
 from aligngap.models.preference import PreferenceModel
 from aligngap.seeds import numpy_stream
 from aligngap.sources.base import PairSource
+from aligngap.train.checkpoint import Checkpointer, Stateful, advance
 from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import PairBatch
 
@@ -23,13 +24,23 @@ def fit(
     source: PairSource,
     optim: OptimSpec,
     report: Report,
+    checkpointer: Checkpointer | None = None,
 ) -> None:
-    """Minimise `loss(batch, step)` over what the source supplies."""
+    """Minimise `loss(batch, step)` over what the source supplies; goes on from the checkpointer's last save.
+
+    Raises Diverged when the loss stops being finite.
+    """
     optimiser = Optimiser(module.parameters(), optim)
+    parts: dict[str, Stateful] = {"module": module, "optimiser": optimiser, "source": source}
+    if checkpointer:
+        checkpointer.restore(**parts)
     device = next(module.parameters()).device
-    for step in range(optim.steps):
-        value = loss(source.next_batch(optim.batch).to(device), step)
-        optimiser.step(value)
+    for step in range(optimiser.step_count, optim.steps):
+        batch = source.next_batch(optim.batch).to(device)
+        value = loss(batch, step)
+        advance(optimiser, value, batch, module, checkpointer)
+        if checkpointer:
+            checkpointer.maybe_save(**parts)
         report(step + 1, optim.steps, {"loss": float(value.detach())})
 
 

@@ -18,7 +18,8 @@ from aligngap.sources.recorded import Recorded, RecordedSpec
 from aligngap.sources.recording import Recording
 from aligngap.sources.sampled import SampledSpec
 from aligngap.tasks.pairs import read_pairs, write_pairs
-from aligngap.train.loop import Checkpointer, LossSpec, batch_loss, train
+from aligngap.train.checkpoint import Checkpointer
+from aligngap.train.loop import LossSpec, batch_loss, train
 from aligngap.train.step import Diverged, Optimiser, OptimSpec
 from aligngap.types import PairBatch, Tokens
 from fakes import likes_token, pairs_of, prompts_of, random_pairs, same_weights, tiny_policy, weights_of
@@ -213,32 +214,6 @@ def test_resumed_equals_uninterrupted(name: str, killed_at: int, tmp_path: Path)
     assert all(same_weights(kept[step], kept_later[step]) for step in kept_later)
     assert resumed_source.stream().first.rows() == whole_source.stream().first.rows()
     assert resumed_source.cost == whole_source.cost
-
-
-def test_checkpoints_are_spaced_in_time_and_replaced(tmp_path: Path) -> None:
-    go(online(), checkpointer=Checkpointer(tmp_path, 3600))
-    assert not list(tmp_path.iterdir())
-    go(online(), checkpointer=Checkpointer(tmp_path, 0))
-    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
-
-
-def test_a_kill_while_saving_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        go(online(), checkpointer=Checkpointer(tmp_path, 0), stop_at=3)
-    before = (tmp_path / "state.safetensors").read_bytes()
-
-    def half(tensors: object, path: str) -> None:
-        Path(path).write_bytes(b"half a file")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("aligngap.train.loop.save_file", half)
-        with pytest.raises(KeyboardInterrupt):
-            go(online(), checkpointer=Checkpointer(tmp_path, 0))
-    assert (tmp_path / "state.safetensors").read_bytes() == before
-    assert same_weights(
-        weights_of(go(online(), checkpointer=Checkpointer(tmp_path, 0))[0]), weights_of(go(online())[0])
-    )
 
 
 class Poisoned(Recorded):

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from aligngap.models.build import SHIPPED, SPECIAL_TOKENS, Architecture, base_path, load_tokenizer, random_model
 from aligngap.store import read_json
 from aligngap.tasks.worlds import WORLDS, world
-from aligngap.train.pretrain import RECIPES, Cycle, PretrainSpec, extend_vocabulary, pretrain
+from aligngap.train.pretrain import RECIPES, Cycle, PretrainSpec, Rows, extend_vocabulary, pretrain
 
 TINY = Architecture(hidden=8, layers=1, heads=2, intermediate=8)
 FIRST = Cycle(worlds=("summarisation",), steps=3, lr=1e-2)
@@ -98,6 +98,44 @@ def test_a_recipe_goes_on_as_if_it_had_never_stopped(tiny: None, tmp_path: Path)
     assert equal(whole, made(spec, tmp_path / "on", start))
     assert (tmp_path / "whole" / "tokenizer.json").read_bytes() == (tmp_path / "on" / "tokenizer.json").read_bytes()
     assert not equal(whole, made(recipe(*spec.cycles, seed=1), tmp_path / "other"))
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 5])
+def test_a_recipe_resumes_bit_for_bit(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    spec = recipe(FIRST, Cycle(steps=3, lr=1e-2))
+    whole = made(spec, tmp_path / "whole")
+    rows, count = Rows.of, [0]
+
+    def of(*given: Any) -> Rows:
+        count[0] += 1
+        if count[0] == killed_at + 1:
+            raise KeyboardInterrupt
+        return rows(*given)
+
+    def go() -> None:
+        pretrain(spec, tmp_path / "on", lambda done, total, metrics: None, None, tmp_path / "partial", 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "of", of)
+        with pytest.raises(KeyboardInterrupt):
+            go()
+        assert [path.name for path in (tmp_path / "partial").iterdir()] == ["1" if killed_at >= 3 else "0"]
+        count[0] = 10
+        go()
+    assert count[0] == 10 + 6 - killed_at
+    assert equal(whole, LlamaForCausalLM.from_pretrained(tmp_path / "on").state_dict())
+
+
+def test_a_damaged_checkpoint_of_a_later_cycle_starts_the_recipe_over(tiny: None, tmp_path: Path) -> None:
+    spec = recipe(FIRST, Cycle(steps=3, lr=1e-2))
+    whole = made(spec, tmp_path / "whole")
+    pretrain(spec, tmp_path / "on", lambda done, total, metrics: None, None, tmp_path / "partial", 0)
+    (state,) = (tmp_path / "partial" / "1").glob("state-*")
+    state.write_bytes(state.read_bytes()[:-1])
+    pretrain(spec, tmp_path / "on", lambda done, total, metrics: None, None, tmp_path / "partial", 0)
+    assert equal(whole, LlamaForCausalLM.from_pretrained(tmp_path / "on").state_dict())
 
 
 def test_a_cycle_sees_its_own_worlds_only(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

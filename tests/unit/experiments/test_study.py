@@ -50,6 +50,9 @@ def test_overrides_reach_what_they_name() -> None:
         ("nonsense", ["key=value"]),
         ("name.deeper=1", ["no keys below"]),
         ("seeds=[1", ["not valid YAML"]),
+        ("seeds=" + "[" * 2000, ["not valid YAML"]),
+        ("title=2001-99-99", ["not valid YAML"]),
+        ("models.sizes=&a [*a]", ["not valid YAML"]),
     ],
 )
 def test_a_mistake_is_named_with_its_place(override: str, words: list[str]) -> None:
@@ -123,7 +126,7 @@ def test_studies_that_extend_others_share_their_stages() -> None:
 
 def test_an_unknown_parent_names_the_nearest(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
-    for parent in ("papper", str(tmp_path / "paper.yaml"), 3):
+    for parent in ("papper", str(tmp_path / "paper.yaml"), 3, ["paper"], {"paper": 1}):
         own.write_text(yaml.safe_dump({"extends": parent}))
         with pytest.raises(UserError) as caught:
             load_study(str(own))
@@ -218,3 +221,17 @@ def test_checkpoints_are_log_spaced_from_the_start_to_the_end(total: int, count:
         ratios = [b / a for a, b in pairwise(step for step in steps[1:] if step != fifth(total))]
         assert len(ratios) == count - 1
         assert max(ratios) / min(ratios) < 1.2
+
+
+def test_aliases_that_unfold_to_too_much_or_to_themselves_are_refused(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    tens = [f"x{k}: &x{k} [{', '.join([f'*x{k - 1}'] * 10)}]" for k in range(1, 12)]
+    for text, word in (
+        ("x0: &x0 [a]\n" + "\n".join(tens), "unfold"),
+        ("extends: quick\nmodels: {sizes: &a [small, *a]}", "within what it stands for"),
+    ):
+        own.write_text(text)
+        with pytest.raises(UserError, match=word):
+            load_study(str(own))
+    own.write_text("extends: quick\nseeds: &s [0, 1]\ndescription: two\nsweep: {betas: &b [0.1], lr_factors: *b}\n")
+    assert load_study(str(own)).sweep.lr_factors == (0.1,)

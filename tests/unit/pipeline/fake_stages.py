@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -44,11 +45,32 @@ class Fake(Stage):
             raise UserError("no such column", where="data.csv", mend="Rename it.")
         if self.does == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.does.startswith("at first "):
+            self._at_first(context.partial / "tries", self.does.removeprefix("at first "))
+        if self.does.startswith("damages its input") and not (context.partial / "tries").exists():
+            if self.does.endswith("at first"):
+                (context.partial / "tries").touch()
+            (context.many("after")[0] / "times.json").write_text("{}")
+            raise RuntimeError("no such key")
+        if self.does == "weights":
+            (context.out / "model.safetensors").write_bytes(bytes(1000))
+        if self.does == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
         if self.does == "print":
             print("a warning")
         found = {"name": self.name, "seen": seen, "start": start, "end": time.monotonic(), "pid": os.getpid()}
         found |= {"threads": torch.get_num_threads(), "variable": os.environ.get("OMP_NUM_THREADS")}
         (context.out / "times.json").write_text(json.dumps(found))
+
+    def _at_first(self, tries: Path, what: str) -> None:
+        """Goes wrong in the first try, or in the first two."""
+        before = len(tries.read_text()) if tries.exists() else 0
+        tries.write_text("x" * (before + 1))
+        if before < 1 + what.endswith("twice"):
+            if what.startswith("memory"):
+                raise MemoryError("too much")
+            os.kill(os.getpid(), signal.SIGKILL if what.startswith("killed") else signal.SIGTERM)
+            time.sleep(60)
 
 
 class Steps(Stage):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +21,8 @@ from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store, write_json
 from unit.pipeline.fake_stages import Fake, Steps
+from unit.pipeline.runs import finished
+from unit.report.fixture_results import write_results
 
 Install = Callable[..., None]
 
@@ -43,7 +48,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
         write_json(folder / "results.json", outcome.status)
-        return dict(outcome.status)
+        return {"tasks": {}, **outcome.status}
 
     def publish(folder: Path) -> Path:
         (folder / "report.html").write_text("<p>")
@@ -51,7 +56,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.experiments.results.collect", collect)
-    monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results)} [stages]"])
+    monkeypatch.setattr(
+        "aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"]
+    )
     monkeypatch.setattr("aligngap.report.page.publish", publish)
 
     def install(*stages: Stage, **of: Sequence[Stage]) -> None:
@@ -92,6 +99,117 @@ def test_run_status_verify_and_run_again(study: Install, capsys: pytest.CaptureF
     (Path("runs/store") / a.identity / "times.json").write_text("{}")
     assert main(["verify", "runs/try"]) == 1
     assert f"{a.identity}/times.json: truncated" in capsys.readouterr().out
+
+
+def test_verify_sets_aside_and_the_next_run_makes_anew(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    a = Fake(name="a", does="weights")
+    study(Fake(name="b", after=(a,)))
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    weights = Path("runs/store") / a.identity / "model.safetensors"
+    weights.write_bytes(b"x" + bytes(999))
+    assert main(["run", "try", "--jobs", "1"]) == 0  # nobody read them
+    capsys.readouterr()
+    assert main(["verify", "runs/try", "--set-aside"]) == 1
+    said = capsys.readouterr()
+    assert f"{a.identity}/model.safetensors: altered" in said.out
+    assert f"Set aside: {Path('runs/store/.aside').absolute()}" in said.out
+    assert "aligngap run" in said.err
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    assert main(["verify", "runs/try"]) == 0
+    assert weights.read_bytes() == bytes(1000)
+
+
+def test_a_damaged_artefact_is_told_of_and_made_anew(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    a = Fake(name="a")
+    study(Fake(name="b", after=(a,)))
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    (Path("runs/store") / a.identity / "times.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert f"DAMAGED   fake [a]: {a.identity}/times.json: truncated" in printed
+    assert "finished  fake [a]" in printed
+    assert {item["status"] for item in RunDirectory.open(Path("runs/try")).status()["stages"]} == {"finished", "cached"}
+
+
+def test_gc_by_store_by_run_and_by_default(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = Fake(name="a"), Fake(name="b")
+    study(a)
+    assert main(["run", "one"]) == 0
+    study(b)
+    assert main(["run", "two"]) == 0
+    shutil.rmtree("runs/one")
+    for arguments in (["gc", "--dry-run"], ["gc", "runs/two", "--dry-run"], ["gc", "runs/store", "--dry-run"]):
+        capsys.readouterr()
+        assert main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert f"would free  artefact  {a.identity}" in printed
+        assert "1 would be freed" in printed
+    assert Store("runs/store").has(a.identity)
+    assert main(["gc"]) == 0
+    printed = capsys.readouterr().out
+    assert f"in use by {Path('runs/two').absolute()}" in printed
+    assert f"gone: {Path('runs/one').absolute()}" in printed
+    assert Store("runs/store").identities() == [b.identity]
+    monkeypatch.setenv("ALIGNGAP_STORE", str(Path("runs/store").absolute()))
+    assert main(["gc"]) == 0
+    for place in ("nowhere", "runs"):
+        assert main(["gc", place]) == 2
+    assert not Path("nowhere").exists()
+
+
+def test_packed_unpacked_and_gone_on_with(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = Fake(name="a")
+    study(Fake(name="b", after=(a,)))
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    assert main(["pack", "runs/try"]) == 0
+    assert "2 artefacts" in capsys.readouterr().out
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["unpack", "../try.tar.gz", "runs/try"]) == 0  # where the same command looks for it
+    assert main(["verify", "runs/try"]) == 0
+    assert main(["status", "runs/try"]) == 0
+    capsys.readouterr()
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    assert "2 stages, 2 of them in the store already" in capsys.readouterr().out
+    assert main(["unpack", "../try.tar.gz", "runs/try"]) == 2
+    data = bytearray(Path("../try.tar.gz").read_bytes())
+    data[len(data) // 2] ^= 1
+    Path("bad.tar.gz").write_bytes(data)
+    assert main(["unpack", "bad.tar.gz", "other"]) == 2
+    assert "the archive is refused" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+def test_a_full_disk_is_one_error_and_no_results_of_a_run_that_is_not_over(
+    study: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Fake(name="full", does="full"), *(Fake(name=f"after {k}", seconds=1.0) for k in range(3)))
+    assert main(["run", "try", "--jobs", "2"]) == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines()[0] == "error: no room left to write"
+    assert len(said.err.splitlines()) == 3
+    assert not Path("runs/try/results.json").exists()
+    assert RunDirectory.open(Path("runs/try")).status()["state"] == "failed"
+
+
+def test_a_full_disk_while_results_are_written(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Fake(name="a"))
+
+    def collect(*_: object) -> None:
+        raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("aligngap.experiments.results.collect", collect)
+        assert main(["run", "try"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "error: no room left to write"
+    assert main(["run", "try"]) == 0
 
 
 def test_plan_writes_nothing(study: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,17 +280,57 @@ def test_ctrl_c_says_how_to_go_on(
     assert json.loads((Path("runs/store") / stage.identity / "times.json").read_text())["first"] > 5
 
 
-def test_ctrl_c_outside_the_stages(
-    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_outside_the_stages(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     study(Fake(name="a"))
 
     def collect(*_: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(60)
 
     monkeypatch.setattr("aligngap.experiments.results.collect", collect)
+    before = signal.getsignal(signal.SIGTERM)
     assert main(["run", "try"]) == 130
     assert "aligngap run try" in capsys.readouterr().err
+    assert RunDirectory.open(Path("runs/try")).status()["state"] == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+EVIL = """
+from pathlib import Path
+Path({mark!r}).touch()
+def judge(*_): return 0
+"""
+
+
+def test_nothing_that_a_foreign_folder_names_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading a run of somebody else's runs nobody's code: whatever its study names as judge, task or loss."""
+    mark = tmp_path / "imported"
+    (tmp_path / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    stage = Fake(name="a")
+    run = finished(tmp_path / "run", Store(tmp_path / "elsewhere"), stage).folder
+    write_results(run, seeds=(0,), experiments=False, prompts=2)
+    evil = {"kind": "python", "function": "evil:judge", "name": "evil", "plugin": "evil", "path": str(tmp_path)}
+    study = json.loads((run / "results.json").read_text())["study"]
+    study |= {"judge": evil, "judges": [evil], "golden": evil, "tasks": ["evil:judge"], "models": {"policy": "evil"}}
+    write_json(run / "study.json", study)
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"study": study}))
+    commands = [
+        ["status", "run"], ["verify", "run"], ["samples", "run"], ["gc", "run"],
+        ["pack", "run", "run.tar"], ["unpack", "run.tar", "new", "--store", "new-store"], ["status", "new"],
+        ["verify", "new"], ["report", "new"],
+    ]  # fmt: skip
+    for command in commands:
+        assert main(command) == 0, capsys.readouterr()
+    assert not mark.exists()
+    assert "evil" not in sys.modules
 
 
 def test_a_changed_study_and_a_chosen_store(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +380,13 @@ def test_samples_side_by_side(sampled: Path, capsys: pytest.CaptureFixture[str])
         assert text in printed
     assert main(["samples", str(sampled), "--arm", "offline", "--step", "0", "--seed", "0", "--n", "1"]) == 0
     assert "offline at 0" in capsys.readouterr().out
+
+
+def test_samples_that_a_kill_has_cut_short(sampled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sampled / "samples.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert main(["samples", str(sampled)]) == 2
+    assert "aligngap run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from aligngap.pipeline.executors.local import Interrupted, run_graph
 from aligngap.pipeline.graph import Event, Outcome, Stage
-from aligngap.store import Store
+from aligngap.store import DiskError, Store
 from unit.pipeline.fake_stages import Fake, Steps, read
 
 
@@ -128,11 +129,128 @@ def test_a_users_mistake_keeps_its_words(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / f"{stage.identity}.log").exists()
 
 
-def test_a_killed_process_is_a_failure_with_the_signals_name(store: Store) -> None:
+def test_a_process_that_is_lost_again_and_again_is_a_failure_with_the_signals_name(store: Store) -> None:
     bad, good = Fake(name="bad", does="killed"), Fake(name="good", seconds=0.3)
-    outcome, _ = go(store, bad, good)
+    outcome, events = go(store, bad, good)
     assert outcome.status == {bad.identity: "failed", good.identity: "finished"}
     assert "SIGKILL" in outcome.reasons[bad.identity]
+    assert kinds(events, bad) == ["started", "vanished", "started", "vanished", "started", "failed"]
+
+
+@pytest.mark.parametrize("what", ["killed", "killed twice", "terminated", "memory"])
+def test_a_stage_whose_process_is_lost_is_tried_again_and_at_last_alone(store: Store, what: str) -> None:
+    bad = Fake(name="bad", does=f"at first {what}")
+    good = Fake(name="good", seconds=1.0, after=(Fake(name="early"),))
+    after = Fake(name="after", after=(bad, good))
+    outcome, events = go(store, after)
+    assert set(outcome.status.values()) == {"finished"}
+    assert outcome.reasons == {}
+    tries = what.count("twice") + 1
+    assert kinds(events, bad) == [*(["started", "vanished"] * tries), "started", "finished"]
+    if what in ("killed twice", "memory"):
+        one, two = (read(store.get(stage.identity).path) for stage in (bad, good))
+        assert one["start"] > two["end"]  # when nothing else ran
+
+
+def test_out_of_memory_with_nothing_beside_it_fails_at_once(store: Store) -> None:
+    bad = Fake(name="bad", does="at first memory")
+    outcome, events = go(store, bad, jobs=1)
+    assert outcome.reasons == {bad.identity: "MemoryError: too much"}
+    assert kinds(events, bad) == ["started", "failed"]
+
+
+def test_a_full_disk_stops_the_run_with_one_error(store: Store) -> None:
+    full, other = Fake(name="full", does="full", seconds=2.0), Steps(steps=10_000)
+    with pytest.raises(DiskError, match="no room left") as caught:
+        go(store, full, other, Fake(name="after", after=(full,)))
+    assert caught.value.where == str(store.root)
+    assert list((store.root / ".temporary").iterdir()) == []
+    process = json.loads((store.partial(other.identity) / "checkpoint.json").read_text())["pid"]
+    assert gone(process)
+
+
+def flip(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "file gone", "manifest cut", "manifest gone"])
+def test_a_damaged_artefact_is_set_aside_and_made_anew(store: Store, how: str) -> None:
+    a = Fake(name="a")
+    b = Fake(name="b", after=(a,))
+    c = Fake(name="c", after=(a,))
+    go(store, b)
+    home = store.get(a.identity).path
+    file = home / ("manifest.json" if "manifest" in how else "times.json")
+    if "gone" in how:
+        file.unlink()
+    elif how == "flipped":
+        flip(file)
+    else:
+        file.write_bytes(file.read_bytes()[:-5])
+    damaged = sorted(path.name for path in home.iterdir())
+    outcome, events = go(store, b, c)
+    assert outcome.status == {a.identity: "finished", b.identity: "cached", c.identity: "finished"}
+    assert kinds(events, a) == ["damaged", "started", "finished"]
+    assert store.verify() == []
+    (aside,) = (store.root / ".aside").iterdir()
+    assert sorted(path.name for path in aside.iterdir()) == damaged
+    _, events = go(store, b, c)
+    assert {event.kind for event in events} == {"cached"}
+
+
+@pytest.fixture
+def weights(store: Store) -> Fake:
+    """A finished stage with a large file, which a run does not look into before somebody reads it."""
+    stage = Fake(name="weights", does="weights")
+    go(store, stage)
+    flip(store.get(stage.identity).path / "model.safetensors")
+    return stage
+
+
+def test_damage_that_only_a_reader_finds(store: Store, weights: Fake) -> None:
+    b, c = (Fake(name=name, after=(weights,)) for name in "bc")
+    d = Fake(name="d", after=(b,))
+    outcome, events = go(store, d, c)
+    assert set(outcome.status.values()) == {"finished"}
+    assert kinds(events, weights) == ["cached", "damaged", "started", "finished"]
+    assert "waiting" in kinds(events, b) + kinds(events, c)  # or both, when both had started
+    assert store.verify() == []
+
+
+def test_an_input_that_is_missing_is_made(store: Store) -> None:
+    """As when somebody cleared it away while the run went on."""
+    a, slow = Fake(name="a"), Fake(name="slow", seconds=1.0)
+    b = Fake(name="b", after=(a, slow))
+
+    cleared: list[str] = []
+
+    def clear(event: Event) -> None:
+        if event.kind == "finished" and event.stage is a and not cleared:
+            shutil.rmtree(store.get(a.identity).path)
+            cleared.append(a.identity)
+
+    outcome, events = go(store, b, on_event=clear)
+    assert set(outcome.status.values()) == {"finished"}
+    assert kinds(events, b) == ["started", "waiting", "started", "finished"]
+
+
+def test_a_stage_that_fails_because_its_input_was_damaged_meanwhile(store: Store) -> None:
+    a = Fake(name="a")
+    b = Fake(name="b", after=(a,), does="damages its input at first")
+    outcome, events = go(store, b)
+    assert set(outcome.status.values()) == {"finished"}
+    assert kinds(events, a) == ["started", "finished", "damaged", "started", "finished"]
+    assert kinds(events, b) == ["started", "waiting", "started", "finished"]
+
+
+def test_an_input_that_is_damaged_every_time_fails_its_user(store: Store) -> None:
+    a = Fake(name="a")
+    b = Fake(name="b", after=(a,), does="damages its input")
+    outcome, _ = go(store, b, Fake(name="good"))
+    assert outcome.status[b.identity] == "failed"
+    assert "as happens when a disk fails" in outcome.reasons[b.identity]
+    assert sorted(outcome.status.values()) == ["failed", "finished", "finished"]
 
 
 def test_a_stage_that_cannot_be_sent_to_a_process_fails_alone(store: Store) -> None:
@@ -204,7 +322,7 @@ SCRIPT = """
 import sys
 from unit.pipeline.fake_stages import Steps
 from aligngap.pipeline.executors.local import Interrupted, run_graph
-from aligngap.store import Store
+from aligngap.store import DiskError, Store
 
 if __name__ == "__main__":
     stages = [Steps(name=name, steps=10_000) for name in "ab"]

@@ -51,6 +51,22 @@ def test_time_spent_by_kind_the_dearest_first() -> None:
     assert time_spent([]) == []
 
 
+def test_what_is_to_be_made_again_counts_as_not_begun() -> None:
+    stage = Fake(name="a", cost=10)
+    ledger = Ledger([stage], 1)
+    ledger.update(Event("started", stage))
+    ledger.update(Event("progress", stage, 5, 10, {}, 2.0))
+    ledger.update(Event("vanished", stage, reason="killed"))
+    entry = ledger.entries[stage.identity]
+    assert (entry.status, entry.fraction, entry.reason) == ("waiting", 0.0, "killed")
+    ledger.update(Event("started", stage))
+    ledger.update(Event("progress", stage, 5, 10, {}, 0.1))
+    ledger.update(Event("progress", stage, 7, 10, {}, 2.1))
+    assert entry.rate == 1.0
+    ledger.update(Event("finished", stage))
+    assert (entry.status, entry.reason) == ("finished", "")
+
+
 def test_clock() -> None:
     assert [clock(seconds) for seconds in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
 
@@ -66,6 +82,8 @@ def test_both_displays_take_all_events(terminal: bool) -> None:
             Event("started", stages[1]),
             Event("progress", stages[1], 0, 0, {}, 0.1, "another run is making it"),
             Event("progress", stages[1], 5, 10, {}, 0.5),
+            Event("vanished", stages[1], reason="killed"),
+            Event("started", stages[1]),
             Event("failed", stages[1], reason="RuntimeError: [bold]no markup[/bold]"),
             Event("blocked", stages[2], reason="needs it"),
         ):
@@ -76,6 +94,8 @@ def test_both_displays_take_all_events(terminal: bool) -> None:
     assert "fake [b]: RuntimeError: [bold]no markup[/bold]" in printed
     if not terminal:
         assert [line.split("] ", 1)[1] for line in printed.splitlines()] == [
+            "started   fake [b]",
+            "VANISHED  fake [b]: killed",
             "started   fake [b]",
             "FAILED    fake [b]: RuntimeError: [bold]no markup[/bold]",
             "BLOCKED   fake [c]: needs it",

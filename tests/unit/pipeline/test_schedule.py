@@ -65,6 +65,28 @@ def test_a_failure_takes_out_all_that_needs_it_once() -> None:
     assert schedule.take() is None
 
 
+def test_what_is_lost_is_made_again_and_what_needs_it_waits() -> None:
+    head, side = Fake(name="head"), Fake(name="side")
+    tail = Fake(name="tail", after=(head,))
+    join = Fake(name="join", after=(head, tail, side))
+    schedule = Schedule(all_stages([join]), done={head.identity, tail.identity}, jobs=1)
+    assert schedule.take() is side
+    schedule.finish(side.identity)
+    assert schedule.take() is join
+    assert schedule.lost(head.identity)
+    schedule.again(join.identity)
+    assert schedule.take() is head
+    assert not schedule.lost(head.identity)  # another of its users found the same
+    assert schedule.take() is None
+    schedule.finish(head.identity)
+    assert schedule.take() is join  # what was made from it has the same identity, and stays
+    schedule.again(join.identity)
+    assert schedule.lost(tail.identity)
+    assert schedule.take() is tail
+    assert schedule.fail(tail.identity) == [join]
+    assert schedule.take() is None
+
+
 @pytest.mark.parametrize(("jobs", "seconds"), [(1, 12), (2, 7), (3, 7)])
 def test_estimate(jobs: int, seconds: float) -> None:
     head = Fake(name="head", cost=2)

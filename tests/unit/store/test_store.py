@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +18,8 @@ import pytest
 import aligngap
 from aligngap.errors import UserError
 from aligngap.store import Problem, Store, read_json, write_bytes_atomic, write_json
+from aligngap.store.store import all_but_weights, is_checked, write_checked
+from faults.moments import moments
 
 NAME = "arm-0123456789abcdef0123"
 
@@ -325,6 +330,190 @@ def test_verify_never_follows_a_name_out_of_the_artefact(store: Store, name: str
     assert store.verify() == [Problem(NAME, name, "name leads outside the artefact")]
 
 
+def test_sizes_alone_of_what_is_left_out_of_the_checksums(store: Store) -> None:
+    path = make(store)
+    (path / "model.safetensors").write_text("WEIGHTS"[:7])
+    assert store.verify([NAME], all_but_weights) == []
+    assert store.verify([NAME]) == [Problem(NAME, "model.safetensors", "altered")]
+    (path / "sub" / "metrics.json").write_text("[]")
+    assert [problem.file for problem in store.verify([NAME], all_but_weights)] == ["sub/metrics.json"]
+    (path / "model.safetensors").write_text("weigh")
+    assert len(store.verify([NAME], all_but_weights)) == 2
+
+
+def test_what_is_damaged_is_set_aside_and_what_is_whole_stays(store: Store) -> None:
+    assert store.set_aside(NAME) is None
+    path = make(store)
+    assert store.set_aside(NAME) is None
+    assert store.has(NAME)
+    (path / "model.safetensors").write_text("altered")
+    aside = store.set_aside(NAME)
+    assert aside is not None
+    assert (aside / "model.safetensors").read_text() == "altered"
+    assert not path.exists()
+    assert (store.identities(), store.verify()) == ([], [])
+    make(store)
+    (path / "manifest.json").unlink()
+    assert store.set_aside(NAME) != aside  # without a manifest it counts as damaged, and nothing of it is lost
+    assert len(list((store.root / ".aside").iterdir())) == 2
+
+
+# Who uses it, and what nobody uses
+
+
+def test_users_are_remembered_by_folder(store: Store, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    store.register(run, ["arm-1", "sft-1"])
+    store.register(run, ["arm-2"])  # the study has changed
+    store.register(tmp_path / "removed", ["arm-3"])
+    store.register(tmp_path / "unmounted" / "run", ["arm-4"])
+    users = {user.folder: user for user in store.users()}
+    assert users[run].identities == {"arm-2"}
+    assert [users[tmp_path / name].gone for name in ("run", "removed", "unmounted/run")] == [False, True, False]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in (store.root, run):
+        path.rename(moved / path.name)
+    assert moved / "run" in {user.folder for user in Store(moved / "store").users()}
+
+
+def test_what_another_machine_registered_may_only_seem_to_be_gone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.node", lambda: "node-7")
+        store.register(tmp_path / "there", ["arm-1"])
+    (user,) = store.users()
+    assert not user.gone
+    assert "node-7" not in user.entry.read_text()
+
+
+def test_an_unreadable_entry_is_named_and_nothing_is_taken_for_free(store: Store, tmp_path: Path) -> None:
+    (store.root / ".users" / "x.json").write_text("{}")
+    with pytest.raises(UserError, match="which run"):
+        store.users()
+    (store.root / ".users" / "x.json").write_text("{")
+    with pytest.raises(UserError, match="JSON"):
+        store.users()
+
+
+def test_free_takes_what_is_not_kept_and_not_being_made(store: Store) -> None:
+    kept, free, made, begun = "sft-1", "sft-2", "sft-3", "sft-4"
+    for name in (kept, free, made):
+        make(store, name)
+    (store.partial(begun) / "state").write_bytes(bytes(100))
+    (store.partial(kept) / "late").write_bytes(bytes(10))
+    (store.root / "notes").mkdir()  # somebody's own, without a manifest
+    (store.root / "notes" / "x.txt").write_text("x")
+    path = make(store, "arm-5")
+    (path / "model.safetensors").write_text("altered")
+    store.set_aside("arm-5")
+    before = everything(store)
+    with store.exclusively(), store.lock(made):
+        planned = store.free({kept}, dry_run=True)
+        assert everything(store) == before
+        assert [(item.identity, item.what, item.held) for item in planned] == [
+            (free, "artefact", False),
+            (made, "artefact", True),
+            (begun, "step checkpoint", False),
+            ("arm-5", "set aside", False),
+        ]
+        assert planned[2].size == 100
+        assert store.free({kept}) == planned
+    assert store.identities() == [kept, made]
+    assert (store.root / "notes" / "x.txt").exists()
+    assert not (store.root / ".partial" / begun).exists()
+    assert (store.root / ".partial" / kept / "late").exists()
+    assert list((store.root / ".aside").iterdir()) == []
+    assert list((store.root / ".temporary").iterdir()) == []
+
+
+def test_registering_waits_for_who_tidies(store: Store, tmp_path: Path) -> None:
+    done: list[str] = []
+    with store.exclusively():
+        thread = threading.Thread(target=lambda: (Store(store.root).register(tmp_path, ["a-1"]), done.append("x")))
+        thread.start()
+        thread.join(0.3)
+        assert done == []
+        assert store.users() == []
+    thread.join()
+    assert len(store.users()) == 1
+
+
+# From elsewhere
+
+
+def test_adopted_beside_what_is_there(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    for name in ("sft-1", "sft-2"):
+        make(other, name, text="theirs")
+    make(store, "sft-2", text="ours")
+    with store.incoming() as folder:
+        for name in ("sft-1", "sft-2"):
+            shutil.copytree(other.get(name).path, folder / name)
+        (folder / "arm-3").mkdir()
+        (folder / "arm-3" / "state").write_text("x")
+        store.sweep()  # of another process: it leaves what has an owner
+        assert [store.adopt(folder / name, name) for name in ("sft-1", "sft-2")] == [True, False]
+        assert store.adopt(folder / "arm-3", "arm-3", finished=False)
+    assert list((store.root / ".temporary").iterdir()) == []
+    assert [(store.get(name).path / "model.safetensors").read_text() for name in ("sft-1", "sft-2")] == [
+        "theirs",
+        "ours",
+    ]
+    assert list(store.partials()) == ["arm-3"]
+    assert store.verify() == []
+
+
+# Killed at every moment
+
+
+def test_a_kill_at_any_moment_of_writing_leaves_all_or_nothing(tmp_path: Path) -> None:
+    def work() -> None:
+        store = Store(tmp_path / "store")
+        (store.partial(NAME) / "step.json").write_text("{}")
+        make(store)
+
+    for _ in moments(work):
+        store = Store(tmp_path / "store")
+        assert store.verify() == []
+        store.sweep()
+        assert not list((store.root / ".temporary").iterdir())
+        if not store.has(NAME):
+            assert everything(store) in ([], [f".partial/{NAME}/step.json"])
+            make(store)
+        assert store.verify() == []
+        assert [*store.identities(), *store.partials()] == [NAME]
+        shutil.rmtree(store.root)
+
+
+def test_a_kill_at_any_moment_of_setting_aside_and_freeing_loses_nothing_that_is_kept(tmp_path: Path) -> None:
+    start = Store(tmp_path / "start")
+    for name in ("sft-1", "sft-2", "sft-3"):
+        make(start, name)
+    (start.get("sft-3").path / "model.safetensors").write_text("altered")
+
+    def work() -> None:
+        store = Store(tmp_path / "store")
+        store.set_aside("sft-3")
+        with store.exclusively():
+            store.free({"sft-1"})
+
+    shutil.copytree(start.root, tmp_path / "store")
+    for _ in moments(work):
+        store = Store(tmp_path / "store")
+        store.sweep()
+        assert store.verify([name for name in store.identities() if name != "sft-3"]) == []
+        assert "sft-1" in store.identities()
+        with store.exclusively():
+            store.set_aside("sft-3")
+            store.free({"sft-1"})
+        assert [name for name in everything(store) if not name.startswith("sft-1/")] == []
+        shutil.rmtree(store.root)
+        shutil.copytree(start.root, tmp_path / "store")
+
+
 # What is refused
 
 
@@ -338,6 +527,17 @@ def test_no_pickle(store: Store, file: str) -> None:
     with pytest.raises(ValueError, match="pickle"):
         broken()
     assert everything(store) == []
+
+
+def test_no_code(store: Store) -> None:
+    with pytest.raises(ValueError, match="code"), store.writing(NAME, {}) as folder:
+        (folder / "modeling.py").write_text("")
+    path = make(store)
+    (path / "manifest.json").unlink()
+    files = {"modeling.py": {"sha256": hashlib.sha256(b"").hexdigest(), "size": 0}}
+    write_json(path / "manifest.json", {"schema": 1, "identity": NAME, "files": files})
+    (path / "modeling.py").write_text("")
+    assert "modeling.py: code, which no artefact holds" in [str(p).partition("/")[2] for p in store.verify()]
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "record.json"])
@@ -384,6 +584,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        sqlite3.OperationalError("database or disk is full"),
     ],
 )
 def test_a_full_disk_in_a_stages_own_writing(store: Store, error: Exception) -> None:
@@ -432,6 +633,30 @@ def test_safetensors_out_of_room(store: Store) -> None:
     process = python(LIMITED, store.root, NAME)
     assert process.communicate(timeout=120)[0].strip() == "no room left to write"
     assert everything(store) == []
+
+
+# Pieces of unfinished work
+
+
+def test_a_piece_is_trusted_only_as_it_was_written(tmp_path: Path) -> None:
+    piece = tmp_path / "a.parquet"
+    assert not is_checked(piece)
+    write_checked(piece, lambda path: path.write_bytes(b"rows"))
+    assert is_checked(piece)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "a.parquet.sha256"]
+    for damage in (b"rowz", b"row", b""):
+        piece.write_bytes(damage)
+        assert not is_checked(piece)
+    write_checked(piece, lambda path: path.write_bytes(b"other rows"))
+    assert is_checked(piece)
+    (tmp_path / "a.parquet.sha256").unlink()
+    assert not is_checked(piece)
+
+
+def test_a_kill_at_any_moment_of_a_pieces_writing(tmp_path: Path) -> None:
+    piece = tmp_path / "a"
+    for _ in moments(lambda: write_checked(piece, lambda path: path.write_bytes(b"rows"))):
+        assert not is_checked(piece) or piece.read_bytes() == b"rows"
 
 
 # Plain files

@@ -370,3 +370,13 @@ def test_real_pairs() -> None:
         assert isinstance(pair.prompt, str)
         assert pair.prompt.endswith("\n\nAssistant:")
         assert "\n\nAssistant:" not in pair.chosen + pair.rejected
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_what_json_allows_and_python_does_not_read_is_placed(kind: str, value: str, tmp_path: Path) -> None:
+    row = f'{{"prompt": "p", "chosen": "a", "rejected": "b", "x": {value}'
+    (tmp_path / f"x.{kind}").write_text(f"[{row}}}]" if kind == "json" else f"{row}}}\n")
+    with pytest.raises(UserError, match=r"too deeply|too many digits") as caught:
+        list(read(DatasetSpec(source=str(tmp_path / f"x.{kind}"))))
+    assert "line 1" in (caught.value.where or "")

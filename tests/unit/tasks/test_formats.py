@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from aligngap.errors import UserError
 from aligngap.tasks.formats import SCHEMAS, Dropped, Message, TextPair, convert, detect, schema_named
@@ -160,3 +163,63 @@ def test_a_set_of_another_kind_is_told_the_known_formats() -> None:
         detect([{**rows.TLDR, "rejected": None}], "x")
     with pytest.raises(UserError, match="Did you mean 'arena'"):
         schema_named("arenas")
+
+
+# What holds for every record
+
+plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+answers = plain.filter(str.strip)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | plain,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain, inner, max_size=3),
+    max_leaves=6,
+)
+COLUMNS = sorted({column for schema in SCHEMAS for column in schema.columns} | {"turn", "score", "prompt"})
+turns = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": values}), max_size=3)
+
+
+@given(st.dictionaries(st.sampled_from(COLUMNS), values | turns, max_size=6))
+def test_any_record_is_a_pair_or_dropped_for_a_reason(record: dict[str, Any]) -> None:
+    for schema in SCHEMAS:
+        with suppress(Dropped):
+            pair = convert(schema, record)
+            assert pair.first != pair.second
+            assert pair.preference in (0.0, 0.5, 1.0)
+    with suppress(UserError):
+        assert detect([record], "here").fits(record)
+
+
+@given(answers, answers, answers)
+def test_what_is_prompt_and_what_is_answer_is_lost_by_no_format(prompt: str, one: str, other: str) -> None:
+    assume(one != other)
+    pair = convert(schema_named("preference"), {"prompt": prompt, "chosen": one, "rejected": other})
+    assert (pair.prompt, pair.first, pair.second) == (prompt, one, other)
+    talk = [{"role": "user", "content": prompt}]
+    ends = [{"role": "assistant", "content": answer} for answer in (one, other)]
+    pair = convert(schema_named("conversational"), {"chosen": [*talk, ends[0]], "rejected": [*talk, ends[1]]})
+    assert (pair.prompt, pair.first, pair.second) == ((Message("user", prompt),), one, other)
+
+
+@given(plain, answers, answers)
+def test_an_implicit_prompt_and_its_answers_are_the_two_texts(shared: str, one: str, other: str) -> None:
+    chosen, rejected = f"{shared} {one}", f"{shared} {other}"
+    try:
+        pair = convert(schema_named("implicit"), {"chosen": chosen, "rejected": rejected})
+    except Dropped:
+        return
+    assert isinstance(pair.prompt, str)
+    assert (pair.prompt + pair.first, pair.prompt + pair.second) == (chosen, rejected)
+    swapped = convert(schema_named("implicit"), {"chosen": rejected, "rejected": chosen})
+    assert (swapped.prompt, swapped.first, swapped.second) == (pair.prompt, pair.second, pair.first)
+
+
+@given(st.floats() | st.integers(), st.floats() | st.integers())
+def test_scores_decide_or_drop(chosen: float, rejected: float) -> None:
+    record = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": chosen, "score_rejected": rejected}
+    try:
+        pair = convert(detect([record], "here"), record)
+    except Dropped:
+        assert not chosen >= rejected or max(abs(chosen), abs(rejected)) > 1e300
+    else:
+        assert pair.preference == (0.5 if float(chosen) == float(rejected) else 1.0)
+        assert chosen >= rejected

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,17 +24,22 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.schedule import Schedule
-from aligngap.pipeline.graph import Context, Event, Outcome, Stage, all_stages
+from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Event, Outcome, Stage, all_stages
 from aligngap.plugins import load_plugins, loaded
 from aligngap.store.record import environment
-from aligngap.store.store import Store
+from aligngap.store.store import DiskError, Problem, Store, all_but_weights, disk_errors
 
 # A stage that is told to stop gets this long to put its files away.
 GRACE = 5.0
 _BETWEEN_MESSAGES = 0.2
+# How often a stage is started whose process is lost; the last time alone, in case memory ran out.
+_TRIES = 3
+# How often one artefact is made anew in a run before its disk is held to be failing.
+_REPAIRS = 3
 _VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -61,18 +67,22 @@ def run_graph(
     device: str,
     on_event: Callable[[Event], None],
     log_folder: Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Outcome:
-    """Make these stages and all they need. One that fails stops only what needs it.
+    """Make these stages and all they need. One that fails stops only what needs it. One whose process is lost is tried
+    again; an artefact that is found damaged is set aside and made anew.
 
     jobs: processes side by side; None: `default_jobs`. on_event: called in this thread. log_folder: where each stage's
     output and traceback go (a file an identity, none for a silent stage); None leaves them on this process's streams.
+    checkpoint_seconds: how much work a kill may cost.
 
-    Raises Interrupted on SIGINT (Ctrl-C) and SIGTERM, after all processes have ended.
+    Raises Interrupted on SIGINT (Ctrl-C) and SIGTERM, and DiskError when the store's disk is full or fails: every other
+    stage would fail alike. Both after all processes have ended.
     """
     store.sweep()
     if log_folder is not None:
         log_folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(all_stages(stages), store, device, on_event, log_folder)
+    run = _Run(all_stages(stages), store, device, on_event, log_folder, checkpoint_seconds)
     with _variables(), run.signals():
         run.work(jobs or default_jobs(device))
     if run.stops:
@@ -86,18 +96,29 @@ class _Worker:
     process: BaseProcess
     messages: Connection
     started: float
-    # The last word of the process: ("finished", seconds), ("cached",) or ("failed", reason).
-    result: tuple[str, object] | None = None
+    # The last word of the process, see `_work`.
+    result: tuple[str, Any] | None = None
 
 
 class _Run:
     """The parent's side."""
 
     def __init__(
-        self, stages: list[Stage], store: Store, device: str, on_event: Callable[[Event], None], log_folder: Path | None
+        self,
+        stages: list[Stage],
+        store: Store,
+        device: str,
+        on_event: Callable[[Event], None],
+        log_folder: Path | None,
+        checkpoint_seconds: float,
     ) -> None:
         self.stages, self.store, self.device, self.emit, self.log_folder = stages, store, device, on_event, log_folder
+        self.checkpoint_seconds = checkpoint_seconds
         self.outcome = Outcome()
+        self.by_name = {stage.identity: stage for stage in stages}
+        self.tries: Counter[str] = Counter()
+        self.repairs: Counter[str] = Counter()
+        self.alone: list[Stage] = []
         self.running: dict[Connection, _Worker] = {}
         self.stops = 0
 
@@ -119,10 +140,15 @@ class _Run:
                 signal.signal(number, handler)
 
     def work(self, jobs: int) -> None:
-        done = {stage.identity for stage in self.stages if self.store.has(stage.identity)}
+        self.jobs = jobs
+        done = set()
         for stage in self.stages:
-            if stage.identity in done:
+            # Weights are many and large: whoever reads them compares their checksum first.
+            if not (problems := self.store.verify([stage.identity], all_but_weights)):
+                done.add(stage.identity)
                 self._note(stage, "cached")
+            elif (self.store.root / stage.identity).exists():
+                self._note(stage, "damaged", _make_anew(problems))
         if len(done) == len(self.stages):
             return
         self.schedule = Schedule(self.stages, done, jobs)
@@ -132,7 +158,9 @@ class _Run:
                 while len(self.running) < jobs and (ready := self.schedule.take()):
                     self._start(ready)
                 if not self.running:
-                    return
+                    if not self.alone:
+                        return
+                    self._start(self.alone.pop())
                 self._listen()
         finally:
             self._stop()
@@ -142,9 +170,8 @@ class _Run:
         log = self.log_folder / f"{stage.identity}.log" if self.log_folder else None
         self.emit(Event("started", stage))
         try:
-            process = self.context.Process(
-                target=_work, args=(_packed(stage), self.store.root, self.device, send, log), name=stage.identity
-            )
+            given = (_packed(stage), self.store.root, self.device, self.checkpoint_seconds, send, log)
+            process = self.context.Process(target=_work, args=given, name=stage.identity)
             process.start()
         except Exception as error:  # a stage that cannot be pickled, or no process to be had
             receive.close()
@@ -182,26 +209,68 @@ class _Run:
         code = worker.process.exitcode
         worker.process.close()
         self._drop_empty_log(worker.stage)
-        word, detail = worker.result or ("failed", _death(code))
-        if word == "failed":
-            if not self.stops:  # otherwise it was told to stop, which is not its failure
-                self._fail(worker.stage, str(detail))
-            return
-        if word == "finished":
-            assert isinstance(detail, float)
-            self.outcome.seconds[worker.stage.identity] = detail
-            self._note(worker.stage, "finished", seconds=detail)
+        given: tuple[str, Any] = worker.result or ("vanished", _death(code))
+        word, detail = given
+        stage = worker.stage
+        if word in ("finished", "cached"):
+            if word == "finished":
+                self.outcome.seconds[stage.identity] = detail
+            self._note(stage, word, seconds=detail or 0.0)
+            self.schedule.finish(stage.identity)
+        elif self.stops:
+            pass  # it was told to stop, which is not its failure
+        elif word == "disk":
+            raise detail
+        elif word == "damaged":
+            self._repair(stage, detail)
+        elif word == "vanished":
+            self._try_again(stage, str(detail))
+        elif word == "memory" and self.jobs > 1 and self.tries[stage.identity] < _TRIES - 1:
+            self.tries[stage.identity] = _TRIES - 2
+            self._try_again(stage, str(detail))
         else:
-            self._note(worker.stage, "cached")
-        self.schedule.finish(worker.stage.identity)
+            self._fail(stage, str(detail))
 
-    def _fail(self, stage: Stage, reason: str) -> None:
-        self._note(stage, "failed", reason)
+    def _try_again(self, stage: Stage, reason: str) -> None:
+        self.tries[stage.identity] += 1
+        left = _TRIES - self.tries[stage.identity]
+        if not left:
+            self._fail(stage, f"{reason}; trying it again did not help")
+        elif left == 1:
+            self._note(stage, "vanished", f"{reason}; it is tried once more when nothing else runs")
+            self.alone.append(stage)
+        else:
+            self._note(stage, "vanished", f"{reason}; it is tried again")
+            self.schedule.again(stage.identity)
+
+    def _repair(self, stage: Stage, problems: Sequence[Problem]) -> None:
+        """Make a stage's damaged inputs anew, then itself."""
+        names = list(dict.fromkeys(problem.identity for problem in problems))
+        for name in names:
+            made = self.by_name[name]
+            if self.outcome.status.get(name) in ("failed", "blocked"):
+                return self._fail(stage, _needs(made, self.outcome.reasons[name]), "blocked")
+            if self.repairs[name] == _REPAIRS:
+                return self._fail(
+                    stage,
+                    f"its input '{made.label}' was made {_REPAIRS} times anew and is damaged again, as happens when a "
+                    f"disk fails: {problems[0]}",
+                )
+        for name in names:
+            if self.schedule.lost(name):
+                self.repairs[name] += 1
+                self._note(self.by_name[name], "damaged", _make_anew([p for p in problems if p.identity == name]))
+        self.schedule.again(stage.identity)
+        self._note(stage, "waiting", "for an input that is made anew")
+
+    def _fail(self, stage: Stage, reason: str, status: str = "failed") -> None:
+        self._note(stage, status, reason)
         for blocked in self.schedule.fail(stage.identity):
-            self._note(blocked, "blocked", f"needs '{stage.label}', which failed: {reason}")
+            self._note(blocked, "blocked", _needs(stage, reason))
 
     def _note(self, stage: Stage, status: str, reason: str = "", seconds: float = 0.0) -> None:
         self.outcome.status[stage.identity] = status
+        self.outcome.reasons.pop(stage.identity, None)
         if reason:
             self.outcome.reasons[stage.identity] = reason
         self.emit(Event(status, stage, seconds=seconds, reason=reason))
@@ -227,6 +296,15 @@ class _Run:
         with suppress(OSError):
             if log.stat().st_size == 0:
                 log.unlink()
+
+
+def _make_anew(problems: Sequence[Problem]) -> str:
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}; what is left of it is set aside in the store's .aside, and it is made anew"
+
+
+def _needs(stage: Stage, reason: str) -> str:
+    return f"needs '{stage.label}', which failed: {reason}"
 
 
 def _process_context(stages: Sequence[Stage]) -> ForkServerContext | SpawnContext:
@@ -292,46 +370,63 @@ def _packed(stage: Stage) -> Packed:
 
 
 def _work(
-    packed: tuple[list[tuple[str, Path | None]], bytes], root: Path, device: str, messages: Connection, log: Path | None
+    packed: Packed, root: Path, device: str, checkpoint_seconds: float, messages: Connection, log: Path | None
 ) -> None:
-    """The child's side."""
-    if log is not None:
-        # The streams themselves: what native code prints cannot disturb the display, and a crash leaves a trace.
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
-    faulthandler.enable(2)
+    """The child's side. Its last word is one of ("finished", seconds), ("cached",), ("damaged", problems of inputs),
+    ("disk", error), ("memory", reason), ("vanished", reason) and ("failed", reason).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_stopped)
-    _die_with_parent()
-    if torch := sys.modules.get("torch"):  # imported before this process was forked; a later import reads the variables
-        torch.set_num_threads(1)
     send = _Sender(messages)
     try:
+        if log is not None:
+            # The streams themselves: what native code prints cannot disturb the display, and a crash leaves a trace.
+            with disk_errors(log.parent, strict=True):
+                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
+        faulthandler.enable(2)
+        _die_with_parent()
+        if torch := sys.modules.get("torch"):  # imported before the fork; a later import reads the variables
+            torch.set_num_threads(1)
         plugins, pickled = packed
         for name, search in plugins:
             load_plugins([name], search)
         stage: Stage = pickle.loads(pickled)
-        send.last(_make(stage, Store(root), device, send))
+        send.last(_make(stage, Store(root), device, checkpoint_seconds, send))
     except _Stopped:
-        send.last(("failed", "its process was told to stop (SIGTERM)"))
+        send.last(("vanished", "its process was told to stop (SIGTERM)"))
+    except DiskError as error:
+        send.last(("disk", error))
     except UserError as error:
         send.last(("failed", _describe(error)))
     except BaseException as error:
-        traceback.print_exc()
-        send.last(("failed", _describe(error)))
+        with suppress(OSError):  # the log's disk is full
+            traceback.print_exc()
+        send.last(("memory" if _is_memory(error) else "failed", _describe(error)))
 
 
-def _make(stage: Stage, store: Store, device: str, send: _Sender) -> tuple[str, ...] | tuple[str, float]:
+def _is_memory(error: BaseException) -> bool:
+    # On the CPU, torch says so in words only.
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+
+
+def _make(
+    stage: Stage, store: Store, device: str, checkpoint_seconds: float, send: _Sender
+) -> tuple[str, ...] | tuple[str, float] | tuple[str, list[Problem]]:
     with ExitStack() as stack:
         try:
             stack.enter_context(store.lock(stage.identity, timeout=1.0))
         except UserError:
             send.progress(0, 0, {}, "another run is making it")
             stack.enter_context(store.lock(stage.identity))
+        store.set_aside(stage.identity)
         if store.has(stage.identity):
             return ("cached",)
+        parents = list(dict.fromkeys(parent.identity for parent in stage.parents))
+        if damaged := store.verify(parents):
+            return ("damaged", damaged)
         start = time.perf_counter()
         record: dict[str, object] = {
             "kind": stage.kind,
@@ -350,11 +445,18 @@ def _make(stage: Stage, store: Store, device: str, send: _Sender) -> tuple[str, 
             else store.get(value.identity).path
             for name, value in stage.inputs.items()
         }
-        with store.writing(stage.identity, record) as out:
-            partial = store.partial(stage.identity)
-            stage.run(Context(inputs=inputs, out=out, partial=partial, progress=send, device=device, cache=store.cache))
-            # The record is written when this block ends.
-            record["seconds"] = seconds = round(time.perf_counter() - start, 3)
+        try:
+            with store.writing(stage.identity, record) as out:
+                partial = store.partial(stage.identity)
+                stage.run(Context(inputs, out, partial, send, device, checkpoint_seconds, store.cache))
+                # The record is written when this block ends.
+                record["seconds"] = seconds = round(time.perf_counter() - start, 3)
+        except DiskError:
+            raise
+        except Exception:
+            if damaged := store.verify(parents):  # no wonder that it failed
+                return ("damaged", damaged)
+            raise
         return ("finished", seconds)
 
 

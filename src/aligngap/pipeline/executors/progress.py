@@ -16,6 +16,8 @@ from aligngap.pipeline.graph import Event, Stage
 
 # Ends of a stage; `waiting`, `running` and `interrupted` are the other states.
 ENDED = ("finished", "cached", "failed", "blocked")
+# Events after which a stage is to be made once more.
+AGAIN = ("damaged", "vanished", "waiting")
 _EVERY = 15.0  # seconds between two lines about the same stage
 _RATE_AFTER = 1.0  # seconds of steps before a rate means something
 _PRIOR = 5.0  # seconds for which the estimates are believed before this machine's own pace is
@@ -87,6 +89,8 @@ class Ledger:
             entry.steps(event)
         elif event.kind == "started":
             entry.status = "running"
+        elif event.kind in AGAIN:
+            entry.status, entry.done, entry._since = "waiting", 0, None
         else:
             entry.status, entry.seconds = event.kind, event.seconds or entry.seconds
 
@@ -216,6 +220,6 @@ class _Bars:
         else:
             if name in self._bars:
                 self._progress.remove_task(self._bars.pop(name))
-            if event.kind in ("failed", "blocked"):
+            if event.kind in ("failed", "blocked", *AGAIN):
                 self._progress.console.print(Text(f"{event.kind}: {entry.label}: {event.reason}", style="red"))
         self._progress.update(self._overall, completed=self._ledger.fraction, pace=self._ledger.overall)

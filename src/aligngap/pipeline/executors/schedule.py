@@ -22,21 +22,23 @@ class Schedule:
 
     def __init__(self, stages: Sequence[Stage], done: Collection[str], jobs: int) -> None:
         self._jobs = jobs
-        self._waiting = {stage.identity: stage for stage in stages if stage.identity not in done}
-        self._work = {name: stage.work for name, stage in self._waiting.items()}
-        self._left = sum(self._work.values())
-        self._needs = {
-            name: {parent.identity for parent in stage.parents if parent.identity in self._waiting}
-            for name, stage in self._waiting.items()
-        }
-        self._users: dict[str, list[str]] = {name: [] for name in self._waiting}
-        for name, needs in self._needs.items():
-            for need in needs:
-                self._users[need].append(name)
+        self._stages = {stage.identity: stage for stage in stages}
+        self._done = set(done)
+        self._waiting = {name: stage for name, stage in self._stages.items() if name not in self._done}
+        self._work = {name: stage.work for name, stage in self._stages.items()}
+        self._left = sum(self._work[name] for name in self._waiting)
+        self._needs = {name: self._missing(stage) for name, stage in self._waiting.items()}
+        self._users: dict[str, list[str]] = {name: [] for name in self._stages}
+        for name, stage in self._stages.items():
+            for parent in {parent.identity for parent in stage.parents}:
+                self._users[parent].append(name)
         self._chain: dict[str, float] = {}
-        for name in reversed(self._waiting):
+        for name in reversed(self._stages):
             longest = max((self._chain[user] for user in self._users[name]), default=0.0)
-            self._chain[name] = self._work[name] + longest
+            self._chain[name] = longest + (self._work[name] if name in self._waiting else 0.0)
+
+    def _missing(self, stage: Stage) -> set[str]:
+        return {parent.identity for parent in stage.parents if parent.identity not in self._done}
 
     def take(self) -> Stage | None:
         """The next stage to start, or None while none is ready."""
@@ -54,8 +56,29 @@ class Schedule:
 
     def finish(self, identity: str) -> None:
         """Free what waited for this stage."""
+        self._done.add(identity)
         for user in self._users[identity]:
-            self._needs[user].discard(identity)
+            if user in self._waiting:
+                self._needs[user].discard(identity)
+
+    def again(self, identity: str) -> None:
+        """A stage that was handed out has not come to its end: it waits again, for all of its inputs."""
+        self._left += self._work[identity]
+        self._waiting[identity] = self._stages[identity]
+        self._needs[identity] = self._missing(self._stages[identity])
+
+    def lost(self, identity: str) -> bool:
+        """What was done is so no longer: it is to be made anew, and what needs it and has not started waits for it.
+        False when it is being made anew already.
+        """
+        if identity not in self._done:
+            return False
+        self._done.discard(identity)
+        self.again(identity)
+        for user in self._users[identity]:
+            if user in self._waiting:
+                self._needs[user].add(identity)
+        return True
 
     def fail(self, identity: str) -> list[Stage]:
         """Take out and return all that can no longer be made, because this stage is among what it needs."""

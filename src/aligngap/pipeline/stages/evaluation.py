@@ -17,6 +17,7 @@ from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_policy, sample_in_chunks
 from aligngap.seeds import uniforms
+from aligngap.store.store import is_checked, write_checked
 from aligngap.tasks.pairs import read_pairs
 from aligngap.types import Tokens
 
@@ -101,7 +102,12 @@ class Evaluate(Stage):
 
     def run(self, context: Context) -> None:
         # A file a checkpoint: what is measured is not measured again after a kill, and a live view can read it.
-        missing = [step for step in self.arm.keep if not self.file(context.partial, "pairs", step).is_file()]
+        kinds = ("prompts", "pairs")
+        missing = [
+            step
+            for step in self.arm.keep
+            if not all(is_checked(self.file(context.partial, kind, step)) for kind in kinds)
+        ]
         if missing:
             self._measure(context, missing)
         for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
@@ -173,10 +179,7 @@ class Evaluate(Stage):
                 per_pair.append(frame.with_columns(**labels))
             # `pairs` last: its file says that the checkpoint is done.
             for kind, frames in (("prompts", per_prompt), ("pairs", per_pair)):
-                target = self.file(context.partial, kind, step)
-                half = target.with_suffix(".half")
-                pl.concat(frames).write_parquet(half)
-                half.replace(target)
+                write_checked(self.file(context.partial, kind, step), pl.concat(frames).write_parquet)
             context.progress(self.arm.keep.index(step) + 1, len(self.arm.keep), {})
         write_spent(judges.values(), context.out)
 

@@ -22,6 +22,7 @@ from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.store import write_json
 from aligngap.tasks.pairs import read_pairs
+from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import OptimSpec
 from aligngap.train.supervised import fit, preference_loss
 from aligngap.types import concatenate
@@ -77,6 +78,7 @@ class Preference(JudgeStage):
             source,
             self.optim,
             context.progress,
+            Checkpointer(context.partial, context.checkpoint_seconds),
         )
         model.save(context.out)
         judge = ModelJudge(model.eval().requires_grad_(False))

@@ -21,7 +21,8 @@ from aligngap.sources.registry import AnySource
 from aligngap.store.identity import file_digest
 from aligngap.store.store import read_json, write_json
 from aligngap.tasks.pairs import read_pairs, write_pairs
-from aligngap.train.loop import Checkpointer, LossSpec, train
+from aligngap.train.checkpoint import Checkpointer
+from aligngap.train.loop import LossSpec, train
 from aligngap.train.step import OptimSpec
 from aligngap.train.supervised import fit, sft_loss
 from aligngap.types import PairBatch, Prompt, Tokens, concatenate
@@ -58,7 +59,8 @@ class Sft(Stage):
         before = nll(policy, held_out)
         if self.optim is not None:
             source = Recorded(pooled, prompt_schedule(self.seed))
-            fit(model, lambda batch, step: sft_loss(policy, batch), source, self.optim, context.progress)
+            checkpointer = Checkpointer(context.partial, context.checkpoint_seconds)
+            fit(model, lambda batch, step: sft_loss(policy, batch), source, self.optim, context.progress, checkpointer)
         model.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
         metrics = {
