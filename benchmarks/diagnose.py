@@ -1,10 +1,10 @@
 """What `aligngap diagnose` says of data whose regime is known, because we made them.
 
-    python -m benchmarks.diagnose [--task summarisation] [--store runs/store] [--prompts 512] [--repeats 3] [--json FILE]
+    python -m benchmarks.diagnose [--task NAME] [--store PATH] [--prompts N] [--repeats N] [--json FILE]
 
 The study `paper` on one built-in world gives the SFT policy, golden and the online arm (its stages are made unless the
-store has them); pairs are sampled from SFT, from the online policy a fifth of the way (early) and from its end (final), as
-in section 6 of the original. Each set is diagnosed with the golden judge, on other prompts in each repeat. Beside it
+store has them); pairs are sampled from SFT, from the online policy a fifth of the way (early) and from its end (final),
+as in section 6 of the original. Each set is diagnosed with the golden judge, on other prompts in each repeat. Beside it
 stands what a user cannot know: the exact KL of whoever wrote the answers from the policy, and the win rate by the true
 utility.
 """

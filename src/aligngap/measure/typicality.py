@@ -44,8 +44,8 @@ class Typicality:
         """The excess in units of its standard deviation under the policy; 0 where the policy leaves no choice.
 
         Over the policy's own samples the mean is about 0 and the variance about 1 at every prompt, so that prompts
-        which leave much open and those which leave little can be pooled. Above: less likely than the policy's own responses;
-        below: more likely.
+        which leave much open and those which leave little can be pooled. Above: less likely than the policy's own
+        responses; below: more likely.
         """
         scale = self.variance.sqrt()
         return torch.where(scale > 1e-6, self.excess / scale.clamp(min=1e-6), 0.0)
