@@ -347,7 +347,7 @@ def _contrast(seen: Looked, opinions: _Opinions | None) -> Draft:
     own = [(2, 3), (4, 5)]
 
     def of_own(values: Floats) -> Floats:
-        return np.mean([np.abs(values[:, a] - values[:, b]) for a, b in own], axis=0)
+        return np.asarray(np.mean([np.abs(values[:, a] - values[:, b]) for a, b in own], axis=0))
 
     alike = {"data": seen.likeness[:, 0, 1], "own": np.mean([seen.likeness[:, a, b] for a, b in own], axis=0)}
     same = {"data": 1.0 * (alike["data"] == 1), "own": np.mean([seen.likeness[:, a, b] == 1 for a, b in own], axis=0)}
