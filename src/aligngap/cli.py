@@ -568,15 +568,12 @@ def check(
     from aligngap.tasks.check import diagnose
     from aligngap.tasks.datasets import DatasetSpec
 
-    renamed = dict(item.partition("=")[::2] for item in columns or [])
-    if wrong := [name for name, theirs in renamed.items() if not name or not theirs]:
-        raise UserError(f"'{wrong[0]}' names no column", where="--column", mend="Write --column prompt=question.")
     spec = DatasetSpec(
         source=data,
         format=format,
         config=config,
         revision=revision,
-        columns=renamed,
+        columns=_renamed(columns),
         ties="keep" if keep_ties else "drop",
     )
     found = diagnose(spec, _tokenizer(tokenizer) if tokenizer else None, split)
@@ -589,10 +586,95 @@ def check(
         _say("\n".join([f"\n{heading}", *(f"  {line}" for line in lines)]), console)
 
 
+def _renamed(columns: Sequence[str] | None) -> dict[str, str]:
+    renamed = dict(item.partition("=")[::2] for item in columns or [])
+    if wrong := [name for name, theirs in renamed.items() if not name or not theirs]:
+        raise UserError(f"'{wrong[0]}' names no column", where="--column", mend="Write --column prompt=question.")
+    return renamed
+
+
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     from aligngap.models.build import SHIPPED, base_path, load_tokenizer
 
     return load_tokenizer(base_path(name) if name in SHIPPED else name)
+
+
+@app.command()
+def diagnose(
+    policy: Annotated[
+        str, typer.Option(metavar="MODEL", help="The SFT policy: a base, folder or hub id; or a run's folder.")
+    ],
+    data: Annotated[str, typer.Option(metavar="DATA", help="A built-in world, file, folder or hub set (owner/name).")],
+    judge: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="kind:argument, or a YAML file (docs/judges.md).")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, metavar="N", help="How many prompts to look at, at most.")] = 512,
+    format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The data's format.  [default: found from the data]")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="The split to look at.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration or folder of a hub set.")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub set.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="What the data call a column.")
+    ] = None,
+    max_response_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Responses are cut, and sampled, to this length.")
+    ] = 128,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the sampling and of the choice of prompts.")] = 0,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or mps.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page, too.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Where a judge keeps paid answers.  [default: $ALIGNGAP_STORE, or runs/store]"
+        ),
+    ] = None,
+) -> None:
+    """Say, before any training, what preference data are to an SFT policy: on-policy, contrast, quality, coverage."""
+    import json
+
+    from rich.status import Status
+
+    from aligngap.diagnosis.page import page_path, write_page
+    from aligngap.diagnosis.report import diagnose_named
+    from aligngap.diagnosis.terminal import lines
+    from aligngap.pipeline.rundir import RUNS, chosen_store
+    from aligngap.tasks.datasets import DatasetSpec
+
+    page = page_path(out) if out is not None else None
+    spec = DatasetSpec(
+        source=data,
+        format=format,
+        split=split,
+        config=config,
+        revision=revision,
+        columns=_renamed(columns),
+        max_response_tokens=max_response_tokens,
+        seed=seed,
+    )
+    with Status("", console=Console(stderr=True)) as status:
+        found = diagnose_named(
+            policy,
+            spec,
+            judge,
+            prompts=prompts,
+            seed=seed,
+            device=device,
+            cache=chosen_store(RUNS / "diagnose", store),
+            progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
+        )
+    if page is not None:
+        write_page(found, page)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        return
+    console = _console()
+    for line in lines(found.about, found.findings, found.regime):
+        _say(line, console)
+    if page is not None:
+        _say(f"\nPage: {page}", console)
 
 
 @app.command()

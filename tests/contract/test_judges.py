@@ -103,6 +103,25 @@ def test_the_other_order_is_the_other_sign(judge: Judge, pairs: PairBatch) -> No
     torch.testing.assert_close(judge.margin(pairs.prompts, pairs.second, pairs.first), -margin, atol=1e-5, rtol=1e-5)
 
 
+def test_orders_are_those_of_the_decision(judge: Judge, pairs: PairBatch) -> None:
+    """Where both reading orders prefer the same response, so does the judge; swapped sides, swapped orders."""
+    before = judge.calls
+    found = judge.orders(*sides(pairs))
+    if found is None:
+        assert judge.calls == before
+        return
+    assert judge.calls == before + 12
+    forward, backward = found
+    assert {*forward.tolist(), *backward.tolist()} <= {0.0, 0.5, 1.0}
+    agreed = forward == backward
+    assert agreed.any()
+    assert torch.equal(judge.prefer(*sides(pairs))[agreed], forward[agreed])
+    swapped = judge.orders(pairs.prompts, pairs.second, pairs.first)
+    assert swapped is not None
+    assert torch.equal(swapped[0], 1 - backward)
+    assert torch.equal(swapped[1], 1 - forward)
+
+
 def test_the_same_response_is_a_tie(judge: Judge, pairs: PairBatch) -> None:
     assert judge.margin(pairs.prompts, pairs.first, pairs.first).tolist() == [0] * 12
     assert judge.probability(pairs.prompts, pairs.first, pairs.first).tolist() == [0.5] * 12

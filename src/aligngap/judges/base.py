@@ -19,6 +19,9 @@ def share(margin: torch.Tensor) -> torch.Tensor:
     return (margin.float() + 1) / 2
 
 
+Orders = tuple[torch.Tensor, torch.Tensor]
+
+
 class Judge(ABC):
     """Decides which of two responses is preferred.
 
@@ -51,6 +54,19 @@ class Judge(ABC):
     def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
         """The probability that a margin stands for, for judges that can say; else the decision; float32 [n]."""
         return decision(margin)
+
+    def orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders | None:
+        """What the judge prefers when it reads `first` before `second`, and when it reads it after: 1 where it prefers
+        `first`, 0 where `second`, 0.5 for neither, whatever it makes of both for its decision; float32 [n] each. None
+        for a judge that reads each response by itself.
+        """
+        found = self.compare_orders(prompts, first, second)
+        self.calls += 0 if found is None else len(prompts.ids)
+        return found
+
+    def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders | None:
+        """As `orders`, for pairs that differ. Judges whose `compare` asks in one order only need no more than this."""
+        return decision(self.compare(prompts, first, second)), decision(-self.compare(prompts, second, first))
 
     @abstractmethod
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:

@@ -30,10 +30,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, Validat
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.judges.base import share
+from aligngap.judges.base import Orders, decision, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.judges.text import TextJudge
 from aligngap.store.identity import canonical
+from aligngap.types import Tokens
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Request
@@ -249,15 +250,25 @@ class EndpointJudge(TextJudge):
 
     def compare_texts(self, prompts: list[str], first: list[str], second: list[str]) -> list[float]:
         """Mean of both orders' verdicts, in [-1, 1]; [n]."""
+        verdicts = self._both_orders(prompts, first, second)
+        return [0.0 if a is None or b is None else (a - b) / 2 for a, b in verdicts]
+
+    def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders:
+        """The verdict of either order; one half where there is none."""
+        texts = ([self.read_prompt(ids) for ids in prompts.rows()], self._responses(first), self._responses(second))
+        verdicts = self._both_orders(*texts)
+        forward, backward = (torch.tensor([float(pair[order] or 0) for pair in verdicts]) for order in (0, 1))
+        return decision(forward), decision(-backward)
+
+    def _both_orders(
+        self, prompts: list[str], first: list[str], second: list[str]
+    ) -> list[tuple[int | None, int | None]]:
+        """Verdicts on the response read first, when that is the first of the two and when it is the second."""
         rows = list(zip(prompts, first, second, strict=True))
         forward = [self._question(prompt, a, b) for prompt, a, b in rows]
         backward = [self._question(prompt, b, a) for prompt, a, b in rows]
         verdicts = self._verdicts({question.key: question for question in (*forward, *backward)})
-        margins = []
-        for one, other in zip(forward, backward, strict=True):
-            a, b = verdicts[one.key], verdicts[other.key]
-            margins.append(0.0 if a is None or b is None else (a - b) / 2)
-        return margins
+        return [(verdicts[one.key], verdicts[other.key]) for one, other in zip(forward, backward, strict=True)]
 
     def _question(self, prompt: str, a: str, b: str) -> _Question:
         fields = {"{prompt}": prompt, "{a}": a, "{b}": b}

@@ -10,7 +10,7 @@ from pydantic import field_validator
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError, nearest
-from aligngap.judges.base import Judge, share
+from aligngap.judges.base import Judge, Orders, decision, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.models.build import base_path, load_tokenizer
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
@@ -30,18 +30,31 @@ class ModelJudge(Judge):
         """Mean of r(x, y1, y2) and 1 - r(x, y2, y1); float32 [n]."""
         return share(margin)
 
-    @torch.no_grad()
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """r(x, y1, y2) - r(x, y2, y1), in [-1, 1]; float32 [n]."""
+        forward, backward = self._both_orders(prompts, first, second)
+        return forward.sigmoid() - backward.sigmoid()
+
+    def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders | None:
+        """Whether r(x, y1, y2) and 1 - r(x, y2, y1) are above one half; None for a point-wise model."""
+        if not self.model.reads_order:
+            return None
+        forward, backward = self._both_orders(prompts, first, second)
+        return decision(forward), decision(-backward)
+
+    @torch.no_grad()
+    def _both_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds for the response read first: the first's, then the second's; [n] each."""
         asked, device = prompts.ids.device, self.model.device
         prompts, first, second = (tokens.to(device) for tokens in (prompts, first, second))
-        margins = []
+        found = []
         # Alike lengths together, so that little of a chunk is padding.
         order = torch.argsort(prompts.lengths + first.lengths + second.lengths, stable=True)
         for index in order.split(self.chunk):
-            forward, backward = self.model.both_orders(prompts.take(index), first.take(index), second.take(index))
-            margins.append(forward.sigmoid() - backward.sigmoid())
-        return torch.cat(margins)[torch.argsort(order)].to(asked)
+            parts = self.model.both_orders(prompts.take(index), first.take(index), second.take(index))
+            found.append(torch.stack(parts))
+        forward, backward = torch.cat(found, 1)[:, torch.argsort(order)].to(asked)
+        return forward, backward
 
 
 def separator_of(tokenizer: Any) -> int:

@@ -57,6 +57,9 @@ class RewardJudge(TextJudge):
         """Bradley-Terry: the sigmoid of the scores' difference; float32 [n]."""
         return margin.float().sigmoid()
 
+    def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> None:
+        """It reads each response by itself."""
+
     def read_prompt(self, ids: TokenIds) -> str:
         """In form `chat` the turns as JSON, else the text."""
         text = prompt_text(self.tokenizer, ids)

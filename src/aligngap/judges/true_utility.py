@@ -29,6 +29,9 @@ class TrueUtilityJudge(Judge):
         """Difference of the true utilities; float64 [n]."""
         return self.utilities(prompts, first) - self.utilities(prompts, second)
 
+    def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> None:
+        """It reads each response by itself."""
+
     def utilities(self, prompts: Tokens, responses: Tokens) -> torch.Tensor:
         """True utility of each response, float64 [n]."""
         return torch.tensor(

@@ -31,6 +31,8 @@ class PreferenceModel(nn.Module):
     """
 
     kind: ClassVar[str]
+    reads_order: ClassVar[bool]
+    """Whether it reads both responses together, one before the other."""
 
     def __init__(self, backbone: PreTrainedModel, separator: int) -> None:
         super().__init__()
@@ -87,6 +89,7 @@ class PairwiseModel(PreferenceModel):
     """r(x, y1, y2): reads `prompt y1 <sep> y2 <sep>`."""
 
     kind: ClassVar[str] = "pairwise"
+    reads_order: ClassVar[bool] = True
 
     def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         return self._logits(prompts, [(first, second)])[0]
@@ -113,6 +116,7 @@ class PointwiseModel(PreferenceModel):
     """Bradley-Terry: the log-odds are r(x, y1) - r(x, y2); no order to be biased by."""
 
     kind: ClassVar[str] = "pointwise"
+    reads_order: ClassVar[bool] = False
 
     def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         rewards = self.rewards(prompts, [first, second])

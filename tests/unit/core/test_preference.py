@@ -120,6 +120,17 @@ def test_identical_responses_are_a_tie(kind: str) -> None:
     assert found[2] in (0.0, 1.0)
 
 
+def test_a_pairwise_judge_says_what_it_prefers_in_either_order() -> None:
+    made = model("pairwise")
+    found = ModelJudge(made, chunk=5).orders(*side(PAIRS))
+    assert found is not None
+    with torch.no_grad():
+        forward, backward = made.both_orders(*side(PAIRS))
+    assert torch.equal(found[0], (forward > 0).float())
+    assert torch.equal(found[1], (backward < 0).float())
+    assert ModelJudge(model("pointwise")).orders(*side(PAIRS)) is None
+
+
 @pytest.mark.parametrize("kind", PREFERENCE_MODELS)
 def test_judge_decides_by_the_sign_of_both_orders(kind: str) -> None:
     made = model(kind)

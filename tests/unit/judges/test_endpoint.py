@@ -103,6 +103,21 @@ def test_a_judge_that_likes_what_comes_first_decides_nothing(serve: Serve) -> No
     assert margins(judge(serve(lambda asked: Reply("A")))) == [0, 0, 0, 0]
 
 
+def test_position_bias_shows_in_either_order_and_kept_answers_cost_nothing(serve: Serve, tmp_path: Path) -> None:
+    server = serve(lambda asked: Reply("A"))
+    made = judge(server, tmp_path)
+    rows = ROWS[:3]
+    margins(made, rows)
+    asked = len(server.asked)
+    found = made.orders(*sides(TOKENIZER, rows))
+    assert found is not None
+    assert (found[0].tolist(), found[1].tolist()) == ([1, 1, 1], [0, 0, 0])
+    assert len(server.asked) == asked
+    fair = judge(serve(longer)).orders(*sides(TOKENIZER, rows))
+    assert fair is not None
+    assert (fair[0].tolist(), fair[1].tolist()) == ([1, 0, 0.5], [1, 0, 0.5])
+
+
 def test_one_order_and_a_tie_in_the_other_is_a_weak_preference(serve: Serve) -> None:
     made = judge(serve(lambda asked: Reply("A" if answers(asked.text)[0] == "a long answer" else "tie")))
     tokens = sides(TOKENIZER, ROWS[:1])

@@ -1,0 +1,510 @@
+"""What is measured of a subject: every number with its interval over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aligngap.diagnosis.numbers import UNKNOWN, Number, Ratio, numbers
+from aligngap.diagnosis.regime import Signs
+from aligngap.diagnosis.subject import Subject
+from aligngap.judges.base import Judge, decision
+from aligngap.measure.similarity import bigrams, edit_similarity, share_within
+from aligngap.measure.typicality import Typicality, typicality
+from aligngap.models.policy import Policy
+from aligngap.seeds import numpy_stream, uniforms
+from aligngap.stats.curves import Floats
+from aligngap.stats.separation import higher, separating_rule
+from aligngap.types import PairBatch, TokenIds, Tokens
+
+OWN = 4
+"""Responses of the policy's own to each prompt: one pair to compare the data's pair with, and another to measure by."""
+
+BULK = (0.01, 0.99)
+"""Quantiles of the policy's own responses between which a response is typical."""
+
+FITTED = 3
+"""Every third prompt serves to fit the rule that tells the data from the policy's own; it is tried on the others."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and of how much."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+class Row(NamedTuple):
+    """A quantity, in one or more columns of its section. unit: `%` for a share, or a word."""
+
+    key: str
+    label: str
+    unit: str
+    numbers: Mapping[str, Number]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Quantities with the same columns. columns: key -> title; notes: what they mean and do not."""
+
+    key: str
+    title: str
+    columns: Mapping[str, str]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """By quantity and column."""
+        return {
+            row.key: {"label": row.label, "unit": row.unit}
+            | {column: found.as_json() for column, found in row.numbers.items()}
+            for row in self.rows
+        }
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was measured. z: the standardised excess of every response, for a picture, by column of the first
+    section.
+    """
+
+    sections: tuple[Section, ...]
+    counts: Mapping[str, Any]
+    z: Mapping[str, Floats] = field(default_factory=dict)
+
+    def number(self, section: str, row: str, column: str) -> Number:
+        """One number; unknown where it was not measured."""
+        rows = next((found.rows for found in self.sections if found.key == section), ())
+        return next((found.numbers[column] for found in rows if found.key == row), UNKNOWN)
+
+    def signs(self) -> Signs:
+        """What the regime is read from."""
+        pairs = {name: self.number("contrast", name, "data") for name in ("nearer", "farther", "lead")}
+        return Signs(
+            prompts=int(self.counts["prompts"]),
+            **pairs,
+            quality=self.number("quality", "win_rate", "either"),
+            covered=self.number("coverage", "nearest_relative", "policy_by_data"),
+            unlikely=self.number("on_policy", "too_unlikely", "either"),
+            likely=self.number("on_policy", "too_likely", "either"),
+        )
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The responses to each of n prompts: chosen, rejected, then the policy's own, [n] each; and what is known of them.
+    Arrays are [n, 2 + OWN], likenesses [n, 2 + OWN, 2 + OWN]. decided: where chosen and rejected are no tie, [n].
+    """
+
+    prompts: Tokens
+    responses: tuple[Tokens, ...]
+    decided: Floats
+    log_prob: Floats
+    excess: Floats
+    z: Floats
+    first: Floats
+    last: Floats
+    tokens: Floats
+    ended: Floats
+    likeness: Floats
+
+
+SIDES = {"chosen": "chosen", "rejected": "rejected", "either": "either", "own": "policy's own"}
+
+
+def look(subject: Subject, seed: int, progress: Progress) -> Looked:
+    """Samples the policy, scores all responses and compares them token by token."""
+    pairs, policy = subject.pairs, subject.policy
+    own = _sampled(policy, pairs, seed, progress)
+    first_chosen = pairs.preference >= 0.5
+    sides = [_picked(pairs, first_chosen), _picked(pairs, ~first_chosen)]
+    responses = (*sides, *own)
+    found: list[Typicality] = []
+    for done, response in enumerate(responses):
+        progress("scoring", done * len(pairs), len(responses) * len(pairs))
+        found.append(typicality(policy, pairs.prompts, response))
+    rows = [part.rows() for part in responses]
+    ended = [[float(bool(ids) and ids[-1] == policy.end_token) for ids in part] for part in rows]
+
+    def stacked(name: str) -> Floats:
+        return np.stack([getattr(part, name).numpy() for part in found], axis=1)
+
+    return Looked(
+        prompts=pairs.prompts,
+        responses=responses,
+        decided=np.asarray(pairs.preference.numpy() != 0.5),
+        **{name: stacked(name) for name in ("log_prob", "excess", "z", "first", "last", "tokens")},
+        ended=np.array(ended).T,
+        likeness=_likeness(rows, progress),
+    )
+
+
+def _picked(pairs: PairBatch, first: torch.Tensor) -> Tokens:
+    a, b = pairs.first.rows(), pairs.second.rows()
+    return Tokens.collate([x if take else y for x, y, take in zip(a, b, first.tolist(), strict=True)])
+
+
+def _sampled(policy: Policy, pairs: PairBatch, seed: int, progress: Progress, chunk: int = 16) -> list[Tokens]:
+    """OWN responses to each prompt, on the CPU."""
+    noise = uniforms(pairs.prompt_numbers, OWN, policy.max_new_tokens, "diagnose", seed)
+    rows: list[list[int]] = []
+    for index in torch.arange(len(pairs)).split(chunk):
+        progress("sampling", int(index[0]), len(pairs))
+        part = noise[OWN * int(index[0]) : OWN * (int(index[-1]) + 1)]
+        rows += policy.sample(pairs.prompts.take(index).to(policy.device), OWN, part).to("cpu").rows()
+    return [Tokens.collate(rows[number::OWN]) for number in range(OWN)]
+
+
+def _likeness(rows: Sequence[Sequence[TokenIds]], progress: Progress) -> Floats:
+    count, n = len(rows), len(rows[0])
+    found = np.ones((n, count, count))
+    for prompt in range(n):
+        if prompt % 64 == 0:
+            progress("comparing", prompt, n)
+        for a, b in combinations(range(count), 2):
+            found[prompt, a, b] = found[prompt, b, a] = edit_similarity(rows[a][prompt], rows[b][prompt])
+    return found
+
+
+def measure(
+    subject: Subject,
+    judge: Judge | None = None,
+    *,
+    seed: int = 0,
+    replicates: int = 1000,
+    progress: Progress = silent,
+) -> Findings:
+    """Everything. Raises UserError when the judge fails."""
+    seen = look(subject, seed, progress)
+    opinions = _asked(judge, seen, subject.pairs.preference, progress) if judge is not None else None
+    parts = [_on_policy(seen), _contrast(seen, opinions), _quality(opinions), _coverage(seen), _judge(opinions)]
+    drafts = [part for part in parts if part is not None]
+    values = {
+        f"{draft.key}.{line.key}.{column}": value
+        for draft in drafts
+        for line in draft.lines
+        for column, value in line.values.items()
+    }
+    found = numbers(values, numpy_stream("diagnose", "bootstrap", seed), replicates)
+    counts: dict[str, Any] = {
+        "prompts": len(subject.pairs),
+        "own_responses": OWN * len(subject.pairs),
+        "ties": int((~seen.decided.astype(bool)).sum()),
+    }
+    if judge is not None:
+        counts |= {"judge_calls": judge.calls, "judge_spent": dict(judge.spent)}
+    z = {"chosen": seen.z[:, 0], "rejected": seen.z[:, 1], "own": seen.z[:, 2:].ravel()}
+    return Findings(tuple(draft.finished(found) for draft in drafts), counts, z)
+
+
+class Line(NamedTuple):
+    """A row before its intervals: per-prompt values by column."""
+
+    key: str
+    label: str
+    unit: str
+    values: Mapping[str, Floats | Ratio]
+
+
+class Draft(NamedTuple):
+    """A section before its intervals."""
+
+    key: str
+    title: str
+    columns: Mapping[str, str]
+    lines: Sequence[Line]
+    notes: tuple[str, ...] = ()
+
+    def finished(self, found: Mapping[str, Number]) -> Section:
+        """With the numbers that were found for it."""
+        rows = (
+            Row(line.key, line.label, line.unit, {name: found[f"{self.key}.{line.key}.{name}"] for name in line.values})
+            for line in self.lines
+        )
+        return Section(self.key, self.title, self.columns, tuple(rows), self.notes)
+
+
+def _by_side(values: Floats) -> dict[str, Floats]:
+    """Of [n, 2 + OWN]: chosen, rejected, the mean of both, the mean of the policy's own."""
+    return {
+        "chosen": values[:, 0],
+        "rejected": values[:, 1],
+        "either": values[:, :2].mean(1),
+        "own": values[:, 2:].mean(1),
+    }
+
+
+def _marked(where: NDArray[np.bool_]) -> Floats:
+    return where.astype(np.float64)
+
+
+def _a_token(values: Floats, tokens: Floats) -> dict[str, Floats | Ratio]:
+    top, bottom = _by_side(values), _by_side(tokens)
+    return {side: Ratio(top[side], bottom[side]) for side in top}
+
+
+def _on_policy(seen: Looked) -> Draft:
+    low, high = np.quantile(seen.z[:, 2:], BULK) if len(seen.z) else (0.0, 0.0)
+    # Equal values that were computed in batches of other shapes differ by rounding.
+    likely, unlikely = seen.z < low - 1e-6, seen.z > high + 1e-6
+    lines = [
+        Line("log_prob_per_token", "log-probability a token", "nats", _a_token(seen.log_prob, seen.tokens)),
+        Line("excess_per_token", "excess a token (KL proxy)", "nats", _a_token(seen.excess, seen.tokens)),
+        Line("excess", "excess a response", "nats", _by_side(seen.excess)),
+        Line("excess_first", "of it, at the first token", "nats", _by_side(seen.first)),
+        Line("excess_last", "of it, at the last token", "nats", _by_side(seen.last)),
+        Line("in_bulk", "within the bulk of the policy's own", "%", _by_side(_marked(~(likely | unlikely)))),
+        Line("too_unlikely", "less likely than the bulk", "%", _by_side(_marked(unlikely))),
+        Line("too_likely", "more likely than the bulk", "%", _by_side(_marked(likely))),
+        Line("tokens", "length", "tokens", _by_side(seen.tokens)),
+        Line("ended", "ends within the limit", "%", _by_side(seen.ended)),
+    ]
+    notes = (
+        "excess: -log pi(y) minus the policy's entropy on the way; 0 on average for its own responses. For data it is "
+        "KL(data || policy) plus the data's entropy minus the policy's: too low if the data are less random than the "
+        "policy.",
+        f"bulk: the excess, in standard deviations that the policy expects at this prompt, lies between the "
+        f"{BULK[0]:.0%} and {BULK[1]:.0%} quantiles of the policy's own.",
+        "much of the excess at the first token: look at the format (a leading space, the chat template) before the "
+        "rest.",
+    )
+    return Draft("on_policy", "how on-policy the data are", SIDES, lines, notes)
+
+
+def _roles() -> Iterator[tuple[list[int], list[int]]]:
+    """Which of the policy's own responses are compared with the data's pair, and which serve to measure by; and the
+    other way round.
+    """
+    yield [2, 3], [4, 5]
+    yield [4, 5], [2, 3]
+
+
+def _features(seen: Looked, items: Sequence[int], beside: Sequence[int]) -> Floats:
+    """What the rule sees of the responses `items`, [n, items, features]; `beside`: responses of the policy's own, none
+    of `items`.
+    """
+    rows = {number: seen.responses[number].rows() for number in {*items, *beside}}
+    known = [
+        {gram for other in beside for gram in bigrams(rows[other][prompt])} for prompt in range(len(seen.prompts.ids))
+    ]
+    asked = [set(ids) for ids in seen.prompts.rows()]
+    columns = []
+    for item in items:
+        texts = rows[item]
+        alike = seen.likeness[:, item, list(beside)]
+        tokens = seen.tokens[:, item]
+        columns.append(
+            [
+                seen.z[:, item],
+                np.abs(seen.z[:, item]),
+                seen.excess[:, item] / tokens,
+                seen.log_prob[:, item] / tokens,
+                seen.log_prob[:, item],
+                seen.first[:, item],
+                tokens,
+                np.log(tokens),
+                seen.ended[:, item],
+                np.array([len(set(ids)) / len(ids) for ids in texts]),
+                np.array([np.mean([token in there for token in ids]) for ids, there in zip(texts, asked, strict=True)]),
+                np.nan_to_num([share_within(bigrams(ids), there) for ids, there in zip(texts, known, strict=True)]),
+                alike.mean(1),
+                alike.max(1),
+            ]
+        )
+    features: Floats = np.array(columns, dtype=np.float64).transpose(2, 0, 1)
+    return features
+
+
+def _apart(seen: Looked) -> dict[str, Floats]:
+    """Per prompt, how often a rule that never saw it ranks the data's answers as less like the policy's than its own:
+    chosen, rejected, and the nearer and the farther of both; [n] each, NaN for the prompts that the rule was fitted on.
+    """
+    parts: dict[str, list[Floats]] = {name: [] for name in ("chosen", "rejected", "nearer", "farther")}
+    fitted = np.arange(len(seen.z)) % FITTED == 0
+    for own, beside in _roles():
+        features = _features(seen, [0, 1, *own], beside)
+        scores = features @ separating_rule(features[fitted, 2:], features[fitted, :2])
+        scores[fitted] = np.nan
+        data, ours = scores[:, :2], scores[:, 2:]
+        for side, name in enumerate(("chosen", "rejected")):
+            parts[name].append(higher(data[:, side, None], ours).mean(1))
+        parts["nearer"].append(higher(data.min(1), ours.min(1)))
+        parts["farther"].append(higher(data.max(1), ours.max(1)))
+    return {name: np.mean(found, axis=0) for name, found in parts.items()}
+
+
+def _contrast(seen: Looked, opinions: _Opinions | None) -> Draft:
+    apart = _apart(seen)
+    labelled = np.where(seen.decided, 1.0, np.nan)
+    margin = seen.log_prob[:, 0] - seen.log_prob[:, 1]
+    longer = seen.tokens[:, 0] - seen.tokens[:, 1]
+    own = [(2, 3), (4, 5)]
+
+    def of_own(values: Floats) -> Floats:
+        return np.asarray(np.mean([np.abs(values[:, a] - values[:, b]) for a, b in own], axis=0))
+
+    alike = {"data": seen.likeness[:, 0, 1], "own": np.mean([seen.likeness[:, a, b] for a, b in own], axis=0)}
+    same = {"data": 1.0 * (alike["data"] == 1), "own": np.mean([seen.likeness[:, a, b] == 1 for a, b in own], axis=0)}
+    lines = [
+        Line("told_apart_chosen", "chosen told apart from the policy's own", "%", {"data": apart["chosen"]}),
+        Line("told_apart_rejected", "rejected told apart from the policy's own", "%", {"data": apart["rejected"]}),
+        Line("nearer", "the nearer answer, against the nearer of two own", "%", {"data": apart["nearer"]}),
+        Line("farther", "the farther answer, against the farther of two", "%", {"data": apart["farther"]}),
+        Line("lead", "the farther's minus the nearer's", "%", {"data": apart["farther"] - apart["nearer"]}),
+        Line(
+            "log_prob_margin",
+            "log-probability between the two, absolute",
+            "nats",
+            {"data": np.abs(margin), "own": of_own(seen.log_prob)},
+        ),
+        Line("policy_agrees", "the policy gives chosen more", "%", {"data": higher(margin, 0 * margin) * labelled}),
+        Line(
+            "length_difference",
+            "length between the two, absolute",
+            "tokens",
+            {"data": np.abs(longer), "own": of_own(seen.tokens)},
+        ),
+        Line("chosen_longer_by", "chosen minus rejected in length", "tokens", {"data": longer * labelled}),
+        Line("similarity", "token edit similarity of the two", "%", alike),
+        Line("identical", "identical answers", "%", same),
+    ]
+    if opinions is not None:
+        lines += [
+            Line(
+                "judge_sure", "how sure the judge is, |2p - 1|", "%", {"data": opinions.sure, "own": opinions.own_sure}
+            ),
+            Line("judge_ties", "ties of the judge", "%", {"data": opinions.tie, "own": opinions.own_tie}),
+        ]
+    notes = (
+        "told apart: a rule that never saw the prompt ranks the data's answer as less like the policy's own (50%: it "
+        "cannot). It sees likelihood, length, repetition, overlap with the prompt and with other own responses.",
+        "nearer, farther: 50% if both answers are the policy's own; up to 67% for the nearer if one of them is.",
+    )
+    columns = {"data": "the data's pair", "own": "two of the policy's own"}
+    return Draft("contrast", "the two answers of a pair", columns, lines, notes)
+
+
+def _coverage(seen: Looked) -> Draft:
+    """How near the policy's responses lie to the data's, and the other way round, beside how near the policy's own lie
+    to each other; always the nearest of two.
+    """
+    near: dict[str, list[Floats]] = {"policy_by_data": [], "data_by_policy": [], "policy_by_policy": []}
+    grams: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in near}
+    rows = [part.rows() for part in seen.responses]
+    data = [0, 1]
+    for own, beside in _roles():
+        for name, of, by in (
+            ("policy_by_data", own, data),
+            ("data_by_policy", data, beside),
+            ("policy_by_policy", own, beside),
+        ):
+            near[name].append(seen.likeness[:, of][:, :, by].max(2).mean(1))
+            known = {gram for other in by for ids in rows[other] for gram in bigrams(ids)}
+            said = [[gram for item in of for gram in bigrams(rows[item][prompt])] for prompt in range(len(seen.z))]
+            inside = np.array([sum(gram in known for gram in found) for found in said], dtype=np.float64)
+            grams[name].append((inside, np.array([len(found) for found in said], dtype=np.float64)))
+    nearest = {name: np.mean(found, axis=0) for name, found in near.items()}
+    shares = {
+        name: Ratio(np.sum([top for top, _ in found], axis=0), np.sum([bottom for _, bottom in found], axis=0))
+        for name, found in grams.items()
+    }
+    base = nearest["policy_by_policy"]
+    lines = [
+        Line("nearest", "edit similarity with the nearest of two, same prompt", "%", nearest),
+        Line(
+            "nearest_relative",
+            "relative to the policy by itself",
+            "%",
+            {name: Ratio(nearest[name], base) for name in ("policy_by_data", "data_by_policy")},
+        ),
+        Line("bigrams", "pairs of tokens that occur there, all prompts", "%", shares),
+    ]
+    notes = (
+        "both sides always of equal size: two responses a prompt. The whole data set covers more than its share that "
+        "was looked at; long answers are never near each other, so read the row relative to the policy by itself.",
+    )
+    columns = {
+        "policy_by_data": "policy's, by the data",
+        "data_by_policy": "data's, by the policy",
+        "policy_by_policy": "policy's, by itself",
+    }
+    return Draft("coverage", "what covers what", columns, lines, notes)
+
+
+class _Opinions(NamedTuple):
+    """A judge's answers, [n] each. wins: chosen and rejected against a response of the policy's own, [n, 2]. agrees: 1,
+    0, or 0.5 for the judge's tie; NaN for the data's. read_first: how often the answer read first is preferred;
+    turned: whether the order decides; both NaN for a judge that reads no order.
+    """
+
+    wins: Floats
+    sure: Floats
+    own_sure: Floats
+    tie: Floats
+    own_tie: Floats
+    agrees: Floats
+    read_first: Floats
+    turned: Floats
+
+
+def _asked(judge: Judge, seen: Looked, preference: torch.Tensor, progress: Progress) -> _Opinions:
+    chosen, rejected, own, other = seen.responses[:4]
+    questions = [(chosen, rejected), (own, other), (chosen, own), (rejected, own)]
+    margins = []
+    for done, (a, b) in enumerate(questions):
+        progress("judging", done * len(seen.z), (len(questions) + 1) * len(seen.z))
+        margins.append(judge.margin(seen.prompts, a, b))
+    progress("judging", len(questions) * len(seen.z), (len(questions) + 1) * len(seen.z))
+    decided = [decision(margin).double().numpy() for margin in margins]
+    sure = [(2 * judge.likelihood(margin).double() - 1).abs().numpy() for margin in margins[:2]]
+    read_first, turned = (np.full(len(seen.z), np.nan) for _ in range(2))
+    differ = torch.from_numpy(seen.likeness[:, 0, 1] < 1).nonzero()[:, 0]
+    orders = judge.orders(*(part.take(differ) for part in (seen.prompts, chosen, rejected))) if len(differ) else None
+    if orders is not None:
+        forward, backward = (part.double().numpy() for part in orders)
+        read_first[differ] = (forward + 1 - backward) / 2
+        turned[differ] = np.sign(forward - 0.5) != np.sign(backward - 0.5)
+    return _Opinions(
+        wins=np.stack(decided[2:], axis=1),
+        sure=sure[0],
+        own_sure=sure[1],
+        tie=1.0 * (decided[0] == 0.5),
+        own_tie=1.0 * (decided[1] == 0.5),
+        agrees=np.where(seen.decided, decided[0], np.nan),
+        read_first=read_first,
+        turned=turned,
+    )
+
+
+def _quality(opinions: _Opinions | None) -> Draft | None:
+    if opinions is None:
+        return None
+
+    def by_side(values: Floats) -> dict[str, Floats]:
+        return {"chosen": values[:, 0], "rejected": values[:, 1], "either": values.mean(1)}
+
+    lines = [
+        Line("win_rate", "win rate against the policy's own, by the judge", "%", by_side(opinions.wins)),
+        Line("ties", "of them ties, which count one half", "%", by_side(1.0 * (opinions.wins == 0.5))),
+    ]
+    columns = {side: SIDES[side] for side in ("chosen", "rejected", "either")}
+    return Draft("quality", "absolute quality", columns, lines, ("as good as the judge is.",))
+
+
+def _judge(opinions: _Opinions | None) -> Draft | None:
+    if opinions is None:
+        return None
+    either = np.where(opinions.agrees == 0.5, np.nan, opinions.agrees)
+    lines = [
+        Line("agreement", "agrees with the data's labels (a tie counts one half)", "%", {"data": opinions.agrees}),
+        Line("agreement_decided", "where it calls no tie", "%", {"data": either}),
+        Line("read_first", "prefers the answer that it reads first", "%", {"data": opinions.read_first}),
+        Line("turned", "pairs that it decides otherwise in the other order", "%", {"data": opinions.turned}),
+    ]
+    return Draft("judge", "judge", {"data": "the data's pairs"}, lines)

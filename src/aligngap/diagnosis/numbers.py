@@ -1,0 +1,90 @@
+"""Measured numbers with their intervals over prompts, as values, words and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, nan
+
+import numpy as np
+
+from aligngap.stats.bootstrap import mean_statistics
+from aligngap.stats.curves import Floats
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value with its 95% interval over prompts, and how many prompts it rests on; NaN and 0 without data."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def known(self) -> bool:
+        """Whether there is one."""
+        return isfinite(self.value)
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """With null for what is not known."""
+        value, low, high = (found if isfinite(found) else None for found in (self.value, self.low, self.high))
+        return {"value": value, "low": low, "high": high, "n": self.n}
+
+
+UNKNOWN = Number(nan, nan, nan, 0)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two per-prompt values [n], the ratio of their means: per token, or relative to another quantity."""
+
+    top: Floats
+    bottom: Floats
+
+
+def numbers(
+    values: Mapping[str, Floats | Ratio], rng: np.random.Generator, replicates: int = 1000
+) -> dict[str, Number]:
+    """Means over prompts of values [n] (NaN: missing), or ratios of such means, with bootstrap intervals. One set of
+    resampled prompts serves all.
+    """
+    rows: list[Floats] = []
+    places: list[tuple[int, int | None]] = []
+    for value in values.values():
+        parts = (value.top, value.bottom) if isinstance(value, Ratio) else (value,)
+        places.append((len(rows), len(rows) + 1 if len(parts) == 2 else None))
+        rows += parts
+    matrix = np.array(rows, dtype=np.float64)
+
+    def statistic(_: int, means: Floats) -> Floats:
+        columns = [
+            means[:, top] if bottom is None else _divided(means[:, top], means[:, bottom]) for top, bottom in places
+        ]
+        return np.stack(columns, axis=1)
+
+    found = mean_statistics({0: matrix}, statistic, list(values), rng=rng, replicates=replicates)
+    counts = [int(np.isfinite(rows[top]).sum()) for top, _ in places]
+    return {
+        name: Number(e.value, e.low, e.high, count) if isfinite(e.value) else UNKNOWN
+        for (name, e), count in zip(found.items(), counts, strict=True)
+    }
+
+
+def _divided(top: Floats, bottom: Floats) -> Floats:
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=np.isfinite(bottom) & (bottom != 0))
+
+
+def words(number: Number, unit: str = "%", *, signed: bool = False) -> str:
+    """`96.2% [94.1%, 98.0%]` for shares, else three digits behind the point at most; `-` for what is not known."""
+    if not number.known:
+        return "-"
+    value, low, high = (_plain(found, unit, signed) for found in (number.value, number.low, number.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _plain(value: float, unit: str, signed: bool) -> str:
+    sign = "+" if signed else ""
+    if unit == "%":
+        return f"{value:{sign}.1%}"
+    return f"{value:{sign}.{3 if abs(value) < 10 else 1}f}"

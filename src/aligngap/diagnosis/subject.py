@@ -1,0 +1,143 @@
+"""What is diagnosed: an SFT policy, and one pair of a preference data set for each of some prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from aligngap.errors import UserError
+from aligngap.models.build import SHIPPED, context_length, load_causal_model, load_tokenizer
+from aligngap.models.policy import Policy
+from aligngap.models.spec import Checkpoint
+from aligngap.pipeline.rundir import RunDirectory
+from aligngap.store import Store
+from aligngap.tasks.check import diagnose as contents
+from aligngap.tasks.datasets import DatasetSpec, open_parts
+from aligngap.tasks.encode import make_dataset_pairs
+from aligngap.tasks.spec import TaskSpec, make_pairs
+from aligngap.tasks.worlds import WORLDS, world
+from aligngap.types import PairBatch
+
+MIN_PROMPTS = 10
+"""With fewer, nothing can be held out to try a rule on."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """pairs: one pair a prompt, the prompts all different. about: policy, data and counts, as plain JSON values."""
+
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    pairs: PairBatch
+    about: Mapping[str, Any]
+
+
+def sft_checkpoint(name: str) -> Checkpoint:
+    """The policy that a name means: a shipped base, a folder, a hub id, or the SFT policy of a run's folder. Raises
+    UserError.
+    """
+    if name in SHIPPED or not (Path(name) / "study.json").is_file():
+        return Checkpoint(path=name)
+    run = RunDirectory.open(Path(name))
+    made = {stage["identity"] for stage in run.status()["stages"] if stage["kind"] == "sft"}
+    store = run.store_path()
+    found = sorted(identity for identity in made if store.is_dir() and Store(store).has(identity))
+    if len(found) != 1:
+        what = f"this run has {len(found)} SFT policies" if found else "this run has no SFT policy yet"
+        folders = ", ".join(str(store / identity / "model") for identity in found)
+        mend = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store}."
+        raise UserError(what, where=name, mend=mend)
+    return Checkpoint(path=str(Store(store).get(found[0]).path / "model"))
+
+
+def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "cpu") -> Subject:
+    """Policy and pairs. data: a data set, whose limits are lowered to what the policy can take; a source that is the
+    name of a built-in world means that. Raises UserError where either cannot be read, or there are too few prompts.
+    """
+    if not device_is_there(device):
+        raise UserError(f"there is no device '{device}' here", where="--device", mend="Use cpu.")
+    tokenizer = load_tokenizer(policy)
+    if data.source in WORLDS:
+        pairs, limit, about = _of_world(data.source, tokenizer)
+    else:
+        pairs, limit, about = _of_data(data, policy, tokenizer, prompts)
+    first: dict[tuple[int, ...], int] = {}
+    for index, ids in enumerate(pairs.prompts.rows()):
+        first.setdefault(tuple(ids), index)
+    chosen = torch.tensor(list(first.values())[:prompts])
+    if len(chosen) < MIN_PROMPTS:
+        raise UserError(
+            f"{len(chosen)} different prompts are too few: at least {MIN_PROMPTS} are needed",
+            where=about["data"],
+            mend="Give more data.",
+        )
+    pairs = pairs.take(chosen)
+    model = load_causal_model(policy, device)
+    known = len(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
+    if (largest := max(int(part.ids.max()) for part in (pairs.prompts, pairs.first, pairs.second))) >= known:
+        raise UserError(
+            f"the tokenizer gives token {largest}, and the model knows {known} tokens",
+            where=policy.path,
+            mend="Save the tokenizer that the model was trained with beside it.",
+        )
+    about = {"policy": policy.path, **about, "max_response_tokens": limit}
+    return Subject(Policy(model, int(tokenizer.eos_token_id), limit), tokenizer, pairs, about)
+
+
+def _of_world(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PairBatch, int, dict[str, Any]]:
+    unknown = tokenizer.unk_token_id
+    words = " ".join(world(name).words())
+    if unknown is None or unknown in tokenizer(words)["input_ids"]:
+        raise UserError(
+            "this policy does not know the words of the built-in worlds",
+            where=f"--data {name}",
+            mend=f"Give one of the shipped bases ({', '.join(SHIPPED)}) or a policy trained from one. A data set of "
+            f"the same name is ./{name}.",
+        )
+    data = make_pairs(TaskSpec(world=name), tokenizer)
+    count = len(data.train)
+    about = {"data": name, "format": "built-in world", "pairs": count, "prompts": count, "repeated_pairs": 0}
+    return data.train, data.max_new_tokens, about
+
+
+def _of_data(
+    spec: DatasetSpec, policy: Checkpoint, tokenizer: PreTrainedTokenizerBase, prompts: int
+) -> tuple[PairBatch, int, dict[str, Any]]:
+    context = context_length(policy)
+    response = min(spec.max_response_tokens, max(1, context // 2))
+    limits = {
+        "max_response_tokens": response,
+        "max_prompt_tokens": min(spec.max_prompt_tokens, max(2, context - response)),
+    }
+    splits = {part.split for part in open_parts(spec)}
+    found = contents(spec, split=spec.split or ("train" if "train" in splits else None))
+    # One pair of every prompt comes before the second of any. A few more, because prompts may be the same once cut.
+    wanted = prompts + prompts // 4 + 8
+    made = make_dataset_pairs(spec.model_copy(update={**limits, "train_pairs": wanted}), tokenizer)
+    about = {
+        "data": spec.source,
+        "format": found.format,
+        "pairs": found.kept,
+        "prompts": found.prompts,
+        "repeated_pairs": found.repeated_pairs,
+        "rows_read": found.read,
+        "rows_dropped": {reason: entry["count"] for reason, entry in found.dropped.items()},
+        "cut_prompts": made.cuts.prompts,
+        "cut_responses": made.cuts.responses,
+        **limits,
+    }
+    return made.data.train, made.data.max_new_tokens, about
+
+
+def device_is_there(name: str) -> bool:
+    """Whether torch can put a tensor on it."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):  # by device and build of torch
+        return False
+    return True
