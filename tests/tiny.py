@@ -36,7 +36,7 @@ def make(stage: Stage, store: Store) -> Path:
     """The folder of a stage's artefact, made in this process with all it needs, unless it is there."""
     for part in all_stages([stage]):
         if not store.has(part.identity):
-            with store.writing(part.identity, {"kind": part.kind}) as out:
+            with store.writing(part.identity, part.described) as out:
                 part.run(context_of(part, store, out))
     return store.get(stage.identity).path
 

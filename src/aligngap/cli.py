@@ -711,6 +711,65 @@ def init(
 
 
 @app.command()
+def export(
+    directory: Run,
+    arm: Annotated[str, typer.Argument(metavar="ARM", help="The arm's name in the report, or `sft`.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder to write; it must be new or empty.")],
+    step: Annotated[int | None, typer.Option(metavar="N", help="The step.  [default: the last kept]")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed.  [default: the first]")] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="The task.  [default: the first]")] = None,
+    store: StorePath = None,
+) -> None:
+    """Write an arm's policy as a Hugging Face folder, with its tokenizer; adapters are merged."""
+    from aligngap.pipeline.export import export as write
+    from aligngap.pipeline.rundir import RunDirectory
+
+    found = write(RunDirectory.open(directory), arm, path, task=task, seed=seed, step=step, store=store)
+    _say(f"{found}: {path}")
+
+
+@app.command()
+def scratch(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A preference data set: file, folder or hub set.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must be new or empty.")],
+    hidden: Annotated[int, typer.Option(min=2, metavar="N", help="Width.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, metavar="N", help="Layers.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, metavar="N", help="Attention heads.")] = 4,
+    vocabulary: Annotated[int, typer.Option(min=264, metavar="N", help="Tokens, at most.")] = 2048,
+    context: Annotated[int, typer.Option(min=8, metavar="N", help="Context, in tokens.")] = 1024,
+    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Steps of language modelling on the texts.")] = 0,
+    format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The data's format.  [default: found from the data]")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="The split to train on.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration or folder of a hub set.")] = None,
+) -> None:
+    """Make a small base for your data where there is none: a tokenizer of its texts, and a decoder from scratch."""
+    from aligngap.models.build import Architecture
+    from aligngap.tasks.datasets import DatasetSpec
+    from aligngap.train.scratch import ScratchSpec
+    from aligngap.train.scratch import scratch as make
+    from aligngap.train.step import OptimSpec
+
+    _new_folder(out)
+    console = _console()
+    shape = Architecture(hidden=hidden, layers=layers, heads=heads, intermediate=2 * hidden, context=context)
+    optim = OptimSpec(lr=3e-3, steps=steps, batch=16, schedule="cosine") if steps else None
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if done % 100 == 0 or done == total:
+            _say(f"{done}/{total}  loss {metrics['loss']:.3f}", console)
+
+    found = make(
+        DatasetSpec(source=data, format=format, split=split, config=config),
+        ScratchSpec(shape=shape, vocabulary=vocabulary, optim=optim),
+        out,
+        progress,
+    )
+    _say(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()), console)
+
+
+@app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Each size is written to DIR/SIZE.")],
     sizes: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="Sizes.  [default: all]")] = None,

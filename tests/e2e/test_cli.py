@@ -45,6 +45,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         "pack",
         "unpack",
         "gc",
+        "export",
+        "scratch",
         "pretrain",
     ):
         assert main([command, "--help"]) == 0

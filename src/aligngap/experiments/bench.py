@@ -91,7 +91,7 @@ class Bench:
             if own is None
             else DatasetTask.of(task, own)
         )
-        return Pairs(task=spec, base=Base.of(self.study.models.policy))
+        return Pairs(task=spec, base=Base.of(self.study.models.policy.as_loaded))
 
     @cached_property
     def pairs(self) -> Pairs:

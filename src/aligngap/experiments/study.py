@@ -16,7 +16,9 @@ from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
 from aligngap.models.build import SHIPPED
+from aligngap.models.check import check_alike, check_vocabulary
 from aligngap.pipeline.graph import Stage, all_stages
+from aligngap.pipeline.stages import Preference, Sft
 from aligngap.plugins import installed, load_plugins
 
 _LARGEST = 100_000
@@ -261,13 +263,21 @@ def measures(study: StudySpec, task: str) -> list[Measure]:
 
 
 def targets(study: StudySpec) -> list[Stage]:
-    """What the study wants made: every arm's evaluation, the experiments' measures, and the judges' agreement."""
+    """What the study wants made: every arm's evaluation, the experiments' measures, and the judges' agreement.
+
+    Raises UserError for a model that cannot be had, or that reads other tokens than the policy.
+    """
     wanted: list[Stage] = []
     for task in study.tasks:
         bench = Bench(study, task)
         wanted += [bench.agreement(seed) for seed in study.seeds]
         wanted += [bench.evaluation(entry) for entry in arms(study, task)]
         wanted += [entry.stage for entry in measures(study, task)]
+    bases = [stage.base for stage in all_stages(wanted) if isinstance(stage, Sft | Preference)]
+    checkpoints = list({base.digest: base.checkpoint for base in bases}.values())
+    for checkpoint in checkpoints:
+        check_vocabulary(checkpoint)
+    check_alike(study.models.policy, checkpoints)
     return wanted
 
 

@@ -13,6 +13,7 @@ from aligngap.errors import UserError, nearest
 from aligngap.judges.base import Judge, Orders, decision, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.models.build import base_path, load_tokenizer
+from aligngap.models.check import alike
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
 from aligngap.types import Tokens
 
@@ -93,7 +94,7 @@ class PreferenceJudgeSpec(JudgeSpec):
 
     def build(self, given: JudgeIngredients) -> ModelJudge:
         own, folder = self._tokenizer(given.search), self._folder(given.search)
-        if not _alike(own, given.tokenizer):
+        if not alike(own, given.tokenizer):
             raise UserError(
                 f"the preference model reads the tokens of '{self.base}', which are not the policy's",
                 where=self.folder,
@@ -120,7 +121,3 @@ class PreferenceJudgeSpec(JudgeSpec):
                     mend="Give the folder of a trained preference model, such as a preference-... folder of a store.",
                 )
         return folder
-
-
-def _alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
-    return a.get_vocab() == b.get_vocab() and separator_of(a) == separator_of(b)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
 from aligngap.errors import UserError, nearest
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
     from aligngap.models.spec import Checkpoint
 
 hf_logging.disable_progress_bar()  # a bar per loaded checkpoint drowns the study's own progress
-
-SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-"""For everything that is loaded: code that lies beside weights is never run, and no weights are unpickled."""
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 
@@ -73,6 +72,27 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         sep_token="<sep>",
         unk_token="<unk>",
     )
+
+
+def byte_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most so many tokens, trained on texts; prompts start with `<bos>`. No text is
+    unknown to it, and every text comes back as it was.
+    """
+    special = [token for token in SPECIAL_TOKENS if token != "<unk>"]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", special.index("<bos>"))]
+    )
+    names = {f"{token.strip('<>')}_token": token for token in special}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 def random_model(shape: Architecture, vocabulary: int, seed: int, purpose: str = "pretrain") -> LlamaForCausalLM:
@@ -123,48 +143,118 @@ def base_path(name: str) -> str:
     )
 
 
-@contextmanager
-def readable(what: str, path: str) -> Iterator[None]:
-    """Turn what the library raises for a model that is not there, or not whole, into a UserError."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the {what} cannot be read: {error}", where=path, mend="Check the folder or hub id, and the network."
-        ) from error
-
-
-def _location(given: str | Checkpoint) -> str:
-    return given if isinstance(given, str) else given.location
-
-
 def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside a model, with a pad token and left padding. UserError when it cannot be read."""
-    path = _location(model)
-    with readable("tokenizer", path):
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    """The tokenizer saved beside a model, with a pad token and left padding. UserError when it cannot be read, or has
+    no end token.
+    """
+    said = _attempt(get_tokenizer_config, model, "tokenizer")
+    # A tokenizer of no model's own kind is what its file says. `AutoTokenizer` would put that of the model's type in
+    # its place, which cuts texts otherwise and may have tokens that the model does not know.
+    own = said.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    kind = PreTrainedTokenizerFast if own else AutoTokenizer
+    tokenizer: Any = _attempt(kind.from_pretrained, model, "tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no end-of-sequence token: a response could not end",
+            where=_path(model),
+            mend="Set `eos_token` and save the tokenizer again.",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer  # type: ignore[no-any-return]
 
 
+def load_config(model: str | Checkpoint) -> PretrainedConfig:
+    """A model's configuration. UserError when it cannot be read."""
+    return _attempt(AutoConfig.from_pretrained, model, "model")  # type: ignore[no-any-return]
+
+
 def context_length(model: str | Checkpoint) -> int:
     """How many tokens a model takes; a large number where its configuration sets no limit. UserError as above."""
-    path = _location(model)
-    with readable("model", path):
-        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config = load_config(model)
     # Under these names by the kinds of models; relative positions (T5) have none.
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     return next((limit for limit in found if isinstance(limit, int) and limit > 0), 1 << 30)
 
 
 def load_causal_model(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
-    """A decoder in evaluation mode, fp32, scaled-dot-product attention. Raises UserError when it cannot be read."""
-    path = _location(checkpoint)
-    with readable("model", path):
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **SAFE)
+    """A decoder in evaluation mode, in the checkpoint's dtype (fp32 for a path), with scaled-dot-product attention.
+    Raises UserError when it cannot be read or some of its weights are missing.
+    """
+    return load_model(AutoModelForCausalLM, checkpoint, device)
+
+
+def load_model(kind: Any, checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
+    """As `load_causal_model`, for any of the `Auto` classes."""
+    dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
+    model, found = _attempt(
+        kind.from_pretrained,
+        checkpoint,
+        "model",
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,  # no weights are unpickled
+        output_loading_info=True,
+    )
+    if found["missing_keys"]:
+        raise UserError(
+            f"weights are missing from the checkpoint: {', '.join(sorted(found['missing_keys'])[:4])}",
+            where=_path(checkpoint),
+            mend="Save the whole model again; what is missing would have been random.",
+        )
+    if not isinstance(checkpoint, str) and checkpoint.gradient_checkpointing:
+        _checkpoint_gradients(model)
     return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def _attempt(load: Callable[..., Any], model: str | Checkpoint, what: str, **options: Any) -> Any:
+    """What one of the loaders of `transformers` gives, with the checkpoint's options; UserError when it fails."""
+    trusted = False
+    if isinstance(model, str):
+        location = model
+    else:
+        location, trusted, options["revision"] = model.location, model.trust_remote_code, model.revision
+    try:
+        # Never None, which would ask the person at the terminal.
+        return load(location, trust_remote_code=trusted, **options)
+    except Exception as error:  # whatever broken files make of the libraries that read them
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                "the checkpoint brings Python code of its own, which is not run unless you say so",
+                where=_path(model),
+                mend="Read the code; if you trust it, write {path: ..., trust_remote_code: true} in place of the path.",
+            ) from error
+        raise UserError(
+            f"the {what} cannot be read: {error}" if str(error) else f"the {what} cannot be read",
+            where=_path(model),
+            mend="Check the folder or hub id, and the network.",
+        ) from error
+
+
+def _path(model: str | Checkpoint) -> str:
+    return model if isinstance(model, str) else model.path
+
+
+def _checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Compute activations again in the backward pass. Layers do so in training mode only, and in it they would drop
+    out, and drop the cache while sampling: so they are in it while gradients are taken, and their dropout is zero.
+    """
+    # The second name is that of earlier releases.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+    def with_gradients(module: torch.nn.Module, *_: Any) -> None:
+        for layer in module.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = torch.is_grad_enabled()
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            for name, value in vars(layer).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(layer, name, 0.0)
+    model.register_forward_pre_hook(with_gradients)
 
 
 def parameter_count(model: torch.nn.Module) -> int:

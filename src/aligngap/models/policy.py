@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import PreTrainedModel
 
+from aligngap.models.lora import adapters, adapters_off, copied, load_trained_state, trained_state
 from aligngap.models.packing import pack
 from aligngap.models.sampling import sample
 from aligngap.types import Tokens
@@ -80,17 +80,40 @@ class Policy:
         return sample(self.model, prompts, samples, noise.to(self.device), self.end_token)
 
     def frozen_copy(self) -> Policy:
-        """A copy that later training does not change."""
-        return Policy(copy.deepcopy(self.model).requires_grad_(False), self.end_token, self.max_new_tokens)
+        """A copy that later training does not change. With adapters, it shares the weights beneath them."""
+        model = copied(self.model)
+        return Policy(model.requires_grad_(False), self.end_token, self.max_new_tokens)
 
     def load_from(self, other: Policy) -> None:
         """Take over another policy's weights."""
-        self.model.load_state_dict(other.model.state_dict())
+        load_trained_state(self.model, trained_state(other.model))
 
     def save_weights(self, path: Path) -> None:
-        """The weights alone, as safetensors."""
-        save_model(self.model, str(path))
+        """The weights alone, as safetensors; of a policy with adapters, the adapters'."""
+        if own := adapters(self.model):
+            save_file({name: weight.detach() for name, weight in own.items()}, str(path))
+        else:
+            save_model(self.model, str(path))
 
     def load_weights(self, path: Path) -> None:
         """Weights saved by `save_weights`."""
-        load_model(self.model, str(path), device=str(self.device))
+        if adapters(self.model):
+            load_trained_state(self.model, load_file(str(path)))
+        else:
+            load_model(self.model, str(path), device=str(self.device))
+
+
+class WithoutAdapters(Policy):
+    """What a policy with adapters is with them off: the policy it started from, in the same memory."""
+
+    def next_token_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+        with adapters_off(self.model):
+            return super().next_token_logits(prompts, segments)
+
+    def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+        with adapters_off(self.model):
+            return super().log_probs(prompts, segments)
+
+    def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
+        with adapters_off(self.model):
+            return super().sample(prompts, samples, noise)

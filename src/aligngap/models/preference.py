@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from aligngap.models.build import SAFE, readable
+from aligngap.models.build import load_model
 from aligngap.models.packing import pack
 from aligngap.models.spec import Checkpoint
 from aligngap.types import Tokens
@@ -68,7 +68,7 @@ class PreferenceModel(nn.Module):
 
     def read(self, head: str, states: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Sum of a linear head over the marked positions, [n]."""
-        values: torch.Tensor = self.readout[head](states).squeeze(-1).float()
+        values: torch.Tensor = self.readout[head](states.float()).squeeze(-1)
         return (values * where).sum(-1)
 
     def save(self, folder: Path) -> None:
@@ -155,14 +155,16 @@ def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.T
 
 def build_preference_model(kind: str, base: str | Checkpoint, separator: int, device: str = "cpu") -> PreferenceModel:
     """An untrained preference model on a base's weights. Raises UserError when they cannot be read."""
-    path = base if isinstance(base, str) else base.location
-    with readable("model", path):
-        backbone: Any = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **SAFE)
-    return PREFERENCE_MODELS[kind](backbone, separator).to(device)
+    return PREFERENCE_MODELS[kind](load_model(AutoModel, base), separator).to(device)
 
 
-def load_preference_model(kind: str, folder: Path, separator: int, device: str = "cpu") -> PreferenceModel:
-    """A trained preference model, in evaluation mode, that takes no gradient."""
-    model = build_preference_model(kind, str(folder / "backbone"), separator)
+def load_preference_model(
+    kind: str, folder: Path, separator: int, device: str = "cpu", base: Checkpoint | None = None
+) -> PreferenceModel:
+    """A trained preference model, in evaluation mode, that takes no gradient. base: what it was trained from, whose
+    options (dtype) it keeps.
+    """
+    backbone = folder / "backbone"
+    model = build_preference_model(kind, base.at(backbone) if base else str(backbone), separator)
     model.load_readout(folder)
     return model.to(device).eval().requires_grad_(False)

@@ -103,11 +103,25 @@ class Stage(BaseModel):
     @cached_property
     def identity(self) -> str:
         """Name of the artefact in the store."""
-        inputs = {
+        return identity(self.kind, self.version, self.specification, self._input_identities)
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What decides the result, and what people call it, for the artefact's record."""
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            "label": self.label,
+            "specification": self.specification,
+            "inputs": self._input_identities,
+        }
+
+    @property
+    def _input_identities(self) -> dict[str, str | list[str]]:
+        return {
             name: [stage.identity for stage in value] if isinstance(value, tuple) else value.identity
             for name, value in self.inputs.items()
         }
-        return identity(self.kind, self.version, self.specification, inputs)
 
     @property
     def specification(self) -> dict[str, object]:

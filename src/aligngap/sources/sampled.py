@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from aligngap.judges.base import Judge
+from aligngap.models.lora import load_trained_state, trained_state
 from aligngap.models.policy import Policy
 from aligngap.seeds import uniforms
 from aligngap.sources.base import Ingredients, SourceCost, SourceSpec, State, require
@@ -99,7 +100,7 @@ class Sampled:
         state |= {f"spent.{name}": torch.tensor(amount) for name, amount in self._judge.spent.items()}
         if self._period != 1 and self._behaviour is not None:
             state |= {
-                f"behaviour.{name}": weight.clone() for name, weight in self._behaviour.model.state_dict().items()
+                f"behaviour.{name}": weight.clone() for name, weight in trained_state(self._behaviour.model).items()
             }
         return state
 
@@ -114,7 +115,7 @@ class Sampled:
             name.removeprefix("behaviour."): value for name, value in state.items() if name.startswith("behaviour.")
         }
         if weights:
-            self._live().model.load_state_dict(weights)
+            load_trained_state(self._live().model, weights)
 
 
 class SampledSpec(SourceSpec):

@@ -106,7 +106,7 @@ def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterat
         for index, pair in enumerate(chunk):
             if isinstance(pair.prompt, str) is not conversation:
                 try:
-                    texts[index] = _written(pair.prompt, tokenizer if template else None)
+                    texts[index] = prompt_text(pair.prompt, tokenizer if template else None)
                 except Dropped as reason:
                     tally.drop(str(reason), pair.where)
         # A template writes the special tokens itself; other prompts get those that the tokenizer adds.
@@ -127,7 +127,10 @@ def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterat
             yield None
 
 
-def _written(prompt: PromptText, tokenizer: Any) -> str:
+def prompt_text(prompt: PromptText, tokenizer: Any = None) -> str:
+    """A prompt as it is written: a conversation by the tokenizer's chat template, or as turns without one. Raises
+    Dropped where the template refuses it.
+    """
     if isinstance(prompt, str):
         return prompt
     if tokenizer is None:
@@ -168,13 +171,7 @@ def make_dataset_pairs(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) ->
     readings = _readings(spec)
     groups = [[prompt_key(pair.prompt) for pair in reading] for reading in readings]
     keys = list(itertools.chain(*groups))
-    if spec.held_out_split is None:
-        outside = _held_out(keys, spec)
-        held = [index for index, key in enumerate(keys) if key in outside]
-    else:
-        outside = set(groups[1])
-        held = list(range(len(groups[0]), len(keys)))
-    train = [index for index in range(len(groups[0])) if keys[index] not in outside]
+    train, held = _parted(groups, spec)
     chosen = (
         _ordered(train, keys, spec.seed)[: spec.train_pairs],
         _ordered(held, keys, spec.seed)[: spec.held_out_pairs],
@@ -204,6 +201,29 @@ def make_dataset_pairs(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) ->
         number += len(found)
     data = TaskData(batches[0], batches[1], spec.max_response_tokens)
     return PreparedData(data, readings[0].schema.name if readings[0].schema else "", tally, cuts)
+
+
+def train_pairs(spec: DatasetSpec) -> Iterator[TextPair]:
+    """The train split's pairs as text, in the data's order: those that `make_dataset_pairs` chooses from. Reads the
+    data twice. Raises UserError.
+    """
+    readings = _readings(spec)
+    train = set(_parted([[prompt_key(pair.prompt) for pair in reading] for reading in readings], spec)[0])
+    return (pair for index, pair in enumerate(readings[0]) if index in train)
+
+
+def _parted(groups: Sequence[Sequence[int]], spec: DatasetSpec) -> tuple[list[int], list[int]]:
+    """Which pairs, counted over all readings, are to train on and which are held out. groups: each reading's prompts'
+    keys.
+    """
+    keys = list(itertools.chain(*groups))
+    if spec.held_out_split is None:
+        outside = _held_out(keys, spec)
+        held = [index for index, key in enumerate(keys) if key in outside]
+    else:
+        outside = set(groups[1])
+        held = list(range(len(groups[0]), len(keys)))
+    return [index for index in range(len(groups[0])) if keys[index] not in outside], held
 
 
 def _readings(spec: DatasetSpec) -> list[Reading]:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss
+from aligngap.models.lora import Trained
 from aligngap.models.policy import Policy
 from aligngap.plugins import with_code
 from aligngap.sources.base import PairSource
@@ -79,7 +80,7 @@ def train(
     finite; what was saved before stays, and the checkpointer keeps the last good weights.
     """
     optimiser = Optimiser(policy.model.parameters(), optim)
-    parts: dict[str, Stateful] = {"policy": policy.model, "optimiser": optimiser, "source": source}
+    parts: dict[str, Stateful] = {"policy": Trained(policy.model), "optimiser": optimiser, "source": source}
     source.observe(0, policy)
     if not (checkpointer and checkpointer.restore(**parts)) and 0 in keep:
         save_policy(0, policy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,16 +22,25 @@ class OptimSpec(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
+_MASTER = "master"
+
+
 class Diverged(RuntimeError):
     """The loss is no longer a finite number."""
 
 
 class Optimiser:
-    """AdamW over some parameters, with the schedule of its specification."""
+    """AdamW over some parameters, with the schedule of its specification.
+
+    Parameters of less precision than fp32 have fp32 masters here: a step changes the masters and rounds them. Steps
+    smaller than a parameter's rounding would be lost otherwise.
+    """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], spec: OptimSpec) -> None:
         self.spec, self.step_count = spec, 0
-        self._parameters = [p for p in parameters if p.requires_grad]
+        self._given = [p for p in parameters if p.requires_grad]
+        # Others are their own masters.
+        self._parameters = [p if torch.finfo(p.dtype).bits >= 32 else master(p) for p in self._given]
         self._adamw = torch.optim.AdamW(self._parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, self._factor)
 
@@ -48,22 +57,37 @@ class Optimiser:
         if not bool(torch.isfinite(loss)):
             raise Diverged(f"the loss is {float(loss.detach())} at step {self.step_count + 1}")
         loss.backward()
+        self._with_masters(_take_gradient)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             raise Diverged(f"the gradient's norm is {float(norm)} at step {self.step_count + 1}")
         self._adamw.step()
+        self._with_masters(_round_into)
         self._adamw.zero_grad(set_to_none=True)
         self._schedule.step()
         self.step_count += 1
         return float(norm)
 
+    def _with_masters(self, do: Callable[[torch.nn.Parameter, torch.nn.Parameter], None]) -> None:
+        for given, kept in zip(self._given, self._parameters, strict=True):
+            if given is not kept:
+                do(given, kept)
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """As named tensors: steps done, and each parameter's moments in the order of the parameters."""
-        return {"step": torch.tensor(self.step_count), **moments(self._adamw, self._parameters)}
+        """As named tensors: steps done, and each parameter's moments in the order of the parameters; and masters."""
+        masters = {
+            f"{_MASTER}.{index}": kept.detach()
+            for index, (given, kept) in enumerate(zip(self._given, self._parameters, strict=True))
+            if given is not kept
+        }
+        return {"step": torch.tensor(self.step_count), **moments(self._adamw, self._parameters), **masters}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Continue bit for bit."""
         set_moments(self._adamw, self._parameters, state)
+        for index, (given, kept) in enumerate(zip(self._given, self._parameters, strict=True)):
+            if given is not kept:
+                kept.data.copy_(state[f"{_MASTER}.{index}"])
         self.step_count = int(state["step"])
         self._schedule.last_epoch = self.step_count
         self._adamw.param_groups[0]["lr"] = self.spec.lr * self._factor(self.step_count)
@@ -90,3 +114,17 @@ def set_moments(
             for name, value in state.items()
             if name.startswith(prefix)
         }
+
+
+def master(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    """An fp32 copy of a parameter."""
+    return torch.nn.Parameter(parameter.detach().float().clone())
+
+
+def _take_gradient(given: torch.nn.Parameter, kept: torch.nn.Parameter) -> None:
+    kept.grad = None if given.grad is None else given.grad.float()
+    given.grad = None
+
+
+def _round_into(given: torch.nn.Parameter, kept: torch.nn.Parameter) -> None:
+    given.data.copy_(kept.data)

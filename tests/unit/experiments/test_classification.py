@@ -130,12 +130,13 @@ def test_stage_agrees_with_each_classifier_asked_one_by_one(tiny: Tiny) -> None:
     online = tiny.made(stage.online)
     stream = read_pairs(online / "stream.parquet")
     assert len(stream) == STEPS * 4
-    context = Context({"task": tiny.made(stage.task)}, Path(), Path(), lambda done, total, metrics: None)
+    context = Context(
+        {"task": tiny.made(stage.task), "sft": tiny.made(stage.sft)}, Path(), Path(), lambda done, total, metrics: None
+    )
     golden = predictions(load_judge(stage.golden, tiny.made(stage.golden), context), stream)
-    sft = tiny.made(stage.sft)
-    reference = load_policy(context, sft)
+    reference = load_policy(context, stage.sft)
     finals = {"online": online, "offline": tiny.made(stage.offline)}
-    policies = {name: load_policy(context, sft, folder / "final.safetensors") for name, folder in finals.items()}
+    policies = {name: load_policy(context, stage.sft, folder / "final.safetensors") for name, folder in finals.items()}
     for row in found.iter_rows(named=True):
         at, name = row["pair"], row["classifier"]
         if golden[at] == 0.5:

@@ -225,7 +225,7 @@ def test_profile_of_real_pairs(tiny: Tiny) -> None:
     assert table["golden_margin"].min() >= 0  # type: ignore[operator]
     assert table["golden_margin"].max() > 0  # type: ignore[operator]
     sft = tiny.made(tiny.bench.sft)
-    first, second = pair_log_probs(load_policy(tiny.context(stage, sft), sft), pairs)
+    first, second = pair_log_probs(load_policy(tiny.context(stage, sft), stage.sft), pairs)
     for side, log_prob in (("first", first), ("second", second)):
         lengths = getattr(pairs, side).lengths
         assert table[f"sft_log_prob_{side}"].to_list() == pytest.approx((log_prob / lengths).tolist(), abs=1e-6)

@@ -60,7 +60,7 @@ class StreamAccuracy(Stage):
     def run(self, context: Context) -> None:
         stream = read_pairs(context.one("online") / "stream.parquet")
         reference, *policies = (
-            load_policy(context, context.one("sft"), weights)
+            load_policy(context, self.sft, weights)
             for weights in (None, *(context.one(name) / "final.safetensors" for name in ("online", "offline")))
         )
         golden = load_judge(self.golden, context.one("golden"), context)

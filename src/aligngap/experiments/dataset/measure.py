@@ -51,7 +51,7 @@ class PairProfile(Stage):
             raise ValueError("pairs whose quality is compared must be on the same prompts, in the same order")
         golden = load_judge(self.golden, context.one("golden"), context)
         truth = self.task.truth()
-        log_probs = pair_log_probs(load_policy(context, context.one("sft")), pairs)
+        log_probs = pair_log_probs(load_policy(context, self.sft), pairs)
         columns: dict[str, Any] = {
             "prompt_number": pairs.prompt_numbers.numpy(),
             "golden_margin": golden.margin(pairs.prompts, pairs.first, pairs.second).double().abs().numpy(),

@@ -16,8 +16,8 @@ from aligngap.pipeline.stages import (
     Pairs,
     Sft,
     evaluation_prompts,
+    load_arm,
     load_judge,
-    load_policy,
     sample_in_chunks,
 )
 from aligngap.seeds import uniforms
@@ -59,7 +59,7 @@ class SelfAccuracy(Stage):
         return len(SPLITS) * self.prompts * len(self.steps) * each + 3
 
     def run(self, context: Context) -> None:
-        reference, policy = (load_policy(context, context.one("sft")) for _ in range(2))
+        policy, reference = load_arm(context, self.sft)
         golden = load_judge(self.golden, context.one("golden"), context)
         splits = evaluation_prompts(context.one("task"), self.prompts)
         tables = []

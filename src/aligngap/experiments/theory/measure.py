@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 from aligngap.judges.base import Judge
 from aligngap.models.policy import Policy
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Arm, JudgeStage, Pairs, Sft, load_judge, load_policy, sample_in_chunks
+from aligngap.pipeline.stages import Arm, JudgeStage, Pairs, Sft, load_arm, load_judge, load_policy, sample_in_chunks
 from aligngap.seeds import numpy_stream, uniforms
 from aligngap.sources.order import Walk, in_sequence, prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -188,7 +188,7 @@ class ClosedForm(Stage):
 
     def run(self, context: Context) -> None:
         weights = context.one("online") / "final.safetensors"
-        reference, online = (load_policy(context, context.one("sft"), given) for given in (None, weights))
+        reference, online = (load_policy(context, self.sft, given) for given in (None, weights))
         reference.model.requires_grad_(False)
         place = self._enumerated(context, reference, online)
         wins = place.wins(load_judge(self.golden, context.one("golden"), context))
@@ -200,7 +200,7 @@ class ClosedForm(Stage):
             mus = [mu[name] for mu in both]
             pairs, preference = place.drawn(mus, wins, owner, numpy_stream("theory", name, self.seed))
             batch = place.batch(owner, pairs, preference, f"{name} mu")
-            after = place.log_probs(self._trained(context, reference, batch, done))
+            after = place.log_probs(self._trained(context, batch, done))
             for number, (mu, table) in enumerate(zip(mus, wins, strict=True)):
                 log_sft, here = before[number].log_softmax(-1), owner == number
                 found = {
@@ -222,13 +222,13 @@ class ClosedForm(Stage):
                 ]
         pl.DataFrame(rows).write_parquet(context.out / "table.parquet")
 
-    def _trained(self, context: Context, reference: Policy, batch: PairBatch, done: int) -> Policy:
+    def _trained(self, context: Context, batch: PairBatch, done: int) -> Policy:
         """The SFT policy after training on these pairs, in order. done: trainings before this one, for the progress."""
 
         def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
             context.progress(done * steps + step, 2 * steps, metrics)
 
-        policy, source = load_policy(context, context.one("sft")), Recorded(batch, in_sequence)
+        (policy, reference), source = load_arm(context, self.sft, self.seed), Recorded(batch, in_sequence)
         train(
             policy,
             reference,

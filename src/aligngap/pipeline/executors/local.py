@@ -428,17 +428,7 @@ def _make(
         if damaged := store.verify(parents):
             return ("damaged", damaged)
         start = time.perf_counter()
-        record: dict[str, object] = {
-            "kind": stage.kind,
-            "version": stage.version,
-            "label": stage.label,
-            "specification": stage.specification,
-            "inputs": {
-                name: [part.identity for part in value] if isinstance(value, tuple) else value.identity
-                for name, value in stage.inputs.items()
-            },
-            "environment": environment(),
-        }
+        record = {**stage.described, "environment": environment()}
         inputs = {
             name: [store.get(part.identity).path for part in value]
             if isinstance(value, tuple)

@@ -10,7 +10,7 @@ from aligngap.pipeline.stages.evaluation import Evaluate, Responses, evaluation_
 from aligngap.pipeline.stages.generated import Generate
 from aligngap.pipeline.stages.judging import Agreement, Given, Preference, agreement
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
-from aligngap.pipeline.stages.policies import Arm, Sft, load_policy, nll, sample_in_chunks
+from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, nll, sample_in_chunks
 
 __all__ = [
     "SPLITS",
@@ -29,6 +29,7 @@ __all__ = [
     "Sft",
     "agreement",
     "evaluation_prompts",
+    "load_arm",
     "load_judge",
     "load_policy",
     "nll",

@@ -7,10 +7,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from aligngap.judges.base import Judge
 from aligngap.models.spec import Checkpoint
@@ -22,12 +22,18 @@ SPLITS = ("train", "held_out")
 
 
 class Base(BaseModel):
-    """A pretrained model and its tokenizer. The digest of their files is part of every identity built on them."""
+    """A pretrained model and its tokenizer. The digest of their files is part of every identity built on them, and so
+    is what else the checkpoint says that decides results, where it is not the default.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Checkpoint = Field(exclude=True)  # holds a path, which no identity may depend on
     digest: str
+
+    @model_serializer(mode="wrap")
+    def _deciding(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**handler(self), **self.checkpoint.deciding()}
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Base:

@@ -15,7 +15,7 @@ from aligngap.measure.kl import sequence_kl
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_spent
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
-from aligngap.pipeline.stages.policies import Arm, Sft, load_policy, sample_in_chunks
+from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, sample_in_chunks
 from aligngap.seeds import uniforms
 from aligngap.store.store import is_checked, write_checked
 from aligngap.tasks.pairs import read_pairs
@@ -47,9 +47,7 @@ class Responses(Stage):
         return 7e-4 * len(SPLITS) * self.prompts + 1
 
     def run(self, context: Context) -> None:
-        policy = load_policy(
-            context, context.one("sft"), context.one("arm") / "final.safetensors" if self.arm else None
-        )
+        policy = load_policy(context, self.sft, context.one("arm") / "final.safetensors" if self.arm else None)
         truth = self.task.truth()
         for split, (numbers, prompts) in evaluation_prompts(context.one("task"), self.prompts).items():
             noise = uniforms(numbers, 1, policy.max_new_tokens, "opponent", self.who, self.seed)
@@ -120,8 +118,7 @@ class Evaluate(Stage):
         return partial / f"{kind}-{step:06d}.parquet"
 
     def _measure(self, context: Context, steps: list[int]) -> None:
-        reference = load_policy(context, context.one("sft"))
-        policy = load_policy(context, context.one("sft"))
+        policy, reference = load_arm(context, self.sft)
         truth = self.task.truth()
         judges: dict[str, Judge | None] = {
             "golden": load_judge(self.golden, context.one("golden"), context),

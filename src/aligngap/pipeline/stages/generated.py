@@ -56,7 +56,7 @@ class Generate(PairsStage):
         policies = []
         for name, step in (("first", self.first_step), ("second", self.second_step)):
             weights = context.one(name) / f"steps/{step:06d}.safetensors" if getattr(self, name) else None
-            policies.append(load_policy(context, context.one("sft"), weights))
+            policies.append(load_policy(context, self.sft, weights))
         truth = self.task.truth()
         judge = load_judge(self.judge, context.one("judge"), context) if self.judge else truth
         assert judge is not None, "a real data set's raters cannot be asked again"

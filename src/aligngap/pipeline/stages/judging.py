@@ -14,18 +14,20 @@ from aligngap.judges.registry import GivenJudge
 from aligngap.judges.spec import JudgeIngredients
 from aligngap.measure.winrate import win_rate
 from aligngap.models.build import load_tokenizer, parameter_count
-from aligngap.models.preference import build_preference_model, load_preference_model
-from aligngap.pipeline.graph import Context, Stage
+from aligngap.models.lora import add_adapters, merge_adapters
+from aligngap.models.preference import PairwiseModel, build_preference_model, load_preference_model
+from aligngap.pipeline.graph import Context, Stage, all_stages
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
-from aligngap.pipeline.stages.pairs import Pairs, Relabel
+from aligngap.pipeline.stages.pairs import Pairs, Relabel, check_fits
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.store import write_json
 from aligngap.tasks.pairs import read_pairs
+from aligngap.tasks.spec import DatasetTask
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import OptimSpec
 from aligngap.train.supervised import fit, preference_loss
-from aligngap.types import concatenate
+from aligngap.types import PairBatch, concatenate
 
 
 class Preference(JudgeStage):
@@ -58,7 +60,7 @@ class Preference(JudgeStage):
 
     def judge(self, folder: Path, context: Context) -> Judge:
         separator = separator_of(load_tokenizer(self.base.checkpoint))
-        return ModelJudge(load_preference_model(self.model, folder, separator, context.device))
+        return ModelJudge(load_preference_model(self.model, folder, separator, context.device, self.base.checkpoint))
 
     def run(self, context: Context) -> None:
         folder = context.one("pairs")
@@ -69,8 +71,12 @@ class Preference(JudgeStage):
             train_pairs = concatenate(
                 [train_pairs, *(read_pairs(part / "train.parquet") for part in context.many("more"))]
             )
-        tokenizer = load_tokenizer(self.base.checkpoint)
-        model = build_preference_model(self.model, self.base.checkpoint, separator_of(tokenizer), context.device)
+        checkpoint = self.base.checkpoint
+        self._check(train_pairs)
+        tokenizer = load_tokenizer(checkpoint)
+        model = build_preference_model(self.model, checkpoint, separator_of(tokenizer), context.device)
+        if checkpoint.lora:
+            add_adapters(model.backbone, checkpoint.lora, self.seed)
         source = Recorded(train_pairs, prompt_schedule(self.seed))
         fit(
             model,
@@ -80,6 +86,7 @@ class Preference(JudgeStage):
             context.progress,
             Checkpointer(context.partial, context.checkpoint_seconds),
         )
+        merge_adapters(model.backbone)
         model.save(context.out)
         judge = ModelJudge(model.eval().requires_grad_(False))
         metrics: dict[str, Any] = {"parameters": parameter_count(model), "train_pairs": len(train_pairs)}
@@ -89,6 +96,12 @@ class Preference(JudgeStage):
         ):
             metrics[f"{split}_agreement"] = agreement(predictions(judge, pairs), pairs.preference)
         write_json(context.out / "metrics.json", metrics)
+
+    def _check(self, pairs: PairBatch) -> None:
+        task = next(stage for stage in all_stages([self.pairs]) if isinstance(stage, Pairs))
+        # It will judge what policies sample, up to the limit; in the built-in worlds few responses come near it.
+        limit = task.task.dataset.max_response_tokens if isinstance(task.task, DatasetTask) else None
+        check_fits(self.base.checkpoint, task, pairs, response=limit, both=self.model == PairwiseModel.kind)
 
 
 class Given(JudgeStage):

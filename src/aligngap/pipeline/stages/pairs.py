@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.models.build import load_tokenizer
+from aligngap.models.check import check_lengths
+from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions, write_spent
 from aligngap.store.store import write_json
@@ -14,6 +16,7 @@ from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs
 from aligngap.tasks.worlds import world
+from aligngap.types import PairBatch
 
 
 class Pairs(PairsStage):
@@ -92,3 +95,21 @@ class Relabel(PairsStage):
             pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
             write_pairs(replace(pairs, preference=predictions(judge, pairs)), context.out / f"{split}.parquet")
         write_spent([judge], context.out)
+
+
+def check_fits(
+    checkpoint: Checkpoint, task: Pairs, pairs: PairBatch, *, response: int | None = None, both: bool = False
+) -> None:
+    """Raises UserError when a model cannot read the longest of a task's pairs; see `check_lengths`.
+
+    response: the longest response's tokens, where those in the pairs do not say.
+    """
+    found = max(int(side.lengths.max()) for side in (pairs.first, pairs.second))
+    check_lengths(
+        checkpoint,
+        int(pairs.prompts.lengths.max()),
+        found if response is None else response,
+        task=task.name,
+        own_data=isinstance(task.task, DatasetTask),
+        both=both,
+    )

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 
 from aligngap.models.build import load_causal_model, load_tokenizer, parameter_count
-from aligngap.models.policy import Policy
+from aligngap.models.lora import add_adapters, merge_adapters
+from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import Base, JudgeStage, PairsStage, load_judge
-from aligngap.pipeline.stages.pairs import Pairs
+from aligngap.pipeline.stages.pairs import Pairs, check_fits
 from aligngap.sources.base import Ingredients
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -50,17 +51,23 @@ class Sft(Stage):
         return 0.03 * self.base.size * (self.optim.steps if self.optim else 0) + 2
 
     def run(self, context: Context) -> None:
-        folders = context.many("pairs")
-        tokenizer = load_tokenizer(self.base.checkpoint)
-        model = load_causal_model(self.base.checkpoint, context.device)
+        folders, checkpoint = context.many("pairs"), self.base.checkpoint
+        parts = [read_pairs(folder / "train.parquet") for folder in folders]
+        for stage, part in zip(self.pairs, parts, strict=True):
+            check_fits(checkpoint, stage, part)
+        tokenizer = load_tokenizer(checkpoint)
+        model = load_causal_model(checkpoint, context.device)
         policy = Policy(model, int(tokenizer.eos_token_id), 1)
-        pooled = concatenate([read_pairs(folder / "train.parquet") for folder in folders])
+        pooled = concatenate(parts)
         held_out = concatenate([read_pairs(folder / "held_out.parquet") for folder in folders])
         before = nll(policy, held_out)
         if self.optim is not None:
+            if checkpoint.lora:
+                add_adapters(model, checkpoint.lora, self.seed)
             source = Recorded(pooled, prompt_schedule(self.seed))
             checkpointer = Checkpointer(context.partial, context.checkpoint_seconds)
             fit(model, lambda batch, step: sft_loss(policy, batch), source, self.optim, context.progress, checkpointer)
+            merge_adapters(model)
         model.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
         metrics = {
@@ -131,8 +138,8 @@ class Arm(PairsStage):
 
     def run(self, context: Context) -> None:
         start = time.perf_counter()
-        policy, reference = (load_policy(context, context.one("sft")) for _ in range(2))
-        reference.model.requires_grad_(False)
+        self._check(context)
+        policy, reference = load_arm(context, self.sft, self.seed)
         source = self.source.build(self._ingredients(context))
         recording = Recording(source) if self.source.needs_judge else None
         kept = context.partial / "steps"
@@ -165,6 +172,17 @@ class Arm(PairsStage):
         write_json(context.out / "weights.json", {"weights_sha256": file_digest(final)})
         write_json(context.out / "seconds.json", {"seconds": time.perf_counter() - start})
 
+    def _check(self, context: Context) -> None:
+        check_fits(
+            self.sft.base.checkpoint,
+            self.task,
+            read_pairs(context.one("task") / "train.parquet"),
+            response=max_new_tokens(context) if self.source.needs_judge else 0,
+        )
+        if self.recorded is not None:
+            pairs = read_pairs(context.one("recorded") / self.recorded.train_file)
+            check_fits(self.sft.base.checkpoint, self.task, pairs)
+
     def _ingredients(self, context: Context) -> Ingredients:
         train_pairs = read_pairs(context.one("task") / "train.parquet")
         prompts = [
@@ -175,20 +193,47 @@ class Arm(PairsStage):
         recorded = None
         if self.recorded is not None:
             recorded = read_pairs(context.one("recorded") / self.recorded.train_file)
-        end = int(load_tokenizer(str(context.one("sft") / "model")).eos_token_id)
+        end = int(load_tokenizer(self.sft.base.checkpoint.at(context.one("sft") / "model")).eos_token_id)
         return Ingredients(
             seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded, end_token=end
         )
 
 
-def load_policy(context: Context, sft: Path, weights: Path | None = None) -> Policy:
-    """The SFT policy, or an arm's weights in its shape."""
-    tokenizer = load_tokenizer(str(sft / "model"))
-    limit = int(read_json(context.one("task") / "task.json")["max_new_tokens"])
-    policy = Policy(load_causal_model(str(sft / "model"), context.device), int(tokenizer.eos_token_id), limit)
+def load_policy(context: Context, sft: Sft, weights: Path | None = None) -> Policy:
+    """The SFT policy whose artefact is the context's input `sft`; or an arm's, of which `weights` are the file."""
+    if weights is None or sft.base.checkpoint.lora is None:
+        policy = _sft_policy(context, sft)
+    else:
+        policy, _ = load_arm(context, sft)
     if weights is not None:
         policy.load_weights(weights)
     return policy
+
+
+def load_arm(context: Context, sft: Sft, seed: int = 0) -> tuple[Policy, Policy]:
+    """A policy to train, or to take over an arm's weights, and its reference. Both are the SFT policy; with adapters
+    they are one model in memory.
+
+    seed: decides the adapters' first weights.
+    """
+    policy, lora = _sft_policy(context, sft), sft.base.checkpoint.lora
+    if lora is None:
+        reference = _sft_policy(context, sft)
+        reference.model.requires_grad_(False)
+        return policy, reference
+    add_adapters(policy.model, lora, seed)
+    return policy, WithoutAdapters(policy.model, policy.end_token, policy.max_new_tokens)
+
+
+def _sft_policy(context: Context, sft: Sft) -> Policy:
+    checkpoint = sft.base.checkpoint.at(context.one("sft") / "model")
+    end = int(load_tokenizer(checkpoint).eos_token_id)
+    return Policy(load_causal_model(checkpoint, context.device), end, max_new_tokens(context))
+
+
+def max_new_tokens(context: Context) -> int:
+    """The limit of responses to the prompts of the context's input `task`."""
+    return int(read_json(context.one("task") / "task.json")["max_new_tokens"])
 
 
 def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor, chunk: int = 32) -> Tokens:

@@ -1,0 +1,77 @@
+"""What must hold of a checkpoint before it is trained: its tokens, its context, and that all models read alike."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from aligngap.errors import UserError
+from aligngap.models.build import SHIPPED, context_length, load_config, load_tokenizer
+from aligngap.models.spec import Checkpoint
+
+
+def check_vocabulary(checkpoint: Checkpoint) -> None:
+    """Raises UserError where the tokenizer has tokens that the model has no embedding of, or cannot be read."""
+    if checkpoint.path not in SHIPPED:
+        _checked(checkpoint.as_loaded, checkpoint.digest())
+
+
+@lru_cache(maxsize=64)
+def _checked(checkpoint: Checkpoint, digest: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, of a checkpoint whose vocabulary was checked. Once a process for the same files."""
+    tokenizer = load_tokenizer(checkpoint)
+    rows = getattr(load_config(checkpoint).get_text_config(), "vocab_size", None)
+    # The largest id, not their number: a vocabulary may have gaps.
+    size = max(tokenizer.get_vocab().values()) + 1
+    if rows is not None and size > rows:
+        raise UserError(
+            f"the tokenizer has {size} tokens, but the model's embedding has {rows} rows",
+            where=checkpoint.path,
+            mend="Save the tokenizer that belongs to the model, or resize the model's embedding and train it.",
+        )
+    return tokenizer
+
+
+def check_alike(policy: Checkpoint, others: list[Checkpoint]) -> None:
+    """Raises UserError unless all these models read the policy's tokens: pairs are token ids, the same for all."""
+    for other in others:
+        if other.as_loaded == policy.as_loaded or {other.path, policy.path} <= SHIPPED.keys():
+            continue
+        ours, theirs = (_checked(each.as_loaded, each.digest()) for each in (policy, other))
+        if not alike(ours, theirs):
+            raise UserError(
+                f"the model '{other.name}' has another tokenizer than the policy '{policy.name}': "
+                f"{len(theirs)} tokens against {len(ours)}"
+                + ("" if len(theirs) != len(ours) else ", with other ids or special tokens"),
+                where="models",
+                mend="All models of a study share the policy's tokenizer. A judge that reads text need not: give one "
+                "as golden.judge or proxy.judge (docs/judges.md).",
+            )
+
+
+def alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give the same ids the same meaning, what ends and separates responses among them."""
+    special = ("bos_token_id", "eos_token_id", "sep_token_id")
+    return a.get_vocab() == b.get_vocab() and all(getattr(a, name) == getattr(b, name) for name in special)
+
+
+def check_lengths(
+    checkpoint: Checkpoint, prompt: int, response: int, *, task: str, own_data: bool, both: bool = False
+) -> None:
+    """Raises UserError when a prompt with a response is longer than the model's context.
+
+    prompt, response: tokens of the longest ones. both: whether the model reads two responses and a separator behind
+    each. task: the pairs'; own_data: whether it is a data set of the study, whose limits can be lowered.
+    """
+    limit = context_length(checkpoint)
+    needed = prompt + (2 * (response + 1) if both else response)
+    if needed <= limit:
+        return
+    read = f"both responses of up to {response} and two separators" if both else f"a response of up to {response}"
+    mend = f"Lower datasets.{task}.max_prompt_tokens or datasets.{task}.max_response_tokens, or take a longer model."
+    raise UserError(
+        f"a prompt of {prompt} tokens with {read} is {needed} tokens; '{checkpoint.name}' takes {limit}",
+        where=f"datasets.{task}" if own_data else f"task {task}",
+        mend=mend if own_data else "Take a model with a longer context.",
+    )

@@ -1,0 +1,161 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, 2106.09685) by `peft`, put into a model in place.
+
+The model stays the object it was: with its adapters off it is the model as loaded, so one copy of its weights serves
+the policy, its reference and its stale copies.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from aligngap.errors import UserError
+from aligngap.seeds import torch_seed
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
+
+
+class Lora(BaseModel):
+    """Adapters of rank `r`, scaled by alpha / r, on the linear layers named in `targets` (null: on all but the
+    model's head).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    r: int = Field(8, gt=0)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[str, ...] | None = None
+
+
+def add_adapters(model: torch.nn.Module, lora: Lora, seed: int) -> None:
+    """Put fresh adapters, in fp32, into a model in place; they alone take a gradient from then on. The model computes
+    what it computed before, until they are trained. Their first weights are a function of `seed` alone.
+
+    Raises UserError where `peft` is missing or no layer has a name among the targets.
+    """
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules="all-linear" if lora.targets is None else list(lora.targets),
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed("adapters", seed))  # drawn on the CPU, then moved
+        try:
+            peft.inject_adapter_in_model(config, model)
+        except ValueError as error:
+            linear = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if _is_linear(part)}
+            raise UserError(
+                f"the model takes no such adapters: {error}",
+                where="lora.targets",
+                mend=f"Its linear layers: {', '.join(sorted(linear))}.",
+            ) from error
+    for adapter in adapters(model).values():
+        adapter.data = adapter.data.float()
+
+
+def adapters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The adapters' weights by name; none in a model without."""
+    return {name: weight for name, weight in model.named_parameters() if ".lora_" in name}
+
+
+def merge_adapters(model: torch.nn.Module) -> None:
+    """Add the adapters to the weights beneath and take them out, in place: an ordinary model that computes the same up
+    to rounding.
+    """
+    for name, layer in list(_layers(model)):
+        layer.merge()
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config  # else `save_pretrained` would look for adapters
+
+
+@contextmanager
+def adapters_off(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the model computes what it computes without its adapters."""
+    layers = [layer for _, layer in _layers(model)]
+    trained = [weight for weight in adapters(model).values() if weight.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        # `peft` lets go of the gradients, and then has every adapter take one.
+        for weight in adapters(model).values():
+            weight.requires_grad_(False)
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+def copied(model: ModelT) -> ModelT:
+    """A copy of a model; one with adapters shares the weights beneath with its copy."""
+    own = adapters(model)
+    shared = [*model.parameters(), *model.buffers()] if own else []
+    kept = {id(weight) for weight in own.values()}
+    return copy.deepcopy(model, {id(weight): weight for weight in shared if id(weight) not in kept})
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that tell a policy from the model it started from: the adapters, or all where there are none."""
+    own = adapters(model)
+    return {name: weight.detach() for name, weight in own.items()} if own else model.state_dict()
+
+
+def load_trained_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Take over what `trained_state` gave of a model of the same shape. Raises ValueError for another's."""
+    own = adapters(model)
+    if not own:
+        model.load_state_dict(state)
+        return
+    if own.keys() != state.keys():
+        raise ValueError("these are not the weights of this model's adapters")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(state[name])
+
+
+class Trained:
+    """A model as step checkpoints see it: with adapters, they are all of its state."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """See `trained_state`."""
+        return trained_state(self._model)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """See `load_trained_state`."""
+        load_trained_state(self._model, state)
+
+
+def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers that hold adapters. Known by what they have, so that models without need no `peft`."""
+    for name, part in model.named_modules():
+        if hasattr(part, "lora_A") and hasattr(part, "enable_adapters"):
+            yield name, part
+
+
+def _is_linear(part: torch.nn.Module) -> bool:
+    return isinstance(part, torch.nn.Linear)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError(
+            "adapters need the package `peft`, which is not installed",
+            where="lora",
+            mend="Install it: pip install 'aligngap[lora]'.",
+        ) from error
+    return peft

@@ -1,0 +1,145 @@
+"""A policy of a run as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from aligngap.errors import UserError, nearest
+from aligngap.models.build import load_causal_model, load_tokenizer
+from aligngap.models.lora import add_adapters, merge_adapters
+from aligngap.models.policy import Policy
+from aligngap.models.spec import Checkpoint
+from aligngap.pipeline.rundir import RunDirectory
+from aligngap.store.store import Store, read_json
+
+SFT = "sft"
+"""The name that stands for the policy which all arms start from."""
+
+_README = """# {title}
+
+A policy of an `aligngap` study, {what}.
+
+- study: {study}
+- task: {task}
+- arm: {arm}, step {step}, seed {seed}
+- artefact: `{identity}`
+
+It samples at temperature 1 from the whole distribution, as `generation_config.json` says; responses end with the end
+token, after at most {limit} tokens in the study. Prompts are written as the study wrote them: by the tokenizer's chat
+template where it has one, else as plain text.
+"""
+
+
+def export(
+    run: RunDirectory,
+    arm: str,
+    out: Path,
+    *,
+    task: str | None = None,
+    seed: int | None = None,
+    step: int | None = None,
+    store: Path | None = None,
+) -> str:
+    """Write an arm's policy to `out`, whole or not at all; adapters are merged. Returns what was written, in words.
+
+    arm: its name in results.json, or `sft`. task, seed: by default the first that has the arm finished; step: one that
+    the arm kept, by default the last. Raises UserError for what is not there, and for a folder that is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("the folder is not empty", where=str(out), mend="Give another folder.")
+    found, task = _chosen(run, arm, task, seed)
+    kept = Store(run.store_path(store))
+    artefact = kept.get(found["identity"])
+    inputs: Any = artefact.record()["inputs"]
+    sft = kept.get(inputs["sft"])
+    specification: Any = sft.record()["specification"]
+    options = {name: value for name, value in specification["base"].items() if name != "digest"}
+    trusted = Checkpoint.model_validate(run.study["models"]["policy"]).trust_remote_code
+    checkpoint = Checkpoint(path=str(sft.path / "model"), trust_remote_code=trusted, **options)
+    tokenizer, model = load_tokenizer(checkpoint), load_causal_model(checkpoint)
+    limit = int(read_json(kept.get(inputs["task"]).path / "task.json")["max_new_tokens"])
+    if arm == SFT:
+        step = 0
+    else:
+        steps = {int(path.stem): path for path in (artefact.path / "steps").glob("*.safetensors")}
+        step = max(steps) if step is None else step
+        if step not in steps:
+            close = min(steps, key=lambda known: abs(known - step))
+            raise UserError(
+                f"the arm kept no step {step}; the nearest is {close}",
+                where="--step",
+                mend=f"Known: {', '.join(map(str, sorted(steps)))}.",
+            )
+        if checkpoint.lora:
+            add_adapters(model, checkpoint.lora, 0)
+        Policy(model, int(tokenizer.eos_token_id), limit).load_weights(steps[step])
+        merge_adapters(model)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=limit,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {found['base']}"
+    what += ", adapters merged" if checkpoint.lora else ""
+    text = _README.format(
+        title=f"{task}: {arm}, step {step}, seed {found['seed']}",
+        what=what,
+        study=run.study["title"],
+        task=task,
+        arm=arm,
+        step=step,
+        seed=found["seed"],
+        identity=sft.identity if arm == SFT else artefact.identity,
+        limit=limit,
+    )
+    half = out.with_name(f".{out.name}.half")
+    try:
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        model.save_pretrained(half)
+        tokenizer.save_pretrained(half)
+        (half / "README.md").write_text(text, "utf-8")
+        half.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error}", where=str(out), mend="Give another folder.") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return f"{task}: {arm}, step {step}, seed {found['seed']}"
+
+
+def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[dict[str, Any], str]:
+    """The arm's entry in results.json, and its task."""
+    path = run.folder / "results.json"
+    if not path.is_file():
+        raise UserError("it has not been written yet", where=str(path), mend="Give the `aligngap run` command again.")
+    tasks: dict[str, Any] = read_json(path)["tasks"]
+    if task is not None and task not in tasks:
+        raise UserError(f"there is no task '{task}'", where="--task", mend=nearest(task, tasks))
+    listed = [(entry, name) for name in ([task] if task else tasks) for entry in tasks[name]["arms"]]
+    names = {entry["name"] for entry, _ in listed}
+    if arm != SFT:
+        listed = [(entry, name) for entry, name in listed if entry["name"] == arm]
+    if not listed:
+        raise UserError(f"there is no arm '{arm}'", where="ARM", mend=nearest(arm, {*names, SFT}))
+    seeds = sorted({entry["seed"] for entry, _ in listed})
+    if seed is not None and seed not in seeds:
+        known = ", ".join(map(str, seeds))
+        raise UserError(f"the arm '{arm}' has no seed {seed}", where="--seed", mend=f"Known: {known}.")
+    listed = [(entry, name) for entry, name in listed if seed in (None, entry["seed"])]
+    finished = [(entry, name) for entry, name in listed if entry["status"] in ("finished", "cached")]
+    if not finished:
+        raise UserError(
+            f"the arm '{arm}' did not come to its end: {listed[0][0]['reason']}",
+            where=str(path),
+            mend="Give the `aligngap run` command again.",
+        )
+    return finished[0]

@@ -1,0 +1,90 @@
+"""A base for data that no checkpoint is at hand for: a tokenizer of its texts and a small decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from aligngap.errors import UserError
+from aligngap.models.build import Architecture, byte_tokenizer, parameter_count, random_model
+from aligngap.models.policy import Policy
+from aligngap.sources.order import prompt_schedule
+from aligngap.sources.recorded import Recorded
+from aligngap.tasks.datasets import DatasetSpec, Tally
+from aligngap.tasks.encode import Encoded, encode, prompt_text, train_pairs
+from aligngap.train.step import OptimSpec
+from aligngap.train.supervised import Report, fit, sft_loss
+from aligngap.types import PairBatch, Tokens
+
+
+class ScratchSpec(BaseModel):
+    """A base's shape and vocabulary; `optim`: how it learns the train split's texts, null for random weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: Architecture
+    vocabulary: int
+    optim: OptimSpec | None
+    seed: int = 0
+
+
+def scratch(data: DatasetSpec, spec: ScratchSpec, out: Path, report: Report) -> dict[str, float]:
+    """Make a base and save it, with its tokenizer, to `out` as a Hugging Face folder. Nothing of the held-out prompts
+    is read into it. Returns its measures: parameters, tokens of its vocabulary, pairs it was made from, last loss.
+
+    Raises UserError for data that cannot be read or a shape that is none.
+    """
+    width, odd = divmod(spec.shape.hidden, spec.shape.heads)
+    if odd or width % 2:
+        raise UserError(
+            f"{spec.shape.heads} heads do not share a width of {spec.shape.hidden} in even parts",
+            where="--heads",
+            mend="Give a width that is a multiple of twice the heads.",
+        )
+    pairs = list(train_pairs(data))
+    texts = (text for pair in pairs for text in (prompt_text(pair.prompt), pair.first, pair.second))
+    tokenizer = byte_tokenizer(texts, spec.vocabulary)
+    model = random_model(spec.shape, len(tokenizer), spec.seed, purpose="scratch").eval()
+    found: dict[str, float] = {
+        "parameters": parameter_count(model),
+        "vocabulary": len(tokenizer),
+        "pairs": len(pairs),
+    }
+    if spec.optim is not None:
+        end = int(tokenizer.eos_token_id)
+        policy = Policy(model, end, 1)
+        documents = _documents((item for item in encode(pairs, tokenizer, Tally()) if item), spec.shape.context)
+
+        def watched(done: int, total: int, metrics: Mapping[str, float]) -> None:
+            found.update(metrics)
+            report(done, total, metrics)
+
+        source = Recorded(documents, prompt_schedule(spec.seed))
+        fit(model, lambda batch, step: sft_loss(policy, batch), source, spec.optim, watched)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return found
+
+
+def _documents(items: Iterator[Encoded], context: int) -> PairBatch:
+    """Both texts of each pair as two responses to the beginning of a sequence, so that every token of theirs is
+    learned. What is longer than the context loses its beginning.
+    """
+    begin: list[list[int]] = []
+    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for item in items:
+        begin.append(item.prompt[:1])
+        for side, response in zip(sides, (item.first, item.second), strict=True):
+            side.append([*item.prompt[1:], *response][1 - context :])
+    count = len(begin)
+    return PairBatch(
+        torch.arange(count),
+        Tokens.collate(begin),
+        Tokens.collate(sides[0]),
+        Tokens.collate(sides[1]),
+        torch.full((count,), 0.5),
+        ("text",) * count,
+    )

@@ -1,0 +1,142 @@
+"""Checkpoints that are broken, and those that do not fit the study: one error, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from aligngap.errors import UserError
+from aligngap.models.build import byte_tokenizer, load_causal_model, load_tokenizer
+from aligngap.models.check import check_alike, check_lengths, check_vocabulary
+from aligngap.models.spec import Checkpoint
+from checkpoints import qwen2
+
+TEXTS = ["one two three", "four five six"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen2(tmp_path_factory.mktemp("whole") / "base", TEXTS, context=32)
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "base"))
+
+
+def changed(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_whole_one_passes(whole: Path) -> None:
+    checkpoint = Checkpoint(path=str(whole))
+    check_vocabulary(checkpoint)
+    check_alike(checkpoint, [checkpoint, checkpoint])
+    assert load_causal_model(checkpoint).training is False
+
+
+def test_no_configuration(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="no Hugging Face model") as caught:
+        load_causal_model(Checkpoint(path=str(folder)))
+    assert caught.value.where == str(folder)
+
+
+def test_truncated_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(UserError, match="model cannot be read"):
+        load_causal_model(Checkpoint(path=str(folder)))
+
+
+def test_garbage_in_place_of_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="model cannot be read"):
+        load_causal_model(Checkpoint(path=str(folder)))
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer cannot be read"):
+        load_tokenizer(Checkpoint(path=str(folder)))
+
+
+def test_missing_weights_are_not_drawn_at_random(folder: Path) -> None:
+    weights = load_file(str(folder / "model.safetensors"))
+    save_file(
+        {name: value for name, value in weights.items() if name != "lm_head.weight"}, folder / "model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"weights are missing .*lm_head\.weight"):
+        load_causal_model(Checkpoint(path=str(folder)))
+
+
+def test_a_vocabulary_larger_than_the_embedding_names_both(tmp_path: Path) -> None:
+    folder = qwen2(tmp_path / "base", TEXTS, rows=200)
+    size = len(load_tokenizer(Checkpoint(path=str(folder))))
+    with pytest.raises(UserError, match=f"{size} tokens.*200 rows"):
+        check_vocabulary(Checkpoint(path=str(folder)))
+
+
+def test_no_pad_token_is_mended_and_no_end_token_is_not(folder: Path) -> None:
+    tokenizer = byte_tokenizer(TEXTS, 300)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    loaded = load_tokenizer(Checkpoint(path=str(folder)))
+    assert loaded.pad_token_id == loaded.eos_token_id
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        load_tokenizer(Checkpoint(path=str(folder)))
+
+
+def test_a_tokenizer_is_what_its_file_says(whole: Path) -> None:
+    """Not what models of its type usually have, which `AutoTokenizer` puts in its place."""
+    made = byte_tokenizer(TEXTS, 320)
+    loaded = load_tokenizer(Checkpoint(path=str(whole)))
+    assert loaded.get_vocab() == made.get_vocab()
+    text = "one two  three\n\nfour, 1234!"
+    assert loaded(text)["input_ids"] == made(text)["input_ids"]
+    assert loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_code_of_its_own_is_run_only_on_demand(folder: Path) -> None:
+    changed(
+        folder / "config.json",
+        model_type="mine",
+        auto_map={"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"},
+    )
+    (folder / "mine.py").write_text(
+        "from transformers import Qwen2Config, Qwen2ForCausalLM\n"
+        "class MyConfig(Qwen2Config):\n    model_type = 'mine'\n"
+        "class MyModel(Qwen2ForCausalLM):\n    config_class = MyConfig\n"
+    )
+    with pytest.raises(UserError, match="Python code of its own") as caught:
+        load_causal_model(Checkpoint(path=str(folder)))
+    assert "trust_remote_code: true" in str(caught.value.mend)
+    assert type(load_causal_model(Checkpoint(path=str(folder), trust_remote_code=True))).__name__ == "MyModel"
+
+
+def test_another_tokenizer_than_the_policys(whole: Path, tmp_path: Path) -> None:
+    other = qwen2(tmp_path / "other", ["quite other words", "yet other words"])
+    with pytest.raises(UserError, match="another tokenizer than the policy") as caught:
+        check_alike(Checkpoint(path=str(whole)), [Checkpoint(path=str(other))])
+    assert "docs/judges.md" in str(caught.value.mend)
+    with pytest.raises(UserError, match="another tokenizer"):
+        check_alike(Checkpoint(path="small"), [Checkpoint(path=str(other))])
+    check_alike(Checkpoint(path="small"), [Checkpoint(path="large")])
+
+
+def test_too_long_names_the_numbers_and_the_keys(whole: Path) -> None:
+    checkpoint = Checkpoint(path=str(whole))  # takes 32 tokens
+    check_lengths(checkpoint, 20, 12, task="walks", own_data=True)
+    check_lengths(checkpoint, 10, 10, task="walks", own_data=True, both=True)
+    with pytest.raises(UserError, match=r"prompt of 21 tokens .* 33 tokens; 'base' takes 32") as caught:
+        check_lengths(checkpoint, 21, 12, task="walks", own_data=True)
+    assert "datasets.walks.max_prompt_tokens" in str(caught.value.mend)
+    assert "datasets.walks.max_response_tokens" in str(caught.value.mend)
+    with pytest.raises(UserError, match=r"two separators is 33 tokens; 'base' takes 32"):
+        check_lengths(checkpoint, 11, 10, task="walks", own_data=True, both=True)
+    with pytest.raises(UserError, match="task arena") as caught:
+        check_lengths(checkpoint, 33, 1, task="arena", own_data=False)
+    assert "datasets" not in str(caught.value.mend)
