@@ -233,6 +233,7 @@ class _Run:
             self._fail(stage, str(detail))
 
     def _try_again(self, stage: Stage, reason: str) -> None:
+        self.store.sweep()  # the dead process could not
         self.tries[stage.identity] += 1
         left = _TRIES - self.tries[stage.identity]
         if not left:
