@@ -28,7 +28,8 @@ from aligngap.pipeline.rundir import RunDirectory
 from aligngap.sources.base import Ingredients
 from aligngap.sources.recording import Recording
 from aligngap.sources.sampled import SampledSpec
-from aligngap.store.store import Store, all_but_weights
+from aligngap.store.contents import all_but_weights
+from aligngap.store.store import Store
 from aligngap.tasks.pairs import pack_pairs
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.train.checkpoint import Checkpointer, Stateful

@@ -746,9 +746,9 @@ def scratch(
 ) -> None:
     """Make a small base for your data where there is none: a tokenizer of its texts, and a decoder from scratch."""
     from aligngap.models.build import Architecture
+    from aligngap.pipeline.scratch import ScratchSpec
+    from aligngap.pipeline.scratch import scratch as make
     from aligngap.tasks.datasets import DatasetSpec
-    from aligngap.train.scratch import ScratchSpec
-    from aligngap.train.scratch import scratch as make
     from aligngap.train.step import OptimSpec
 
     _new_folder(out)

@@ -33,8 +33,9 @@ from typing import IO, Any
 from aligngap import __version__
 from aligngap.errors import UserError
 from aligngap.pipeline.rundir import RunDirectory
+from aligngap.store.contents import is_inside, verify_folder
 from aligngap.store.identity import file_digest, identity, is_name
-from aligngap.store.store import Store, disk_errors, is_inside, read_json, verify_folder, write_json
+from aligngap.store.store import Store, disk_errors, read_json, write_json
 
 _SCHEMA = 1
 _INDEX = "pack.json"
@@ -287,7 +288,7 @@ def _check_run(run: Path, file: Path) -> None:
     for name in ("study.json", "status.json"):
         try:
             whole = isinstance(read_json(run / name), dict)
-        except (FileNotFoundError, UserError, RecursionError) as error:
+        except (FileNotFoundError, UserError) as error:
             raise _refused(file, f"it holds no readable {name}") from error
         if not whole:
             raise _refused(file, f"its {name} is not a JSON object")
@@ -300,7 +301,7 @@ def _check_artefact(name: str, path: Path, file: Path) -> None:
     try:
         record = read_json(path / "record.json")
         named = identity(record["kind"], record["version"], record["specification"], record["inputs"])
-    except (FileNotFoundError, UserError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (FileNotFoundError, UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _refused(file, f"the record of {name} is not one: {error}") from error
     if named != name:
         raise _refused(file, f"{name} was made from what should be called {named}")

@@ -3,12 +3,12 @@
 `identity` names a result by what it was made from, `store` keeps it whole, `record` says on what it was made.
 """
 
+from aligngap.store.contents import Problem
 from aligngap.store.identity import canonical, file_digest, folder_digest, identity
 from aligngap.store.record import environment
 from aligngap.store.store import (
     Artefact,
     DiskError,
-    Problem,
     Store,
     disk_errors,
     read_json,

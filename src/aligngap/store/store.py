@@ -23,25 +23,29 @@ import os
 import platform
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
+from aligngap.store.contents import (
+    MANIFEST,
+    RECORD,
+    SCHEMA,
+    Problem,
+    contents_of,
+    everything,
+    is_inside,
+    parse_json,
+    refusal_of,
+    verify_folder,
+)
 from aligngap.store.identity import file_digest, is_name
 
-_SCHEMA = 1
-_MANIFEST = "manifest.json"
-_RECORD = "record.json"
-# Formats that are pickle, or usually hold one.
-_REFUSED = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-# What a machine would run. Nothing here does, but a folder from elsewhere may lie beside something that does.
-_CODE = frozenset({".dll", ".dylib", ".exe", ".py", ".pyc", ".pyd", ".sh", ".so"})
 # What the machine, not the program, did wrong: only these become the user's to mend when a stage's own code meets them.
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DISK = _DISK_FULL | {errno.EROFS, errno.EIO}
@@ -61,22 +65,10 @@ class Artefact:
 
     def record(self) -> dict[str, object]:
         """What the stage wrote about how it was made. Raises UserError when it cannot be read."""
-        value = read_json(self.path / _RECORD)
+        value = read_json(self.path / RECORD)
         if not isinstance(value, dict):
-            raise UserError("the record is not a JSON object", where=str(self.path / _RECORD), mend=_REMAKE)
+            raise UserError("the record is not a JSON object", where=str(self.path / RECORD), mend=_REMAKE)
         return value
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with an artefact. `file` is empty when it concerns the whole artefact."""
-
-    identity: str
-    file: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.identity}{'/' if self.file else ''}{self.file}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -102,16 +94,6 @@ class Freed:
 
 
 _REMAKE = "Run the same command again: what is damaged is set aside and made anew, all else is kept."
-
-
-def everything(file: str) -> bool:
-    """For `verify`: compare the checksum of every file."""
-    return True
-
-
-def all_but_weights(file: str) -> bool:
-    """For `verify`: of the large files, which are checked when a stage is about to read them, the size alone."""
-    return not file.endswith(".safetensors")
 
 
 class Store:
@@ -141,7 +123,7 @@ class Store:
 
     def has(self, identity: str) -> bool:
         """Whether the artefact is finished. Raises ValueError for a text that cannot be an identity."""
-        return (self._home(identity) / _MANIFEST).is_file()
+        return (self._home(identity) / MANIFEST).is_file()
 
     def get(self, identity: str) -> Artefact:
         """The finished artefact. Raises KeyError when it is not there."""
@@ -151,7 +133,7 @@ class Store:
 
     def identities(self) -> list[str]:
         """All finished artefacts, sorted."""
-        return [name for name in self._folders() if (self.root / name / _MANIFEST).is_file()]
+        return [name for name in self._folders() if (self.root / name / MANIFEST).is_file()]
 
     @contextmanager
     def lock(self, identity: str, timeout: float | None = None) -> Iterator[None]:
@@ -269,7 +251,7 @@ class Store:
         """
         where = _relative(folder, self.root)
         entry = self._users / f"{hashlib.sha256(where.encode()).hexdigest()[:20]}.json"
-        value = {"schema": _SCHEMA, "folder": where, "machine": _machine(), "identities": sorted(identities)}
+        value = {"schema": SCHEMA, "folder": where, "machine": _machine(), "identities": sorted(identities)}
         with self.exclusively():
             write_json(entry, value)
 
@@ -400,24 +382,24 @@ class Store:
 
     def _seal(self, identity: str, folder: Path, record: Mapping[str, object]) -> None:
         """Check the files, write record and manifest, and see that everything is on the disk."""
-        regular, other = _contents(folder)
+        regular, other = contents_of(folder)
         if other:
             raise ValueError(f"{identity}: {other[0]} is a link or special file; an artefact holds plain files only")
         for name in regular:
-            if name in (_RECORD, _MANIFEST):
+            if name in (RECORD, MANIFEST):
                 raise ValueError(f"{identity}: the name {name} is the store's own")
-            if refusal := _refusal(name):
+            if refusal := refusal_of(name):
                 raise ValueError(f"{identity}: {name} is {refusal}; use safetensors, Parquet or JSON")
             if not is_inside(name):
                 raise ValueError(f"{identity}: {name!r} cannot be a name in a manifest")
-        write_json(folder / _RECORD, dict(record))
+        write_json(folder / RECORD, dict(record))
         files = {
             name: {"sha256": file_digest(folder / name), "size": (folder / name).stat().st_size}
-            for name in sorted([*regular, _RECORD])
+            for name in sorted([*regular, RECORD])
         }
         for name in regular:
             sync(folder / name)
-        write_json(folder / _MANIFEST, {"schema": _SCHEMA, "identity": identity, "files": files})
+        write_json(folder / MANIFEST, {"schema": SCHEMA, "identity": identity, "files": files})
         for parent, _, _ in os.walk(folder):
             _sync_folder(Path(parent))
 
@@ -438,38 +420,6 @@ class Store:
 
     def _drop_partial(self, identity: str) -> None:
         shutil.rmtree(self._partial / identity, ignore_errors=True)
-
-
-def verify_folder(home: Path, identity: str, checksums: Callable[[str], bool] = everything) -> Iterator[Problem]:
-    """Everything that is wrong with the artefact in a folder, see `Store.verify`."""
-    if not home.is_dir():
-        yield Problem(identity, "", "missing")
-        return
-    try:
-        files = _read_manifest(home / _MANIFEST, identity)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        yield Problem(identity, _MANIFEST, f"manifest unreadable: {reason}")
-        return
-    regular, other = _contents(home)
-    present = set(regular)
-    for name in sorted(files):
-        if not is_inside(name):
-            # Not opened: a manifest from elsewhere must not make us read outside the artefact.
-            yield Problem(identity, name, "name leads outside the artefact")
-        elif refusal := _refusal(name):
-            yield Problem(identity, name, f"{refusal}, which no artefact holds")
-        elif name in present:
-            digest, size = files[name]
-            what = _compare(home / name, digest if checksums(name) else None, size)
-            if what:
-                yield Problem(identity, name, what)
-        elif name not in other:
-            yield Problem(identity, name, "missing")
-    for name in sorted(present - files.keys() - {_MANIFEST}):
-        yield Problem(identity, name, "unexpected file")
-    for name in other:
-        yield Problem(identity, name, "not a plain file")
 
 
 @contextmanager
@@ -511,8 +461,8 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file. Raises FileNotFoundError, and UserError when it is not JSON or holds NaN."""
     try:
-        return _parse(Path(path).read_bytes())
-    except ValueError as error:
+        return parse_json(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not readable as JSON: {error}", where=str(path), mend="The file is damaged.") from error
 
 
@@ -581,50 +531,6 @@ def _refuse_folder(error: OSError, folder: Path, cause: BaseException | None = N
     ) from (cause or error)
 
 
-def _parse(data: bytes) -> object:
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(data, parse_constant=refuse)
-
-
-def _read_manifest(path: Path, identity: str) -> dict[str, tuple[str, int]]:
-    """File name -> (sha256, size). Raises ValueError for anything but a manifest of this artefact."""
-    value = _parse(path.read_bytes())
-    if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
-        raise ValueError(f"not a manifest of schema {_SCHEMA}")
-    if value.get("identity") != identity:
-        raise ValueError("it belongs to another artefact")
-    entries = value.get("files")
-    if not isinstance(entries, dict):
-        raise ValueError("it lists no files")
-    files: dict[str, tuple[str, int]] = {}
-    for name, entry in entries.items():
-        digest = entry.get("sha256") if isinstance(entry, dict) else None
-        size = entry.get("size") if isinstance(entry, dict) else None
-        if not isinstance(digest, str) or not isinstance(size, int):
-            raise ValueError(f"no checksum or size of {name}")
-        files[name] = (digest, size)
-    return files
-
-
-def _compare(path: Path, digest: str | None, size: int) -> str | None:
-    try:
-        found = path.stat().st_size
-        if found < size:
-            return f"truncated: {found} of {size} bytes"
-        if found > size or (digest is not None and file_digest(path) != digest):
-            return "altered"
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
-    return None
-
-
-def _refusal(name: str) -> str | None:
-    suffix = PurePosixPath(name).suffix.lower()
-    return "a pickle format" if suffix in _REFUSED else "code" if suffix in _CODE else None
-
-
 def _relative(folder: Path, root: Path) -> str:
     try:  # relative, so that both may be moved together
         return Path(os.path.relpath(folder, root)).as_posix()
@@ -635,29 +541,6 @@ def _relative(folder: Path, root: Path) -> str:
 def _machine() -> str:
     """Tells machines apart without naming them."""
     return hashlib.sha256(f"aligngap {platform.node()}".encode()).hexdigest()[:12]
-
-
-def is_inside(name: str) -> bool:
-    """Whether a relative name, with slashes, stays in its folder on every system."""
-    path = PurePosixPath(name)
-    plain = name == str(path) and "\\" not in name and ":" not in name and "\0" not in name
-    return plain and not path.is_absolute() and ".." not in path.parts and name != "."
-
-
-def _contents(folder: Path) -> tuple[list[str], list[str]]:
-    """Relative names, sorted, of the plain files and of everything that is neither plain file nor folder."""
-    regular: list[str] = []
-    other: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            path = Path(parent) / name
-            relative = path.relative_to(folder).as_posix()
-            mode = path.lstat().st_mode
-            if stat.S_ISREG(mode):
-                regular.append(relative)
-            elif not stat.S_ISDIR(mode):
-                other.append(relative)
-    return sorted(regular), sorted(other)
 
 
 def sync(path: Path) -> None:

@@ -134,6 +134,7 @@ def test_a_process_that_is_lost_again_and_again_is_a_failure_with_the_signals_na
     outcome, events = go(store, bad, good)
     assert outcome.status == {bad.identity: "failed", good.identity: "finished"}
     assert "SIGKILL" in outcome.reasons[bad.identity]
+    assert list((store.root / ".temporary").iterdir()) == []
     assert kinds(events, bad) == ["started", "vanished", "started", "vanished", "started", "failed"]
 
 

@@ -18,7 +18,8 @@ import pytest
 import aligngap
 from aligngap.errors import UserError
 from aligngap.store import Problem, Store, read_json, write_bytes_atomic, write_json
-from aligngap.store.store import all_but_weights, is_checked, write_checked
+from aligngap.store.contents import all_but_weights
+from aligngap.store.store import is_checked, write_checked
 from faults.moments import moments
 
 NAME = "arm-0123456789abcdef0123"
@@ -311,6 +312,7 @@ def test_verify_of_a_file_replaced_by_a_link_to_the_same_contents(store: Store, 
         json.dumps({"schema": 1, "identity": NAME, "files": {"a": {"size": 1}}}),
         json.dumps({"schema": 1, "identity": NAME, "files": {"a": 3}}),
         "\x80",
+        "[" * 200_000,
     ],
 )
 def test_verify_of_an_unreadable_manifest(store: Store, text: str) -> None:
@@ -328,6 +330,19 @@ def test_verify_never_follows_a_name_out_of_the_artefact(store: Store, name: str
     manifest["files"][name] = {"sha256": "0" * 64, "size": 1}
     (path / "manifest.json").write_text(json.dumps(manifest))
     assert store.verify() == [Problem(NAME, name, "name leads outside the artefact")]
+
+
+def test_what_may_not_be_read_is_not_called_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(store)
+
+    def denied(path: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("aligngap.store.contents.file_digest", denied)
+    for look in (store.verify, lambda: store.set_aside(NAME)):
+        with pytest.raises(UserError, match="may not be read"):
+            look()
+    assert store.has(NAME)
 
 
 def test_sizes_alone_of_what_is_left_out_of_the_checksums(store: Store) -> None:
@@ -680,10 +695,11 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_absent_json_file(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("{")
-    with pytest.raises(UserError) as caught:
-        read_json(tmp_path / "x.json")
-    assert caught.value.where == str(tmp_path / "x.json")
+    for text in ("{", "[" * 200_000):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(UserError) as caught:
+            read_json(tmp_path / "x.json")
+        assert caught.value.where == str(tmp_path / "x.json")
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "y.json")
 

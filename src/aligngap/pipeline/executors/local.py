@@ -30,8 +30,9 @@ from aligngap.errors import UserError
 from aligngap.pipeline.executors.schedule import Schedule
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Event, Outcome, Stage, all_stages
 from aligngap.plugins import load_plugins, loaded
+from aligngap.store.contents import Problem, all_but_weights
 from aligngap.store.record import environment
-from aligngap.store.store import DiskError, Problem, Store, all_but_weights, disk_errors
+from aligngap.store.store import DiskError, Store, disk_errors
 
 # A stage that is told to stop gets this long to put its files away.
 GRACE = 5.0
@@ -232,6 +233,7 @@ class _Run:
             self._fail(stage, str(detail))
 
     def _try_again(self, stage: Stage, reason: str) -> None:
+        self.store.sweep()  # the dead process could not
         self.tries[stage.identity] += 1
         left = _TRIES - self.tries[stage.identity]
         if not left:
