@@ -212,3 +212,8 @@ def test_a_judge_that_cannot_be_is_one_error(folder: Path, golden: dict[str, Any
     with pytest.raises(UserError) as caught:
         targets(load_study(str(path)))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_nothing_is_analysed_by_a_truth_that_nobody_knows(folder: Path) -> None:
+    with pytest.raises(UserError, match="nobody knows the true utility"):
+        load_study(str(folder / "study.yaml"), ["analysis.judge=true"])

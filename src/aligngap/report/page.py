@@ -217,8 +217,8 @@ def seeds_note(n_seeds: int) -> str:
         )
     if n_seeds < 5:
         return (
-            f"{n_seeds} seeds. Intervals resample seeds and prompts, but with fewer than five seeds an interval from "
-            "resampling tends to be too narrow."
+            f"{n_seeds} seeds, fewer than five. Intervals cover seeds and prompts, by t quantiles for so few seeds: "
+            "they are wide, and cost a lot of power."
         )
     return f"{n_seeds} seeds. Intervals resample seeds, paired between arms, and prompts."
 

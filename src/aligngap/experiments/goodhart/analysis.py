@@ -66,7 +66,8 @@ def analyse(data: TaskData) -> Analysis:
         ),
     }
     estimates |= {key: Labelled(label, found["average_gap"]) for key, (label, found) in further.items()}
-    estimates |= best_of_sweep(data)
+    best = best_of_sweep(data)
+    estimates |= best
     for family, judge in product(("online", "offline"), ("golden", "true")):
         runs = data.runs(family, baseline=True, opponent="sft", judge=judge)
         fit = data.over_optimisation(runs, "goodhart", "gao", judge)
@@ -85,6 +86,8 @@ def analyse(data: TaskData) -> Analysis:
         f"does, and its peak is {interval_words(main['peak_difference'], signed=True)} higher "
         f"({across(main['average_gap'])}); {falls[0]}, {falls[1]}."
     )
+    if data.finished("online_sweep") and not best:
+        sentence += " The best of either sweep are not compared: their finished arms do not have the same budgets."
     other_split = [split for split in SPLITS if split != settings.split]
     return Analysis(
         verdict, sentence, estimates, [_difference(data, split) for split in (settings.split, *other_split)]
