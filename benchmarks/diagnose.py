@@ -57,11 +57,12 @@ EXPECTED = {
 
 
 class Made(NamedTuple):
-    """The policies of a task, its judges, and the sets by name."""
+    """The policies of a task (writers of the sets; all checkpoints of the online arm), its judges, the sets by name."""
 
     sft: Policy
     base: Policy
     writers: dict[str, Policy]
+    checkpoints: dict[str, Policy]
     golden: Judge
     truth: TrueUtilityJudge
     sets: dict[str, PairBatch]
@@ -104,11 +105,12 @@ def prepare(task: str, store: Store, prompts: int) -> Made:
         return found
 
     sft_path = str(folder(bench.sft) / "model")
+
+    def weights_at(step: int) -> Path:
+        return folder(online) / f"steps/{step:06d}.safetensors"
+
     steps = {"early": fifth(online.optim.steps), "final": online.optim.steps}
-    writers = {"SFT": policy(sft_path)}
-    writers |= {
-        name: policy(sft_path, folder(online) / f"steps/{step:06d}.safetensors") for name, step in steps.items()
-    }
+    writers = {"SFT": policy(sft_path)} | {name: policy(sft_path, weights_at(step)) for name, step in steps.items()}
     golden_path = folder(bench.golden)
     golden_tokens = load_tokenizer(bench.study.models.golden)
     golden = ModelJudge(load_preference_model(bench.study.golden.model, golden_path, separator_of(golden_tokens)))
@@ -120,7 +122,16 @@ def prepare(task: str, store: Store, prompts: int) -> Made:
     sets["online stream"] = _one_a_prompt(sets["online stream"])
     sets["likeliest of 8"] = _likeliest(writers["SFT"], sets["SFT vs SFT"], golden)
     base = policy(bench.study.models.policy.location)
-    return Made(writers["SFT"], base, writers, golden, truth, {name: sets[name] for name in EXPECTED if name in sets})
+    checkpoints = {f"step {step}": policy(sft_path, weights_at(step)) for step in online.keep}
+    return Made(
+        writers["SFT"],
+        base,
+        writers,
+        checkpoints,
+        golden,
+        truth,
+        {name: sets[name] for name in EXPECTED if name in sets},
+    )
 
 
 def _one_a_prompt(stream: PairBatch) -> PairBatch:
@@ -173,6 +184,20 @@ def exact(made: Made, prompts: int) -> dict[str, float]:
     return found
 
 
+def sensitivity(made: Made, prompts: int) -> Iterator[tuple[str, float, Diagnosis]]:
+    """Pairs whose answers both come from one checkpoint of the online arm: its step, exact KL, what was said."""
+    pairs = made.sets["SFT vs SFT"].take(torch.arange(prompts))
+    for name, writer in made.checkpoints.items():
+        sides = []
+        for side in range(2):
+            noise = uniforms(pairs.prompt_numbers, 1, writer.max_new_tokens, "benchmark", "diagnose", "step", side)
+            sides.append(writer.sample(pairs.prompts, 1, noise))
+        kl = float(sequence_kl(writer, made.sft, pairs.prompts, sides[0]).mean())
+        own = replace(pairs, first=sides[0], second=sides[1])
+        about = {"policy": "SFT", "data": name, "format": "made", "pairs": prompts, "prompts": prompts}
+        yield name, kl, diagnose(Subject(made.sft, made.truth.tokenizer, own, about | {"repeated_pairs": 0}))
+
+
 def true_wins(made: Made, name: str, prompts: int) -> float:
     """Win rate of either answer against a response of the policy's own, by the true utility."""
     pairs = made.sets[name.removesuffix(", no SFT")].take(torch.arange(prompts))
@@ -196,6 +221,16 @@ def main() -> None:
     made = prepare(given.task, Store(given.store), given.prompts * given.repeats)
     kl = exact(made, given.prompts)
     print(f"{given.task}: exact KL from SFT, nats a response: " + ", ".join(f"{k} {v:.2f}" for k, v in kl.items()))
+    steps = []
+    for name, distance, found in sensitivity(made, given.prompts):
+        signs = found.findings.signs()
+        excess = found.findings.number("on_policy", "excess", "either")
+        steps.append({"set": name, "kl": distance, **found.as_json()})
+        print(
+            f"both answers of {name:<9} KL {distance:5.2f}  {found.regime.name:<13} nearer {_short(signs.nearer)} "
+            f"farther {_short(signs.farther)} excess {excess.value:+6.2f} covered {signs.covered.value:4.0%}",
+            flush=True,
+        )
     rows: list[dict[str, Any]] = []
     for name, repeat, found, seconds in examine(made, given.prompts, given.repeats):
         signs = found.findings.signs()
@@ -214,7 +249,14 @@ def main() -> None:
         print(f"{name:<17} expected {expected:<29} said {counts:<40} true win rate {truth[name]:.0%}")
     print(f"median {statistics.median(row['seconds'] for row in rows):.1f} s a diagnosis")
     if given.json:
-        result = {"task": given.task, "kl": kl, "true_win_rate": truth, "expected": EXPECTED, "rows": rows}
+        result = {
+            "task": given.task,
+            "kl": kl,
+            "true_win_rate": truth,
+            "expected": EXPECTED,
+            "rows": rows,
+            "steps": steps,
+        }
         given.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -90,7 +90,7 @@ class Findings:
             prompts=int(self.counts["prompts"]),
             **pairs,
             quality=self.number("quality", "win_rate", "either"),
-            covered=self.number("coverage", "nearest_relative", "policy_by_data"),
+            covered=self.number("coverage", "bigrams_relative", "policy_by_data"),
             unlikely=self.number("on_policy", "too_unlikely", "either"),
             likely=self.number("on_policy", "too_likely", "either"),
         )
@@ -391,8 +391,8 @@ def _contrast(seen: Looked, opinions: _Opinions | None) -> Draft:
 
 
 def _coverage(seen: Looked) -> Draft:
-    """How near the policy's responses lie to the data's, and the other way round, beside how near the policy's own lie
-    to each other; always the nearest of two.
+    """How much of what the policy says the data hold, and the other way round, beside how much of it as many further
+    responses of its own hold.
     """
     near: dict[str, list[Floats]] = {"policy_by_data": [], "data_by_policy": [], "policy_by_policy": []}
     grams: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in near}
@@ -416,18 +416,26 @@ def _coverage(seen: Looked) -> Draft:
     }
     base = nearest["policy_by_policy"]
     lines = [
-        Line("nearest", "edit similarity with the nearest of two, same prompt", "%", nearest),
+        Line("bigrams", "pairs of neighbouring tokens that occur there, all prompts", "%", shares),
+        Line(
+            "bigrams_relative",
+            "relative to the policy by itself",
+            "%",
+            {"policy_by_data": Ratio(shares["policy_by_data"].top, shares["policy_by_policy"].top)},
+        ),
+        Line("nearest", "likeness: edit similarity with the nearest of two, same prompt", "%", nearest),
         Line(
             "nearest_relative",
             "relative to the policy by itself",
             "%",
             {name: Ratio(nearest[name], base) for name in ("policy_by_data", "data_by_policy")},
         ),
-        Line("bigrams", "pairs of tokens that occur there, all prompts", "%", shares),
     ]
     notes = (
-        "both sides always of equal size: two responses a prompt. The whole data set covers more than its share that "
-        "was looked at; long answers are never near each other, so read the row relative to the policy by itself.",
+        "both sides always of equal size: two responses a prompt. The whole data set holds more than the share that "
+        "was looked at. Intervals take what the other side holds as given.",
+        "likeness is no coverage: answers that keep to what is most usual lie nearer to the policy's than its own do, "
+        "above 100%, and leave out the rest.",
     )
     columns = {
         "policy_by_data": "policy's, by the data",

@@ -1,8 +1,8 @@
 """Which data set of the original's section 6 (and of H1 and H2) a preference data set resembles.
 
-The rule, its thresholds and the words for every outcome were fixed before any data set was measured (docs/diagnose.md
-says when, and what came of it). It asks about the answers of a pair, the nearer one to the policy and the farther one,
-not about chosen and rejected: which answer is the policy's own seldom goes with the label.
+The rule and its thresholds were fixed before any data set was measured (docs/diagnose.md says what came of it). It asks
+about the answers of a pair, the nearer one to the policy and the farther one, not about chosen and rejected: which
+answer is the policy's own seldom goes with the label.
 
 The measure is how often a rule, fitted on other prompts, ranks an answer of the data as less like the policy's than the
 policy's own in the same place (`stats.separation`): the nearer of the two answers against the nearer of two responses
@@ -46,7 +46,7 @@ CHANCE = 2 / 3
 """The nearer answer beyond this, and no answer of the pair need be near."""
 
 COVERED = 0.95
-"""The data cover the policy if its responses lie at least this near to the data's, relative to each other."""
+"""The data cover the policy if they hold this much of what it says, relative to as many responses of its own."""
 
 UNLIKELY = 0.10
 """The share of answers outside the bulk of the policy's own, on one side, from which it is worth saying (1% of the
@@ -58,9 +58,9 @@ class Signs(NamedTuple):
     """What the regime is read from.
 
     prompts: how many. nearer, farther: the shares above; lead: the farther's minus the nearer's. quality: win rate of
-    the data's answers against the policy's own, NaN without a judge. covered: how near the policy's responses lie to
-    the data's, relative to how near they lie to each other. unlikely: the share of answers below the bulk of the
-    policy's own log-probabilities; likely: above it.
+    the data's answers against the policy's own, NaN without a judge. covered: the share of the policy's pairs of
+    neighbouring tokens that the data hold, relative to as many responses of its own. unlikely: the share of answers
+    below the bulk of the policy's own log-probabilities; likely: above it.
     """
 
     prompts: int
@@ -123,7 +123,8 @@ _ABOUT: dict[str, tuple[str, str, str]] = {
     ),
     "far_better": (
         "both answers are away from the policy, and better than its own",
-        "early against final and final against final online policy (section 6); the high-quality set of H2",
+        "early against final and final against final online policy (section 6); the high-quality set of H2; the stream "
+        "of an online run that soon left the policy (H1)",
         "The original found such sets of little use in spite of their quality. Our own study leans the other way: on "
         "the summarisation world offline training on final-vs-final pairs peaked highest of its four sets, by the "
         "golden judge (docs/findings.md; one seed; by the true utility the lead is gone). " + _PROXIMITY,
@@ -143,9 +144,10 @@ _ABOUT: dict[str, tuple[str, str, str]] = {
     "between": (
         "both answers are somewhat away from the policy",
         "the stream of an online run, shuffled (H1); D_golden where the SFT policy has not learned its answers well",
-        "Either all answers are a little off, or some pairs are near and others far, as along an online run; this "
-        "measure does not tell which. The original found that the online run's own pairs, shuffled, do little better "
-        "than plain offline training, and ours is inconclusive (docs/findings.md). " + _PROXIMITY,
+        "Either all answers are somewhat off, as D_golden of the summarisation world is from our SFT policy, or some "
+        "pairs are near and others far, as along an online run; this measure does not tell which. The original found "
+        "that the online run's own pairs, shuffled, do little better than plain offline training, and ours is "
+        "inconclusive (docs/findings.md). " + _PROXIMITY,
     ),
     "undecided": (
         "undecided",
@@ -208,7 +210,7 @@ def _likelihood(name: str, signs: Signs) -> Lines:
     if signs.unlikely.low > UNLIKELY:
         yield (True if far else False if name == "on_policy" else None), share
     elif far:
-        yield False, f"{share}: most are within what it says, if not what it mostly says"
+        yield None, f"{share}: they are within what it says, as answers of a policy trained from it are"
     else:
         yield (True if name == "on_policy" else None), share
     if signs.likely.low > UNLIKELY:
@@ -219,12 +221,12 @@ def _likelihood(name: str, signs: Signs) -> Lines:
 def _coverage(name: str, signs: Signs) -> Lines:
     if not signs.covered.known:
         return
-    how = f"the policy's responses lie {words(signs.covered)} as near to the data's as to each other"
+    how = f"of its pairs of neighbouring tokens the data hold {words(signs.covered)} of what its own responses would"
     near = name in ("on_policy", "one_side_near", "between")
     if signs.covered.low >= COVERED:
         yield (near if name != "undecided" else None), f"{how}: the data cover them"
     elif signs.covered.high < COVERED:
-        missed = f"{how}: what it says otherwise, the data do not teach"
+        missed = f"{how}: they are narrower than the policy, or elsewhere"
         yield {"on_policy": False, "between": False}.get(name, True if name.startswith("far") else None), missed
     else:
         yield None, how

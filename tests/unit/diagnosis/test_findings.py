@@ -92,8 +92,9 @@ def test_data_of_the_policys_own_are_not_told_apart(on_policy: Findings) -> None
         assert number.n == COUNT * 2 // 3
     excess = on_policy.number("on_policy", "excess_per_token", "either")
     assert excess.low < 0 < excess.high
-    covered = on_policy.number("coverage", "nearest_relative", "policy_by_data")
-    assert covered.low < 1 < covered.high
+    likeness = on_policy.number("coverage", "nearest_relative", "policy_by_data")
+    assert likeness.low < 1 < likeness.high
+    assert value(on_policy, "coverage", "bigrams_relative", "policy_by_data") == pytest.approx(1, abs=0.01)
     assert value(on_policy, "coverage", "bigrams", "policy_by_data") > 0.99
     assert decide(on_policy.signs()).name == "on_policy"
 
@@ -122,7 +123,7 @@ def test_a_sharpened_policy_shows_an_excess_below_0_and_is_told_apart_all_the_sa
     assert found.number("on_policy", "excess", "either").high < 0
     assert value(found, "contrast", "nearer") > 0.75
     assert value(found, "contrast", "identical") == 1
-    assert found.number("coverage", "nearest_relative", "policy_by_data").high < 1
+    assert found.number("coverage", "bigrams_relative", "policy_by_data").high < 1
 
 
 def test_contrast_by_hand() -> None:

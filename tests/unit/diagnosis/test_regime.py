@@ -74,7 +74,7 @@ def test_what_speaks_against_is_said() -> None:
     assert any("70.0%" in line for line in found.against)
     far = decide(signs(0.9, 0.9, quality=number(0.7)))
     assert any("70.0%" in line for line in far.evidence)
-    assert any("within what it says" in line for line in far.against)
+    assert any("within what it says" in line for line in far.beside)
 
 
 @pytest.mark.parametrize(("nearer", "farther"), [(0.5, 0.5), (0.6, 0.9), (0.9, 0.9), (0.72, 0.73)])
