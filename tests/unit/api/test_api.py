@@ -1,0 +1,64 @@
+"""Results as a notebook takes them up; the numbers are the report fixture's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+import pytest
+
+import aligngap
+from aligngap.errors import UserError
+from unit.report.fixture_results import write_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> aligngap.Results:
+    folder = tmp_path_factory.mktemp("run")
+    write_results(folder)
+    return aligngap.open_run(folder)
+
+
+def test_verdicts_and_estimates_are_those_of_the_file(results: aligngap.Results) -> None:
+    experiments = {
+        (task, name): found
+        for task, part in results.raw["tasks"].items()
+        for name, found in part["experiments"].items()
+    }
+    assert [tuple(row) for row in results.verdicts.select("task", "experiment").rows()] == list(experiments)
+    assert results.verdicts["verdict"].to_list() == [found["verdict"] for found in experiments.values()]
+    (task, name), found = next(iter(experiments.items()))
+    key, first = next(iter(found["estimates"].items()))
+    row = results.estimates.filter(pl.col("task") == task, pl.col("experiment") == name).row(0, named=True)
+    assert (row["estimate"], row["value"], row["low"]) == (key, first["value"], first["low"])
+    assert "<table" in results._repr_html_()
+
+
+def test_charts_are_altair_and_hold_the_data(results: aligngap.Results) -> None:
+    found = results.charts()
+    assert found
+    assert all(isinstance(chart, alt.TopLevelMixin) for chart in found.values())
+    assert any("goodhart" in name or "win" in name for name in found)
+    assert len(next(iter(found.values())).to_json()) > 1000
+    with pytest.raises(UserError, match="no split"):
+        results.charts(split="test")
+
+
+def test_no_results_is_an_error_of_the_users(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no results"):
+        aligngap.open_run(tmp_path)
+
+
+def test_what_cannot_be_run_is_an_error_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="Did you mean 'quick'"):
+        aligngap.run("quik")
+    assert "there is no study" in capsys.readouterr().out
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, aligngap; print(sorted({'torch', 'polars', 'altair', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
