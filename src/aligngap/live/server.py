@@ -69,7 +69,7 @@ class Site:
 
     def _state(self) -> Answer:
         renewal = self._renewal
-        page = {"version": renewal.version, "made": renewal.made, "making": renewal.making, "problem": renewal.problem}
+        page = {"version": renewal.version, "made": renewal.made, "making": renewal.at_work, "problem": renewal.problem}
         if renewal.page is not None:
             page |= {"arms": renewal.page.arms, "of": renewal.page.of, "final": renewal.page.final}
         return _json(self._watched.summary(self._look) | {"page": page})

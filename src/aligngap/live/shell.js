@@ -50,9 +50,9 @@
     if (page.version) {
       const age = now - page.made;
       parts.push(page.final ? "The report below is the finished one." : `The report below is ${clock(Math.max(0, age))} old and rests on ${page.arms} of ${page.of} arms; estimates will change.`);
-    } else parts.push("No arm has been evaluated yet: the report comes with the first one.");
+    } else parts.push(page.making ? "The first report is being made." : "No arm has been evaluated yet: the report comes with the first one.");
     if (page.problem) parts.push(`It could not be renewed: ${page.problem}.`);
-    else if (page.making && !page.final) parts.push("Looking for what is new …");
+    else if (page.version && page.making && !page.final) parts.push("A new one is being made.");
     say($("figures"), parts.join(" "));
   };
   const show = async (state, now) => {
@@ -78,7 +78,7 @@
     $("message").hidden = !message;
     fill($("work").querySelector("tbody"), state.running.map((stage) => cells(make("tr", stage.status), ["", stage.label], ["", bar(stage.done, stage.total)],
       ["n", plain(stage.rate)], ["n", stage.left === null ? "" : clock(stage.left)], ["n", losses(stage.metrics)])));
-    $("work").hidden = !state.running.length;
+    $("work").hidden = state.state !== "running" && !state.running.length;
     const seconds = state.spent.reduce((sum, row) => sum + row.seconds, 0);
     fill($("spent").querySelector("tbody"), state.spent.map((row) => cells(make("tr"), ["", row.kind.replaceAll("_", " ")],
       ["n", row.timed < row.stages ? `${row.stages} (${row.timed} timed)` : String(row.stages)], ["n", row.timed ? clock(row.seconds) : "no data"],

@@ -20,6 +20,7 @@ from aligngap.cli import main
 from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store, write_json
+from aligngap.trackers.base import Series
 from unit.pipeline.fake_stages import Fake, Steps
 from unit.pipeline.runs import finished
 from unit.report.fixture_results import write_results
@@ -343,6 +344,18 @@ def test_a_changed_study_and_a_chosen_store(study: Install, capsys: pytest.Captu
     assert main(["run", "try", "--store", "shared", "--smoke", "--seeds", "3", "--out", "other"]) == 0
     assert "1 of them in the store already" in capsys.readouterr().out
     assert main(["verify", "other"]) == 0
+
+
+def test_what_is_tracked_is_no_part_of_the_study(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    stage = Steps(steps=3)
+    study(stage)
+    series = Series(stage.identity, "a task/an arm", {})
+    monkeypatch.setattr("aligngap.trackers.tracking.series_of", lambda spec: {stage.identity: series})
+    assert main(["run", "try", "--out", "here", "--track", "tensorboard", "--track", "tensorboard"]) == 0
+    assert len(list(Path("here/tensorboard/a task/an arm").iterdir())) == 1
+    assert "track" not in Path("here/study.json").read_text()
+    assert main(["run", "try", "--out", "here"]) == 0
 
 
 def test_a_defect_keeps_its_traceback(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,84 @@
+"""The line to a tracker's process: nobody waits, whatever the tracker does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aligngap.trackers import process
+from aligngap.trackers.base import Series
+from aligngap.trackers.process import Line
+
+pytest.importorskip("tensorboard")
+
+SERIES = Series("key", "task/arm/seed 0", {})
+
+
+def line(folder: Path) -> Line:
+    return Line("tensorboard", folder, "study", "token", folder / "log")
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited for too long"
+        time.sleep(0.02)
+
+
+def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_KEPT", 500)
+    tracker = line(tmp_path)
+    assert tracker._process.pid is not None
+    os.kill(tracker._process.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    for step in range(10_000):
+        tracker.log(SERIES, step, {f"value {name}": 1.0 for name in range(20)})
+    assert tracker.problem == "it cannot keep up with the run"
+    tracker.close(5.0)
+    assert time.monotonic() - start < 5.0  # one that is off is not waited for
+    assert not tracker._process.is_alive()
+
+
+def test_one_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    tracker = line(tmp_path)
+    tracker.log(SERIES, 1, {"value": 1.0}, evaluated=True)
+    until(tracker.confirmed)
+    assert tracker._process.pid is not None
+    os.kill(tracker._process.pid, signal.SIGSTOP)
+    tracker.close(0.3)
+    assert tracker.problem == "it had not ended after 0 seconds, and what it had not written is lost"
+    assert not tracker._process.is_alive()
+
+
+def test_a_tracker_that_dies_is_off(tmp_path: Path) -> None:
+    tracker = line(tmp_path)
+    tracker._process.kill()
+    until(lambda: tracker.problem is not None)
+    assert tracker.problem == "its process ended without a word"
+    tracker.log(SERIES, 1, {"value": 1.0})
+    tracker.close(10.0)
+
+
+def test_what_was_given_is_confirmed_in_order(tmp_path: Path) -> None:
+    tracker = line(tmp_path)
+    for step in (3, 1, 2):
+        tracker.log(SERIES, step, {"value": 1.0}, evaluated=True)
+    tracker.log(SERIES, 4, {"value": 1.0})
+    tracker.close(60.0)
+    assert tracker.problem is None
+    assert list(iter(tracker.confirmed, None)) == [("key", 3), ("key", 1), ("key", 2)]
+
+
+def test_ctrl_c_does_not_reach_the_tracker(tmp_path: Path) -> None:
+    tracker = line(tmp_path)
+    assert tracker._process.pid is not None
+    os.kill(tracker._process.pid, signal.SIGINT)
+    tracker.log(SERIES, 1, {"value": 1.0}, evaluated=True)
+    until(tracker.confirmed)
+    tracker.close(60.0)
+    assert tracker.problem is None
