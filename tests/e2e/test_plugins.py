@@ -233,7 +233,8 @@ def test_a_plugin_that_is_not_there_is_one_error(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(study_file(tmp_path / "study", base, plugins=["no_such_plugin"]))]) == 2
-    assert all(word in capsys.readouterr().err for word in ("no such module", "no_such_plugin"))
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("no such module", "no_such_plugin")), shown
 
 
 def test_two_plugins_may_not_take_one_name(base: Path, tmp_path: Path) -> None:

@@ -57,7 +57,12 @@ def test_holm_counts_what_could_not_be_tested() -> None:
     def first(p: float | None) -> dict[str, dict[str, Any]]:
         return {"main": {"p": p}, "other": {"p": 0.0001}}
 
-    adjusted = _holm({"a": first(0.01), "b": first(None), "c": first(0.03), "d": {}})
+    adjusted = _holm(
+        {
+            name: {"verdict": "inconclusive", "estimates": found}
+            for name, found in {"a": first(0.01), "b": first(None), "c": first(0.03), "d": {}}.items()
+        }
+    )
     assert adjusted["a"] == pytest.approx(0.04)
     assert adjusted["c"] == pytest.approx(0.09)
     assert adjusted["b"] is not None

@@ -354,7 +354,7 @@ def test_a_host_that_does_not_exist_is_not_tried_again(monkeypatch: pytest.Monke
     made = spec_of("http://no-such-host.invalid/v1", concurrency=1).build(JudgeIngredients(tokenizer=TOKENIZER))
     with pytest.raises(UserError, match="Name or service not known"):
         margins(made)
-    assert len(asked) == 1
+    assert len(asked) <= 2  # both orders may be asked side by side; a retry of each would be many more
 
 
 def test_a_server_that_speaks_no_http_is_a_clear_error() -> None:
