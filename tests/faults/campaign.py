@@ -7,12 +7,16 @@ Every trial runs the real command in processes of its own, is a function of its 
 ends with the same check: results.json equal to that of an undisturbed run but for times; the same bytes in every
 artefact; `verify` finds nothing; what had been finished was not made again; no traceback reached the user. A trial that
 fails keeps its folder.
+
+Half of what such a small run costs is the import of libraries. So nine of ten commands, and their fork servers, are
+forked from the campaign's own process, which has imported them and done nothing with them; the tenth is started anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing.util
 import os
 import random
 import re
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,9 +36,11 @@ from pathlib import Path
 from typing import Any
 
 import aligngap
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+import aligngap.experiments.study
+import aligngap.pipeline.stages
+import aligngap.report.page
+from aligngap.cli import main as main_of_aligngap
 from aligngap.store import Store, file_digest, read_json
-from aligngap.tasks.worlds import WORLDS
 
 STUDY = """
 extends: paper
@@ -54,6 +61,15 @@ analysis: {replicates: 100}
 generated pairs, opponents' responses, evaluations, an experiment's own measures.
 """
 
+_BASE = """
+import sys
+from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.tasks.worlds import WORLDS
+tokenizer = word_tokenizer([word for place in WORLDS.values() for word in place().words()])
+shape = Architecture(hidden=16, layers=1, heads=2, intermediate=16)
+random_model(shape, len(tokenizer), 0).save_pretrained(sys.argv[1])
+tokenizer.save_pretrained(sys.argv[1])
+"""
 _TIMES = ("timings", "seconds", "core_seconds")
 _OWN = ("record.json", "seconds.json", "manifest.json")  # of an artefact's files, those that hold times
 _CLOCK = """
@@ -79,6 +95,106 @@ class Done:
     err: str
 
 
+class Command:
+    """An `aligngap` command in a process group of its own; what it says goes to files.
+
+    forked: from this process, which has imported what the command imports; started anew where that cannot be.
+    """
+
+    def __init__(
+        self, lab: Lab, words: list[str], said: Path, site: str, limit: Callable[[], None] | None, *, forked: bool
+    ) -> None:
+        self.said = [said.with_suffix(suffix) for suffix in (".out", ".err")]
+        self.code: int | None = None
+        variables = lab.variables
+        forked = forked and not _threads()
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            os.setsid()
+            os.chdir(lab.folder)
+            for number, path in enumerate(self.said, start=1):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            if limit:
+                limit()
+            if not forked:
+                if site:
+                    (folder := said.with_suffix(".site")).mkdir()
+                    (folder / "sitecustomize.py").write_text(site)
+                    variables["PYTHONPATH"] = f"{folder}{os.pathsep}{variables['PYTHONPATH']}"
+                os.execve(sys.executable, [sys.executable, "-m", "aligngap", *words], variables)
+            os.environ.clear()
+            os.environ.update(variables)
+            exec(site, {})
+            multiprocessing.util.spawnv_passfds = _forked_server
+            code = main_of_aligngap(words)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def poll(self) -> int | None:
+        """Its exit code, once it has ended."""
+        if self.code is None:
+            number, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if number else None
+        return self.code
+
+    def wait(self, seconds: float = 60.0) -> Done | None:
+        """How it ended; None when it has not, after so many seconds."""
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.02)
+        assert self.code is not None
+        return Done(self.code, *(path.read_text(errors="replace") for path in self.said))
+
+    def kill(self, number: int = signal.SIGKILL, *, everybody: bool) -> None:
+        """A signal to it, or to all of its group."""
+        with suppress(ProcessLookupError):
+            if everybody:
+                with suppress(ProcessLookupError):  # in its first moment there is no group yet
+                    return os.killpg(self.pid, number)
+            os.kill(self.pid, number)
+
+
+def _threads() -> list[str]:
+    """Threads that would be missed after a fork: all but this one and those that Polars' import starts, as the fork
+    server has them as well.
+    """
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if not name.startswith(("jemalloc_bg", "polars-ooc"))][1:]
+
+
+_spawn = multiprocessing.util.spawnv_passfds
+
+
+def _forked_server(path: Any, words: Sequence[str], passed: Sequence[int]) -> int:
+    """As the fork server is started, but for its imports: the same code in a process that has been forked instead."""
+    if not any("forkserver" in str(word) for word in words):
+        return int(_spawn(path, words, passed))
+    if process := os.fork():
+        return process
+    try:
+        Path("/proc/self/comm").write_text("forkserver")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # a new program has no handlers, and no files but those passed on
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            if int(entry.name) not in (0, 1, 2, *passed):
+                with suppress(OSError):
+                    os.close(int(entry.name))
+        exec(words[-1], {})
+    finally:
+        os._exit(0)
+
+
 @dataclass
 class Trial:
     """One disturbed run. Its folder holds the run, in `run`, and what the commands said."""
@@ -90,6 +206,7 @@ class Trial:
     # What happened, for the tally: what was hit, and how it went on.
     hit: Counter[str] = field(default_factory=Counter)
     went_on: str = ""
+    commands: int = 0
 
     @property
     def run(self) -> Path:
@@ -99,29 +216,27 @@ class Trial:
     def store(self) -> Path:
         return self.run / "store"
 
-    def start(self, *more: str, run: Path | None = None, **options: Any) -> subprocess.Popen[str]:
-        """`aligngap run` in a process group of its own."""
+    def start(
+        self, *more: str, run: Path | None = None, site: str = "", limit: Callable[[], None] | None = None
+    ) -> Command:
+        """`aligngap run` in a process group of its own. site: code to be run before it; limit: called in it."""
         checkpoint = self.rng.choice(["0", "0", "0.3", "120"])
-        command = [*self.lab.command("run"), str(self.lab.study), "--out", str(run or self.run)]
-        command += ["--jobs", str(self.jobs), "--checkpoint-seconds", checkpoint, *more]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            cwd=self.lab.folder, env=options.pop("env", self.lab.variables), **options,
-        )  # fmt: skip
+        words = ["run", str(self.lab.study), "--out", str(run or self.run)]
+        words += ["--jobs", str(self.jobs), "--checkpoint-seconds", checkpoint, *more]
+        self.commands += 1
+        said = self.folder / f"said-{self.commands}"
+        said.parent.mkdir(exist_ok=True)
+        return Command(self.lab, words, said, site, limit, forked=self.rng.random() < 0.9)
 
-    def end(self, process: subprocess.Popen[str]) -> Done:
+    def end(self, process: Command) -> Done:
         """Wait for it; whatever it says must not be a traceback."""
-        try:
-            out, err = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            raise Broken(f"it hangs: {out[-2000:]}{err[-2000:]}") from None
-        with (self.folder / "said.txt").open("a") as said:
-            said.write(f"-- exit code {process.returncode}\n{out}{err}\n")
-        if "Traceback" in out + err:
-            raise Broken(f"a traceback reached the user: {err[-3000:]}")
-        return Done(process.returncode, out, err)
+        done = process.wait(PATIENCE)
+        if done is None:
+            process.kill(everybody=True)
+            raise Broken(f"it hangs: {process.wait()}")
+        if "Traceback" in done.out + done.err:
+            raise Broken(f"a traceback reached the user: {done.err[-3000:]}")
+        return done
 
     def finish(self, *more: str) -> Done:
         """Run to the end, which must be a good one."""
@@ -130,7 +245,7 @@ class Trial:
             raise Broken(f"run again, it ends with {done.code}: {done.err[-3000:]}")
         return done
 
-    def until_running(self, process: subprocess.Popen[str], run: Path | None = None) -> None:
+    def until_running(self, process: Command, run: Path | None = None) -> None:
         """Wait until its status says that stages are being made, or it ends."""
         status = (run or self.run) / "status.json"
         end = time.monotonic() + PATIENCE
@@ -151,7 +266,7 @@ class Trial:
                 return ["writing of results"]
         return ["start"]
 
-    def wait_and_pick(self, process: subprocess.Popen[str]) -> bool:
+    def wait_and_pick(self, process: Command) -> bool:
         """Wait for a random moment of the run; False when it has ended before."""
         if self.rng.random() < 0.9:  # the first seconds of each run are spent importing libraries
             self.until_running(process)
@@ -179,11 +294,9 @@ class Lab:
     @classmethod
     def set_up(cls, folder: Path) -> Lab:
         """Make the base and the study, and run it undisturbed, twice: it must repeat before it can be disturbed."""
-        tokenizer = word_tokenizer([word for place in WORLDS.values() for word in place().words()])
-        shape = Architecture(hidden=16, layers=1, heads=2, intermediate=16)
-        random_model(shape, len(tokenizer), 0).save_pretrained(folder / "base")
-        tokenizer.save_pretrained(folder / "base")
+        # In a process of its own: this one must have no threads when it forks.
         lab = cls(folder, folder / "faults.yaml")
+        subprocess.run([sys.executable, "-c", _BASE, str(folder / "base")], check=True, env=lab.variables)
         lab.study.write_text(STUDY)
         for name, jobs in (("once", 1), ("reference", 2)):
             trial = Trial(lab, folder / name, random.Random(0), jobs)
@@ -207,9 +320,6 @@ class Lab:
         paths = [str(Path(aligngap.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         given = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
         return {key: value for key, value in os.environ.items() if not key.startswith("ALIGNGAP_")} | given
-
-    def command(self, word: str) -> list[str]:
-        return [sys.executable, "-m", "aligngap", word]
 
     def check(self, trial: Trial) -> None:
         """The identity check."""
@@ -288,15 +398,22 @@ def descendants(process: int) -> dict[int, str]:
     while todo:
         for child in parents[todo.pop()]:
             with suppress(OSError):
-                found[child] = (Path("/proc") / str(child) / "cmdline").read_text().replace("\0", " ")
+                place = Path("/proc") / str(child)
+                found[child] = (place / "comm").read_text() + (place / "cmdline").read_text().replace("\0", " ")
                 todo.append(child)
     return found
 
 
+def servers(process: int) -> list[int]:
+    """The process that forks those that make stages."""
+    return [number for number, command in descendants(process).items() if "forkserver" in command]
+
+
 def workers(process: int) -> list[int]:
     """The processes that make stages: the fork server's children."""
-    servers = [number for number, command in descendants(process).items() if "forkserver" in command]
-    return [number for number in descendants(process) if any(number in descendants(server) for server in servers)]
+    found = servers(process)
+    # Forked from it, they have its name as well.
+    return [number for server in found[:1] for number in descendants(server)]
 
 
 # Trials: each disturbs a run, brings it to its end, and says how it went on.
@@ -318,13 +435,8 @@ def kill(trial: Trial) -> None:
             shutil.rmtree(trial.run)  # it was over before the moment that was picked
             continue
         hit = trial.what_runs()
-        everybody = trial.rng.random() < 0.5
-        with suppress(ProcessLookupError):
-            if everybody:
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()
-        process.communicate()
+        process.kill(everybody=trial.rng.random() < 0.5)
+        process.wait()
         trial.hit.update(dict.fromkeys(dict.fromkeys(hit), 1) | {"kills": 1})
         not_again(before, trial.made())
         trial.lab.consistent(trial)
@@ -352,11 +464,7 @@ def stop(trial: Trial) -> None:
         shutil.rmtree(trial.run, ignore_errors=True)
     trial.hit.update([*dict.fromkeys(trial.what_runs()), "stops"])
     number = trial.rng.choice([signal.SIGINT, signal.SIGTERM])
-    with suppress(ProcessLookupError):
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            os.kill(process.pid, number)
+    process.kill(number, everybody=number == signal.SIGINT)
     done = trial.end(process)
     # Before Python has come to our code, and after our last line, there is only Python's own end of a process.
     told = done.code == 130 and "aligngap run" in done.err
@@ -375,14 +483,11 @@ def worker(trial: Trial) -> None:
         process = trial.start()
         trial.until_running(process)
         time.sleep(trial.rng.uniform(0, 0.8 * trial.lab.seconds))
-        found = workers(process.pid)
-        if trial.rng.random() < 0.2:
-            found = [number for number, command in descendants(process.pid).items() if "forkserver" in command]
+        found = servers(process.pid)[:1] if trial.rng.random() < 0.2 else workers(process.pid)
         if process.poll() is None and found:
             break
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill(everybody=True)
+        process.wait()
         shutil.rmtree(trial.run)
     trial.hit.update([*dict.fromkeys(trial.what_runs()), "worker kills"])
     with suppress(ProcessLookupError):
@@ -402,9 +507,8 @@ def memory(trial: Trial) -> None:
         found = workers(process.pid)
         if process.poll() is None and found:
             break
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill(everybody=True)
+        process.wait()
         shutil.rmtree(trial.run)
     trial.hit.update([*dict.fromkeys(trial.what_runs()), "out of memory"])
     with suppress(ProcessLookupError, PermissionError):
@@ -432,8 +536,8 @@ def flip(trial: Trial) -> None:
     if state == "interrupted":
         process = trial.start()
         if trial.wait_and_pick(process):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            process.kill(everybody=True)
+        process.wait()
     hidden = (".locks", ".users", ".temporary")
     files = [
         path
@@ -459,7 +563,7 @@ def flip(trial: Trial) -> None:
     if (found := results(trial.run)) != trial.lab.expected:
         raise Broken(f"results.json differs: {difference(trial.lab.expected, found)}")
     if Store(trial.store).verify():  # in weights that nobody read: `verify` tells, and helps
-        verify = [*trial.lab.command("verify"), str(trial.run)]
+        verify = [sys.executable, "-m", "aligngap", "verify", str(trial.run)]
         told = subprocess.run(
             [*verify, "--set-aside"], capture_output=True, text=True, env=trial.lab.variables, check=False
         )
@@ -479,7 +583,7 @@ def full(trial: Trial) -> None:
     need = trial.lab.size
     size = int(trial.rng.uniform(0.05, 0.9) * need)
     with disk(trial, size) as (limit, enlarge):
-        done = trial.end(trial.start(preexec_fn=limit))
+        done = trial.end(trial.start(limit=limit))
         trial.hit.update([f"full at {round(100 * size / need, -1):.0f}%", "full disks"])
         if done.code not in (1, 2):
             raise Broken(f"on a full disk it ends with {done.code}: {done.err[-2000:]}")
@@ -514,21 +618,17 @@ def clock(trial: Trial) -> None:
     """The clock jumps to and fro by decades at every look at it, and files seem to come from the future; killed in the
     midst.
     """
-    site = trial.folder / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(_CLOCK.format(seed=trial.rng.randrange(1 << 30)))
-    variables = trial.lab.variables
-    variables["PYTHONPATH"] = f"{site}{os.pathsep}{variables['PYTHONPATH']}"
-    process = trial.start(env=variables)
+    site = _CLOCK.format(seed=trial.rng.randrange(1 << 30))
+    process = trial.start(site=site)
     if trial.wait_and_pick(process):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        process.kill(everybody=True)
+    process.wait()
     trial.hit.update(["jumping clocks"])
     for path in trial.folder.rglob("*"):
         at = trial.rng.uniform(0, 4e9)
         with suppress(OSError):
             os.utime(path, (at, at))
-    done = trial.end(trial.start(env=variables))
+    done = trial.end(trial.start(site=site))
     if done.code:
         raise Broken(f"it ends with {done.code}: {done.err[-3000:]}")
     trial.went_on = "the same command"
@@ -546,9 +646,8 @@ def two(trial: Trial) -> None:
     trial.until_running(second, other)
     time.sleep(trial.rng.uniform(0, 0.7 * trial.lab.seconds))
     dies, lives = (first, second) if trial.rng.random() < 0.5 else (second, first)
-    with suppress(ProcessLookupError):
-        os.killpg(dies.pid, signal.SIGKILL)
-    dies.communicate()
+    dies.kill(everybody=True)
+    dies.wait()
     trial.hit.update(["two runs"])
     done = trial.end(lives)
     if done.code:
