@@ -719,12 +719,16 @@ def export(
     seed: Annotated[int | None, typer.Option(metavar="N", help="The seed.  [default: the first]")] = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="The task.  [default: the first]")] = None,
     store: StorePath = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that came with the policy's checkpoint.")
+    ] = False,
 ) -> None:
     """Write an arm's policy as a Hugging Face folder, with its tokenizer; adapters are merged."""
     from aligngap.pipeline.export import export as write
     from aligngap.pipeline.rundir import RunDirectory
 
-    found = write(RunDirectory.open(directory), arm, path, task=task, seed=seed, step=step, store=store)
+    run = RunDirectory.open(directory)
+    found = write(run, arm, path, task=task, seed=seed, step=step, store=store, trust_remote_code=trust_remote_code)
     _say(f"{found}: {path}")
 
 

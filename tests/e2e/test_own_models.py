@@ -61,6 +61,15 @@ def written(place: Path, name: str = "study.yaml", **changes: Any) -> Path:
     return place / name
 
 
+CODE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+class MyConfig(Qwen2Config):
+    model_type = "mine"
+class MyModel(Qwen2ForCausalLM):
+    config_class = MyConfig
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
@@ -184,6 +193,20 @@ def test_an_exported_full_arm_has_identical_logits(folder: Path, tmp_path: Path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<eos>"
+    # Somebody else's run could say that its code is to be trusted. It is for who exports to say so.
+    mark, home = tmp_path / "ran", made(directory, Bench(study, "walks").sft) / "model"
+    (home / "mine.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n{CODE}")
+    config = json.loads((home / "config.json").read_text())
+    auto = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
+    (home / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": auto}))
+    said = json.loads((directory.folder / "study.json").read_text())
+    said["models"]["policy"] = {"path": "base", "trust_remote_code": True}
+    (directory.folder / "study.json").write_text(json.dumps(said))
+    assert main(["export", str(directory.folder), "online", str(tmp_path / "other")]) == 2
+    assert not mark.exists()
+    assert not (tmp_path / "other").exists()
+    assert main(["export", str(directory.folder), "online", str(tmp_path / "other"), "--trust-remote-code"]) == 0
+    assert mark.exists()
 
 
 def test_bfloat16_runs_through(folder: Path, tmp_path: Path) -> None:

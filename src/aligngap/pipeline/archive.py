@@ -33,7 +33,7 @@ from typing import IO, Any
 from aligngap import __version__
 from aligngap.errors import UserError
 from aligngap.pipeline.rundir import RunDirectory
-from aligngap.store.contents import is_inside, verify_folder
+from aligngap.store.contents import is_code, is_inside, is_pickle, verify_folder
 from aligngap.store.identity import file_digest, identity, is_name
 from aligngap.store.store import Store, disk_errors, read_json, write_json
 
@@ -87,6 +87,12 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
             for name, folder in folders.items():
                 files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file())
                 members |= {f"{top}/{name}/{path.relative_to(folder).as_posix()}": path for path in files}
+        if code := [name for name in members if is_code(name)]:
+            raise UserError(
+                "it holds code, which nobody would unpack",
+                where=code[0],
+                mend="A checkpoint that brings its own code cannot be packed: copy the run's folder and its store.",
+            )
         entries = {name: _entry(content) for name, content in members.items()}
         index = json.dumps({"schema": _SCHEMA, "aligngap": __version__, "files": entries}, indent=1).encode()
         draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
@@ -276,7 +282,8 @@ def _is_allowed(name: str) -> bool:
     if top == "run":
         return _OF_RUN.fullmatch(rest) is not None
     owner, _, inner = rest.partition("/")
-    return top in ("artefacts", "partial") and is_name(owner) and is_inside(inner) and inner.isprintable()
+    plain = inner.isprintable() and not is_code(inner) and not is_pickle(inner)
+    return top in ("artefacts", "partial") and is_name(owner) and is_inside(inner) and plain
 
 
 def _folders(top: Path) -> dict[str, Path]:

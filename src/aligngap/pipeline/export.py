@@ -43,11 +43,15 @@ def export(
     seed: int | None = None,
     step: int | None = None,
     store: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> str:
     """Write an arm's policy to `out`, whole or not at all; adapters are merged. Returns what was written, in words.
 
     arm: its name in results.json, or `sft`. task, seed: by default the first that has the arm finished; step: one that
-    the arm kept, by default the last. Raises UserError for what is not there, and for a folder that is not empty.
+    the arm kept, by default the last. trust_remote_code: run Python code that came with the policy's checkpoint; what
+    the run's folder says of that does not count, since it may be somebody else's.
+
+    Raises UserError for what is not there, and for a folder that is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("the folder is not empty", where=str(out), mend="Give another folder.")
@@ -58,8 +62,7 @@ def export(
     sft = kept.get(inputs["sft"])
     specification: Any = sft.record()["specification"]
     options = {name: value for name, value in specification["base"].items() if name != "digest"}
-    trusted = Checkpoint.model_validate(run.study["models"]["policy"]).trust_remote_code
-    checkpoint = Checkpoint(path=str(sft.path / "model"), trust_remote_code=trusted, **options)
+    checkpoint = Checkpoint(path=str(sft.path / "model"), trust_remote_code=trust_remote_code, **options)
     tokenizer, model = load_tokenizer(checkpoint), load_causal_model(checkpoint)
     limit = int(read_json(kept.get(inputs["task"]).path / "task.json")["max_new_tokens"])
     if arm == SFT:

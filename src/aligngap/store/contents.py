@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 RECORD = "record.json"
 # Formats that are pickle, or usually hold one.
 _REFUSED = frozenset({".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-# What a machine would run. Nothing here does, but a folder from elsewhere may lie beside something that does.
+# What a machine would run. Checkpoints whose code the user has said to trust bring such files.
 _CODE = frozenset({".dll", ".dylib", ".exe", ".py", ".pyc", ".pyd", ".sh", ".so"})
 
 
@@ -65,8 +65,8 @@ def verify_folder(home: Path, identity: str, checksums: Callable[[str], bool] = 
         if not is_inside(name):
             # Not opened: a manifest from elsewhere must not make us read outside the artefact.
             yield Problem(identity, name, "name leads outside the artefact")
-        elif refusal := refusal_of(name):
-            yield Problem(identity, name, f"{refusal}, which no artefact holds")
+        elif is_pickle(name):
+            yield Problem(identity, name, "a pickle format, which no artefact holds")
         elif name in present:
             digest, size = files[name]
             what = _compare(home / name, digest if checksums(name) else None, size)
@@ -125,9 +125,14 @@ def _compare(path: Path, digest: str | None, size: int) -> str | None:
     return None
 
 
-def refusal_of(name: str) -> str | None:
-    suffix = PurePosixPath(name).suffix.lower()
-    return "a pickle format" if suffix in _REFUSED else "code" if suffix in _CODE else None
+def is_pickle(name: str) -> bool:
+    """Whether a file's name says that it holds pickle, or usually does."""
+    return PurePosixPath(name).suffix.lower() in _REFUSED
+
+
+def is_code(name: str) -> bool:
+    """Whether a file's name says that it is a program, or part of one."""
+    return PurePosixPath(name).suffix.lower() in _CODE
 
 
 def is_inside(name: str) -> bool:

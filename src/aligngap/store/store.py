@@ -40,8 +40,8 @@ from aligngap.store.contents import (
     contents_of,
     everything,
     is_inside,
+    is_pickle,
     parse_json,
-    refusal_of,
     verify_folder,
 )
 from aligngap.store.identity import file_digest, is_name
@@ -388,8 +388,8 @@ class Store:
         for name in regular:
             if name in (RECORD, MANIFEST):
                 raise ValueError(f"{identity}: the name {name} is the store's own")
-            if refusal := refusal_of(name):
-                raise ValueError(f"{identity}: {name} is {refusal}; use safetensors, Parquet or JSON")
+            if is_pickle(name):
+                raise ValueError(f"{identity}: {name} is a pickle format; use safetensors, Parquet or JSON")
             if not is_inside(name):
                 raise ValueError(f"{identity}: {name!r} cannot be a name in a manifest")
         write_json(folder / RECORD, dict(record))

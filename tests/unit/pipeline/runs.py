@@ -12,8 +12,8 @@ from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
 
 
-def make(store: Store, stage: Stage) -> None:
-    """A stage's artefact, recorded as the executor does."""
+def make(store: Store, stage: Stage, *more: str) -> None:
+    """A stage's artefact, recorded as the executor does; more: further files in it."""
     record = {
         "kind": stage.kind,
         "version": stage.version,
@@ -26,6 +26,9 @@ def make(store: Store, stage: Stage) -> None:
     }
     with store.writing(stage.identity, record) as folder:
         (folder / "times.json").write_text(json.dumps({"name": stage.label}))
+        for name in more:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
         (folder / "steps").mkdir()
         (folder / "steps" / "000001.safetensors").write_bytes(bytes(700))
 

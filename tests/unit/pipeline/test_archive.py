@@ -19,7 +19,7 @@ from aligngap.pipeline.archive import pack, unpack
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
 from unit.pipeline.fake_stages import Fake
-from unit.pipeline.runs import finished
+from unit.pipeline.runs import finished, make
 
 A = Fake(name="a")
 B = Fake(name="b", after=(A,))
@@ -108,6 +108,18 @@ def test_what_is_damaged_is_not_packed(run: RunDirectory, tmp_path: Path) -> Non
     (store_of(run).get(A.identity).path / "times.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
         pack(run, store_of(run), tmp_path / "a.tar")
+    assert not list(tmp_path.glob("*.tar*"))
+
+
+def test_code_is_not_packed(run: RunDirectory, tmp_path: Path) -> None:
+    """A checkpoint whose code its user trusts brings some into the store; nobody else is to get it from there."""
+    store, stage = store_of(run), Fake(name="trusted")
+    make(store, stage, "model/modeling.py")
+    stages = json.loads((run.folder / "status.json").read_text())
+    stages["stages"].append(stages["stages"][0] | {"identity": stage.identity})
+    (run.folder / "status.json").write_text(json.dumps(stages))
+    with pytest.raises(UserError, match="holds code"):
+        pack(run, store, tmp_path / "a.tar")
     assert not list(tmp_path.glob("*.tar*"))
 
 

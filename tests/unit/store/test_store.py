@@ -544,15 +544,13 @@ def test_no_pickle(store: Store, file: str) -> None:
     assert everything(store) == []
 
 
-def test_no_code(store: Store) -> None:
-    with pytest.raises(ValueError, match="code"), store.writing(NAME, {}) as folder:
-        (folder / "modeling.py").write_text("")
+def test_a_pickle_that_a_manifest_lists_is_a_problem(store: Store) -> None:
     path = make(store)
     (path / "manifest.json").unlink()
-    files = {"modeling.py": {"sha256": hashlib.sha256(b"").hexdigest(), "size": 0}}
+    files = {"model.pt": {"sha256": hashlib.sha256(b"").hexdigest(), "size": 0}}
     write_json(path / "manifest.json", {"schema": 1, "identity": NAME, "files": files})
-    (path / "modeling.py").write_text("")
-    assert "modeling.py: code, which no artefact holds" in [str(p).partition("/")[2] for p in store.verify()]
+    (path / "model.pt").write_text("")
+    assert "model.pt: a pickle format, which no artefact holds" in [str(p).partition("/")[2] for p in store.verify()]
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "record.json"])
