@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -139,19 +139,13 @@ def load_plugins(names: Sequence[str], search: Path | None = None) -> None:
 
 
 def find_module(name: str, search: Path | None) -> ModuleSpec:
-    """Where a module's source is: in the search folder, or wherever Python finds modules. Raises UserError."""
+    """Where a module's source is: in the search folder, or wherever Python finds modules. Nothing is imported, not even
+    the packages above it: a study that is somebody else's may name any. Raises UserError.
+    """
     where = f"module '{name}'"
     importlib.invalidate_caches()
-    found = _beside(name, search) if search is not None else None
-    if found is None:
-        try:
-            found = find_spec(name)
-        except (ImportError, ValueError):  # a package above it that is none, or that has no spec of its own
-            found = None
-        except Exception as error:  # the code of a package above it, which Python runs to look inside
-            raise UserError(
-                f"the package cannot be imported: {error}", where=where, mend="Mend the package."
-            ) from error
+    found = _found(name, [PathFinder], [str(search)]) if search is not None else None
+    found = found or _found(name, sys.meta_path, None)
     if found is None:
         places = f"neither beside the study file ({search}) nor" if search is not None else "not"
         raise UserError(
@@ -168,12 +162,13 @@ def find_module(name: str, search: Path | None) -> ModuleSpec:
     return found
 
 
-def _beside(name: str, search: Path) -> ModuleSpec | None:
-    places, whole = [str(search)], ""
-    found = None
+def _found(name: str, finders: Sequence[Any], places: Sequence[str] | None) -> ModuleSpec | None:
+    """places: where the outermost package is looked for; None is wherever Python looks."""
+    found, whole = None, ""
     for part in name.split("."):
         whole = f"{whole}.{part}" if whole else part
-        found = PathFinder.find_spec(whole, places)
+        specs = (finder.find_spec(whole, places) for finder in finders if hasattr(finder, "find_spec"))
+        found = next((spec for spec in specs if spec is not None), None)
         if found is None:
             return None
         places = list(found.submodule_search_locations or [])

@@ -230,6 +230,29 @@ def test_a_module_may_import_its_neighbours(tmp_path: Path) -> None:
     assert built(spec(), tmp_path).margin(*sides(TOKENIZER, ROWS)).tolist() == [1, -1, 0]
 
 
+def test_a_module_is_found_without_importing_the_packages_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Identities are asked for by who only reads a run, which may be somebody else's and name any package."""
+    mark = tmp_path / "imported"
+    write(tmp_path, "package_of_theirs/__init__.py", f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+    write(tmp_path, "package_of_theirs/inner/__init__.py", f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+    write(tmp_path, "package_of_theirs/inner/rules.py", LONGER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for search in (tmp_path, None):
+        assert spec("package_of_theirs.inner.rules:prefer").identity(search)["source"]
+    for missing in (
+        "package_of_theirs.outer.rules",
+        "package_of_theirs.inner.rules.deeper",
+        "sys.rules",
+        "json.tool.x",
+    ):
+        with pytest.raises(UserError, match="no such module"):
+            spec(f"{missing}:prefer").identity(None)
+    assert not mark.exists()
+    assert "package_of_theirs" not in sys.modules
+
+
 def test_a_module_may_be_part_of_a_package(tmp_path: Path) -> None:
     write(tmp_path, "package_of_mine/__init__.py", "")
     write(tmp_path, "package_of_mine/words.py", "WORD = 'long'\n")
