@@ -68,9 +68,9 @@ class Made(NamedTuple):
     sets: dict[str, PairBatch]
 
 
-def prepare(task: str, store: Store, prompts: int) -> Made:
+def prepare(bench: Bench, store: Store, prompts: int) -> Made:
     """Make what is missing in the store, and read it. prompts: how many each sampled set has."""
-    bench = Bench(load_study("paper", [f"tasks=[{task}]"]), task)
+    task = bench.task
     online = bench.online(0).stage
     sides: dict[str, tuple[str | None, str | None]] = {
         "SFT vs SFT": (None, None),
@@ -218,7 +218,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    made = prepare(given.task, Store(given.store), given.prompts * given.repeats)
+    bench = Bench(load_study("paper", [f"tasks=[{given.task}]"]), given.task)
+    made = prepare(bench, Store(given.store), given.prompts * given.repeats)
     kl = exact(made, given.prompts)
     print(f"{given.task}: exact KL from SFT, nats a response: " + ", ".join(f"{k} {v:.2f}" for k, v in kl.items()))
     steps = []

@@ -183,7 +183,15 @@ def measure(
     """Everything. Raises UserError when the judge fails."""
     seen = look(subject, seed, progress)
     opinions = _asked(judge, seen, subject.pairs.preference, progress) if judge is not None else None
-    parts = [_on_policy(seen), _contrast(seen, opinions), _quality(opinions), _coverage(seen), _judge(opinions)]
+    apart, more = _apart(seen)
+    parts = [
+        _on_policy(seen),
+        _contrast(seen, apart, opinions),
+        _tells(more),
+        _quality(opinions),
+        _coverage(seen),
+        _judge(opinions),
+    ]
     drafts = [part for part in parts if part is not None]
     values = {
         f"{draft.key}.{line.key}.{column}": value
@@ -271,8 +279,8 @@ def _on_policy(seen: Looked) -> Draft:
         "policy.",
         f"bulk: the excess, in standard deviations that the policy expects at this prompt, lies between the "
         f"{BULK[0]:.0%} and {BULK[1]:.0%} quantiles of the policy's own.",
-        "much of the excess at the first token: look at the format (a leading space, the chat template) before the "
-        "rest.",
+        "at the last token it is below 0 for the policy's own, too: responses end where ending is likely. Much of it "
+        "at the first token: look at the format (a leading space, the chat template) before the rest.",
     )
     return Draft("on_policy", "how on-policy the data are", SIDES, lines, notes)
 
@@ -285,50 +293,70 @@ def _roles() -> Iterator[tuple[list[int], list[int]]]:
     yield [4, 5], [2, 3]
 
 
+FEATURES = {
+    "z": "how unlikely, in standard deviations",
+    "z_distance": "how untypical, either way",
+    "excess_per_token": "excess a token",
+    "log_prob_per_token": "log-probability a token",
+    "log_prob": "log-probability",
+    "first": "excess at the first token",
+    "tokens": "length",
+    "log_tokens": "logarithm of the length",
+    "ended": "ends within the limit",
+    "distinct": "share of tokens that are different",
+    "of_prompt": "share of tokens that the prompt has",
+    "bigrams": "pairs of tokens that two own responses have",
+    "mean_likeness": "likeness to two own responses, mean",
+    "max_likeness": "likeness to two own responses, nearer",
+}
+"""What the rule sees of a response, in order."""
+
+
 def _features(seen: Looked, items: Sequence[int], beside: Sequence[int]) -> Floats:
-    """What the rule sees of the responses `items`, [n, items, features]; `beside`: responses of the policy's own, none
-    of `items`.
+    """`FEATURES` of the responses `items`, [n, items, features]. `beside`: responses of the policy's own, none of
+    `items`.
     """
     rows = {number: seen.responses[number].rows() for number in {*items, *beside}}
-    known = [
-        {gram for other in beside for gram in bigrams(rows[other][prompt])} for prompt in range(len(seen.prompts.ids))
-    ]
+    own = [{gram for other in beside for gram in bigrams(rows[other][at])} for at in range(len(seen.z))]
     asked = [set(ids) for ids in seen.prompts.rows()]
     columns = []
     for item in items:
-        texts = rows[item]
+        texts, tokens = rows[item], seen.tokens[:, item]
         alike = seen.likeness[:, item, list(beside)]
-        tokens = seen.tokens[:, item]
-        columns.append(
-            [
-                seen.z[:, item],
-                np.abs(seen.z[:, item]),
-                seen.excess[:, item] / tokens,
-                seen.log_prob[:, item] / tokens,
-                seen.log_prob[:, item],
-                seen.first[:, item],
-                tokens,
-                np.log(tokens),
-                seen.ended[:, item],
-                np.array([len(set(ids)) / len(ids) for ids in texts]),
-                np.array([np.mean([token in there for token in ids]) for ids, there in zip(texts, asked, strict=True)]),
-                np.nan_to_num([share_within(bigrams(ids), there) for ids, there in zip(texts, known, strict=True)]),
-                alike.mean(1),
-                alike.max(1),
-            ]
-        )
+        found = {
+            "z": seen.z[:, item],
+            "z_distance": np.abs(seen.z[:, item]),
+            "excess_per_token": seen.excess[:, item] / tokens,
+            "log_prob_per_token": seen.log_prob[:, item] / tokens,
+            "log_prob": seen.log_prob[:, item],
+            "first": seen.first[:, item],
+            "tokens": tokens,
+            "log_tokens": np.log(tokens),
+            "ended": seen.ended[:, item],
+            "distinct": [len(set(ids)) / len(ids) for ids in texts],
+            "of_prompt": [np.mean([token in there for token in ids]) for ids, there in zip(texts, asked, strict=True)],
+            "bigrams": np.nan_to_num(
+                [share_within(bigrams(ids), there) for ids, there in zip(texts, own, strict=True)]
+            ),
+            "mean_likeness": alike.mean(1),
+            "max_likeness": alike.max(1),
+        }
+        columns.append([found[name] for name in FEATURES])
     features: Floats = np.array(columns, dtype=np.float64).transpose(2, 0, 1)
     return features
 
 
-def _apart(seen: Looked) -> dict[str, Floats]:
+def _apart(seen: Looked) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Per prompt, how often a rule that never saw it ranks the data's answers as less like the policy's than its own:
     chosen, rejected, and the nearer and the farther of both; [n] each, NaN for the prompts that the rule was fitted on.
+    And how often the data's answers have more of each feature than the policy's own, which takes no rule; [n] each.
     """
     parts: dict[str, list[Floats]] = {name: [] for name in ("chosen", "rejected", "nearer", "farther")}
+    more: list[Floats] = []
     fitted = np.arange(len(seen.z)) % FITTED == 0
     for own, beside in _roles():
         features = _features(seen, [0, 1, *own], beside)
+        more.append(higher(features[:, :2, None], features[:, None, 2:]).mean((1, 2)))
         scores = features @ separating_rule(features[fitted, 2:], features[fitted, :2])
         scores[fitted] = np.nan
         data, ours = scores[:, :2], scores[:, 2:]
@@ -336,11 +364,20 @@ def _apart(seen: Looked) -> dict[str, Floats]:
             parts[name].append(higher(data[:, side, None], ours).mean(1))
         parts["nearer"].append(higher(data.min(1), ours.min(1)))
         parts["farther"].append(higher(data.max(1), ours.max(1)))
-    return {name: np.mean(found, axis=0) for name, found in parts.items()}
+    found = {name: np.asarray(np.mean(part, axis=0)) for name, part in parts.items()}
+    return found, dict(zip(FEATURES, np.mean(more, axis=0).T, strict=True))
 
 
-def _contrast(seen: Looked, opinions: _Opinions | None) -> Draft:
-    apart = _apart(seen)
+def _tells(more: Mapping[str, Floats]) -> Draft:
+    lines = [Line(name, label, "%", {"data": more[name]}) for name, label in FEATURES.items()]
+    notes = ("50%: no more often than the policy's own. What is far from 50% is what tells them apart.",)
+    columns = {"data": "the data's has more"}
+    return Draft(
+        "tells", "by what they are told apart: the data's answer against the policy's own", columns, lines, notes
+    )
+
+
+def _contrast(seen: Looked, apart: Mapping[str, Floats], opinions: _Opinions | None) -> Draft:
     labelled = np.where(seen.decided, 1.0, np.nan)
     margin = seen.log_prob[:, 0] - seen.log_prob[:, 1]
     longer = seen.tokens[:, 0] - seen.tokens[:, 1]

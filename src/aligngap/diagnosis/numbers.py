@@ -64,11 +64,14 @@ def numbers(
         return np.stack(columns, axis=1)
 
     found = mean_statistics({0: matrix}, statistic, list(values), rng=rng, replicates=replicates)
-    counts = [int(np.isfinite(rows[top]).sum()) for top, _ in places]
-    return {
-        name: Number(e.value, e.low, e.high, count) if isfinite(e.value) else UNKNOWN
-        for (name, e), count in zip(found.items(), counts, strict=True)
-    }
+    result = {}
+    for (name, e), (top, bottom) in zip(found.items(), places, strict=True):
+        known = rows[top][np.isfinite(rows[top])]
+        # Draws are centred on the estimate; those of a share must not leave what a share can be.
+        share = bottom is None and len(known) > 0 and known.min() >= 0 and known.max() <= 1
+        low, high = (max(e.low, 0.0), min(e.high, 1.0)) if share else (e.low, e.high)
+        result[name] = Number(e.value, low, high, len(known)) if isfinite(e.value) else UNKNOWN
+    return result
 
 
 def _divided(top: Floats, bottom: Floats) -> Floats:

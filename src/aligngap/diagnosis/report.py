@@ -13,6 +13,7 @@ from aligngap.diagnosis.subject import Subject, load, sft_checkpoint
 from aligngap.judges.base import Judge
 from aligngap.judges.named import named_judge
 from aligngap.judges.spec import JudgeIngredients
+from aligngap.plugins import installed, load_plugins
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.worlds import WORLDS
 
@@ -67,10 +68,12 @@ def diagnose_named(
     progress: Progress = silent,
 ) -> Diagnosis:
     """As the command line names things. policy: as `sft_checkpoint` takes it; data: a data set, or a built-in world as
-    its source; judge: as `named_judge` takes it; cache: where a judge keeps answers that cost something.
+    its source; judge: as `named_judge` takes it. cache: where a judge keeps answers that cost something. Plugins of
+    installed packages count.
 
     Raises UserError for whatever is not there, cannot be read, or fails.
     """
+    load_plugins(installed(), None)
     checkpoint = sft_checkpoint(policy)
     named = named_judge(judge, {"base": checkpoint.path}) if judge is not None else None
     subject = load(checkpoint, data, prompts, device=device)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
 from aligngap.models.build import SHIPPED, context_length, load_causal_model, load_tokenizer
+from aligngap.models.check import check_vocabulary
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.rundir import RunDirectory
@@ -61,6 +62,7 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
     """
     if not device_is_there(device):
         raise UserError(f"there is no device '{device}' here", where="--device", mend="Use cpu.")
+    check_vocabulary(policy)
     tokenizer = load_tokenizer(policy)
     if data.source in WORLDS:
         pairs, limit, about = _of_world(data.source, tokenizer)
@@ -78,13 +80,6 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
         )
     pairs = pairs.take(chosen)
     model = load_causal_model(policy, device)
-    known = len(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
-    if (largest := max(int(part.ids.max()) for part in (pairs.prompts, pairs.first, pairs.second))) >= known:
-        raise UserError(
-            f"the tokenizer gives token {largest}, and the model knows {known} tokens",
-            where=policy.path,
-            mend="Save the tokenizer that the model was trained with beside it.",
-        )
     about = {"policy": policy.path, **about, "max_response_tokens": limit}
     return Subject(Policy(model, int(tokenizer.eos_token_id), limit), tokenizer, pairs, about)
 

@@ -105,6 +105,9 @@ def test_data_from_elsewhere_are(off_policy: Findings) -> None:
     assert value(off_policy, "coverage", "bigrams", "policy_by_data") == pytest.approx(0, abs=0.01)
     assert value(off_policy, "coverage", "bigrams", "data_by_policy") < 0.6
     assert decide(off_policy.signs()).name == "far_unjudged"
+    assert value(off_policy, "tells", "tokens") > 0.98
+    assert value(off_policy, "tells", "log_prob") < 0.02
+    assert value(off_policy, "tells", "ended") == 0.5
 
 
 def test_one_side_of_the_policys_own_whichever_the_label_prefers() -> None:
@@ -184,7 +187,7 @@ def test_ties_count_one_half_and_the_datas_own_not_at_all() -> None:
 
 
 def test_without_a_judge_quality_is_unknown(on_policy: Findings) -> None:
-    assert [section.key for section in on_policy.sections] == ["on_policy", "contrast", "coverage"]
+    assert [section.key for section in on_policy.sections] == ["on_policy", "contrast", "tells", "coverage"]
     assert not on_policy.number("quality", "win_rate", "either").known
 
 

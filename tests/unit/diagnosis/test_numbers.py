@@ -27,6 +27,13 @@ def test_what_is_missing_is_left_out_and_no_data_is_unknown() -> None:
     assert found["none"].as_json() == {"value": None, "low": None, "high": None, "n": 0}
 
 
+def test_the_interval_of_a_share_is_one_of_shares() -> None:
+    found = numbers({"rare": np.eye(1, 60)[0], "sum": np.eye(1, 60)[0] * 2}, np.random.default_rng(0), 200)
+    assert found["rare"].low == 0
+    assert 0 < found["rare"].value < found["rare"].high < 1
+    assert found["sum"].high > 0
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     held = dict.fromkeys(("mean", "ratio"), 0)
