@@ -32,7 +32,7 @@ from aligngap.judges.model import ModelJudge, separator_of
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.kl import sequence_kl
 from aligngap.measure.typicality import typicality
-from aligngap.models.build import load_causal_model, load_tokenizer
+from aligngap.models.build import load_language_model, load_tokenizer
 from aligngap.models.policy import Policy
 from aligngap.models.preference import load_preference_model
 from aligngap.pipeline.executors.local import run_graph
@@ -99,7 +99,7 @@ def prepare(bench: Bench, store: Store, prompts: int) -> Made:
     limit = world(task).max_response_tokens
 
     def policy(path: str, weights: Path | None = None) -> Policy:
-        found = Policy(load_causal_model(path), int(tokenizer.eos_token_id), limit)
+        found = Policy(load_language_model(path), int(tokenizer.eos_token_id), limit)
         if weights is not None:
             found.load_weights(weights)
         return found

@@ -22,7 +22,7 @@ from aligngap.judges.model import ModelJudge, separator_of
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import pair_log_probs
 from aligngap.measure.kl import sequence_kl
-from aligngap.models.build import base_path, load_causal_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model, load_tokenizer
 from aligngap.models.policy import Policy
 from aligngap.models.preference import PairwiseModel, build_preference_model
 from aligngap.pipeline.stages import sample_in_chunks
@@ -65,7 +65,7 @@ def units() -> dict[str, tuple[Callable[[], object], int, str]]:
     found: dict[str, tuple[Callable[[], object], int, str]] = {}
 
     def policy(name: str = "small") -> Policy:
-        return Policy(load_causal_model(base_path(name)), int(tokenizer.eos_token_id), data.max_new_tokens)
+        return Policy(load_language_model(base_path(name)), int(tokenizer.eos_token_id), data.max_new_tokens)
 
     def step(
         module: torch.nn.Module, loss: Callable[[PairBatch], torch.Tensor], source: Recorded | Sampled

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from aligngap.judges.model import ModelJudge
-from aligngap.models.build import base_path, load_causal_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model, load_tokenizer
 from aligngap.models.policy import Policy
 from aligngap.models.preference import build_preference_model
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS
@@ -62,7 +62,7 @@ def checkpoints(base: str, steps: int, saves: int, folder: Path) -> None:
     tokenizer = load_tokenizer(path)
     data = make_pairs(TaskSpec(world="summarisation", train_pairs=512, held_out_pairs=1), tokenizer)
     end = int(tokenizer.eos_token_id)
-    policy = Policy(load_causal_model(path), end, data.max_new_tokens)
+    policy = Policy(load_language_model(path), end, data.max_new_tokens)
     judge = build_preference_model("pairwise", path, int(tokenizer.sep_token_id)).eval().requires_grad_(False)
     rows = zip(data.train.prompt_numbers.tolist(), data.train.prompts.rows(), strict=True)
     prompts = [Prompt(number, tuple(ids)) for number, ids in rows]

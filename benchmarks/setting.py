@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aligngap.models.build import (
     Architecture,
     base_path,
-    load_causal_model,
+    load_language_model,
     load_tokenizer,
     random_model,
     word_tokenizer,
@@ -88,7 +88,7 @@ def small(pairs: int = PAIRS) -> Setting:
     # The peer ends every response with the end token; pairs whose writers did not are left out for both.
     index = torch.tensor([row for row in range(2 * pairs) if _ended(data.train, row, int(tokenizer.eos_token_id))])
     return Setting(
-        "small", tokenizer, data.train.take(index[:pairs]), data.max_new_tokens, 14, lambda: load_causal_model(path)
+        "small", tokenizer, data.train.take(index[:pairs]), data.max_new_tokens, 14, lambda: load_language_model(path)
     )
 
 

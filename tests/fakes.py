@@ -74,7 +74,7 @@ class TablePolicy(Policy):
         vocabulary: int = 16,
     ) -> None:
         self.model = Table(logits)  # type: ignore[assignment]
-        self.end_token, self.max_new_tokens = END, max(map(len, responses))
+        self.ends, self.max_new_tokens = (END,), max(map(len, responses))
         self.prompts, self.responses, self.vocabulary = (
             [tuple(p) for p in prompts],
             [tuple(r) for r in responses],

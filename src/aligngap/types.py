@@ -38,6 +38,13 @@ class Tokens(NamedTuple):
             ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
         return cls(ids, lengths)
 
+    @classmethod
+    def stack(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The rows of several, one below the other."""
+        width = max(part.ids.shape[1] for part in parts)
+        ids = torch.cat([torch.nn.functional.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts])
+        return cls(ids, torch.cat([part.lengths for part in parts]))
+
     def mask(self) -> torch.Tensor:
         """True on real tokens, bool [n, width]."""
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
@@ -108,17 +115,11 @@ class PairBatch:
 
 def concatenate(batches: Sequence[PairBatch]) -> PairBatch:
     """Several batches as one, in order."""
-
-    def join(parts: Sequence[Tokens]) -> Tokens:
-        width = max(part.ids.shape[1] for part in parts)
-        ids = torch.cat([torch.nn.functional.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts])
-        return Tokens(ids, torch.cat([part.lengths for part in parts]))
-
     return PairBatch(
         torch.cat([batch.prompt_numbers for batch in batches]),
-        join([batch.prompts for batch in batches]),
-        join([batch.first for batch in batches]),
-        join([batch.second for batch in batches]),
+        Tokens.stack([batch.prompts for batch in batches]),
+        Tokens.stack([batch.first for batch in batches]),
+        Tokens.stack([batch.second for batch in batches]),
         torch.cat([batch.preference for batch in batches]),
         tuple(origin for batch in batches for origin in batch.provenance),
     )

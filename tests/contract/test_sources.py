@@ -345,7 +345,7 @@ def test_responses_lose_their_end_token_and_nothing_else() -> None:
 
 def test_dropped_ends_go_with_any_order_and_need_the_end_token() -> None:
     """A slight mismatch of the replayed stream (appendix F): the very pairs, in the very order, but for the ends."""
-    given = Ingredients(0, BATCH, PROMPTS, pairs=PAIRS, end_token=END)
+    given = Ingredients(0, BATCH, PROMPTS, pairs=PAIRS, ends=(END,))
     exact, mismatch = (RecordedSpec(order="sequence", ends=ends).build(given) for ends in ("kept", "dropped"))
     a, b = exact.next_batch(25), mismatch.next_batch(25)
     assert a.prompt_numbers.tolist() == b.prompt_numbers.tolist() == list(range(25))

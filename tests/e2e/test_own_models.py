@@ -19,7 +19,7 @@ from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study, targets
-from aligngap.models.build import load_causal_model, load_tokenizer
+from aligngap.models.build import load_language_model, load_tokenizer
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
@@ -161,7 +161,7 @@ def test_an_exported_arm_is_the_policy(
     assert not any("lora" in name for name in load_file(out / "model.safetensors"))
     generation = GenerationConfig.from_pretrained(out)
     assert (generation.temperature, generation.top_k, generation.max_new_tokens) == (1.0, 0, 8)
-    assert generation.eos_token_id == policy.end_token
+    assert generation.eos_token_id == list(policy.ends)
     text = (out / "README.md").read_text("utf-8")
     assert all(part in text for part in ("Own models", "walks", "online, step 6, seed 0", arm.identity))
     capsys.readouterr()
@@ -262,13 +262,13 @@ def test_a_base_from_scratch_learns_the_train_texts(
     given = ["scratch", str(folder / "walks.jsonl"), "--out", str(out), *shape]
     assert main([*given, "--steps", "100"]) == 0
     checkpoint = Checkpoint(path=str(out))
-    tokenizer, model = load_tokenizer(checkpoint), load_causal_model(checkpoint)
+    tokenizer, model = load_tokenizer(checkpoint), load_language_model(checkpoint)
     text = "Tell me of walk 3. Ünïcode, too\n"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert ids[0] == tokenizer.bos_token_id
     assert main(["scratch", str(folder / "walks.jsonl"), "--out", str(tmp_path / "raw"), *shape]) == 0
-    raw = load_causal_model(str(tmp_path / "raw"))
+    raw = load_language_model(str(tmp_path / "raw"))
     batch = torch.tensor([tokenizer("Tell me of walk 3. the dog ran home, and so did I.")["input_ids"]])
     with torch.no_grad():
         learned, random_loss = (float(each(input_ids=batch, labels=batch).loss) for each in (model, raw))

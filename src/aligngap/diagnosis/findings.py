@@ -130,7 +130,7 @@ def look(subject: Subject, seed: int, progress: Progress) -> Looked:
         progress("scoring", done * len(pairs), len(responses) * len(pairs))
         found.append(typicality(policy, pairs.prompts, response))
     rows = [part.rows() for part in responses]
-    ended = [[float(bool(ids) and ids[-1] == policy.end_token) for ids in part] for part in rows]
+    ended = [[float(bool(ids) and ids[-1] in policy.ends) for ids in part] for part in rows]
 
     def stacked(name: str) -> Floats:
         return np.stack([getattr(part, name).numpy() for part in found], axis=1)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import SHIPPED, context_length, load_causal_model, load_tokenizer
+from aligngap.models.build import SHIPPED, context_length, end_tokens, load_language_model, load_tokenizer
 from aligngap.models.check import check_vocabulary
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
@@ -79,9 +79,9 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
             mend="Give more data.",
         )
     pairs = pairs.take(chosen)
-    model = load_causal_model(policy, device)
+    model = load_language_model(policy, device)
     about = {"policy": policy.path, **about, "max_response_tokens": limit}
-    return Subject(Policy(model, int(tokenizer.eos_token_id), limit), tokenizer, pairs, about)
+    return Subject(Policy(model, end_tokens(tokenizer), limit), tokenizer, pairs, about)
 
 
 def _of_world(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PairBatch, int, dict[str, Any]]:

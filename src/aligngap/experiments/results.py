@@ -20,7 +20,7 @@ from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import arms, asked, measures, obstacles, targets
 from aligngap.measure.winrate import mean_se, win_rate
-from aligngap.models.build import load_tokenizer
+from aligngap.models.build import end_tokens, load_tokenizer
 from aligngap.pipeline.graph import Outcome, Stage, all_stages
 from aligngap.pipeline.stages import SPLITS, Evaluate
 from aligngap.stats.bootstrap import Estimate
@@ -355,9 +355,9 @@ class Texts:
 
     def shown(self, part: pl.DataFrame) -> pl.DataFrame:
         """The reader's columns, with prompt and response as text."""
-        end = self._tokenizer.eos_token_id
+        ends = end_tokens(self._tokenizer)
         ids = part["response_ids"].to_list()
-        ended = [bool(row) and row[-1] == end for row in ids]
+        ended = [bool(row) and row[-1] in ends for row in ids]
         text = [str(self._tokenizer.decode(row[:-1] if stop else row)) for row, stop in zip(ids, ended, strict=True)]
         prompts = [self.prompts[number] for number in part["prompt_number"].to_list()]
         frame = part.with_columns(

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.judges.base import Judge
+from aligngap.models.build import end_tokens
 from aligngap.types import TokenIds, Tokens
 
 
@@ -21,7 +22,7 @@ def response_text(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> tuple[st
     """A response's text without the end token that closes it, and whether there was one. Special tokens in mid-text
     stay visible: a policy that writes them has written them.
     """
-    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    ended = bool(ids) and ids[-1] in end_tokens(tokenizer)
     return str(tokenizer.decode(list(ids[:-1] if ended else ids), clean_up_tokenization_spaces=False)), ended
 
 

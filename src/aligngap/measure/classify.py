@@ -17,7 +17,7 @@ def pair_log_probs(policy: Policy, pairs: PairBatch, chunk: int = 32) -> torch.T
     parts = []
     for index in torch.arange(len(pairs)).split(chunk):
         part = pairs.take(index).to(policy.device)
-        parts.append(torch.stack(policy.log_probs(part.prompts, [part.first, part.second])).double().cpu())
+        parts.append(torch.stack(policy.log_probs(part.prompts, [part.first, part.second])).cpu().double())
     return torch.cat(parts, 1)
 
 

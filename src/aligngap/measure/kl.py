@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from aligngap.models.policy import Policy
+from aligngap.models.sampling import exact
 from aligngap.types import Tokens
 
 
@@ -20,8 +21,8 @@ def sequence_kl(policy: Policy, reference: Policy, prompts: Tokens, responses: T
     for index in torch.arange(len(prompts.ids)).split(chunk):
         prompt, response = prompts.take(index).to(policy.device), responses.take(index).to(policy.device)
         log_p, log_q = (
-            model.next_token_logits(prompt, [response])[0].double().log_softmax(-1) for model in (policy, reference)
+            exact(model.next_token_logits(prompt, [response])[0]).log_softmax(-1) for model in (policy, reference)
         )
         per_position = (log_p.exp() * (log_p - log_q)).sum(-1)
-        values.append((per_position * response.mask()).sum(-1).cpu())
+        values.append((per_position * response.mask().to(per_position.device)).sum(-1).cpu())
     return torch.cat(values)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from aligngap.models.policy import Policy
+from aligngap.models.sampling import exact_device
 from aligngap.types import Tokens
 
 _NUMBERS_AT_ONCE = 1 << 24
@@ -59,7 +60,8 @@ def typicality(policy: Policy, prompts: Tokens, responses: Tokens, chunk: int = 
     parts = []
     for index in torch.arange(len(prompts.ids)).split(chunk):
         prompt, response = prompts.take(index).to(policy.device), responses.take(index).to(policy.device)
-        parts.append(_sums(policy.next_token_logits(prompt, [response])[0], response).cpu())
+        exact = exact_device(policy.device)
+        parts.append(_sums(policy.next_token_logits(prompt, [response])[0].to(exact), response.to(exact)).cpu())
     log_prob, entropy, variance, first, last = torch.cat(parts, 1) if parts else torch.empty((5, 0))
     return Typicality(log_prob, entropy, variance, first, last, responses.lengths.double())
 

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2.exceptions import TemplateError
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTextEncoding,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
@@ -146,6 +152,9 @@ def base_path(name: str) -> str:
 def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model, with a pad token and left padding. UserError when it cannot be read, or has
     no end token.
+
+    Its `eos_token` is the one token that closes a response, in data as in samples: what its chat template writes behind
+    an answer, else the end token that it came with. `end_tokens` says what else ends a sampled response.
     """
     said = _attempt(get_tokenizer_config, model, "tokenizer")
     # A tokenizer of no model's own kind is what its file says. `AutoTokenizer` would put that of the model's type in
@@ -153,16 +162,93 @@ def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
     own = said.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
     kind = PreTrainedTokenizerFast if own else AutoTokenizer
     tokenizer: Any = _attempt(kind.from_pretrained, model, "tokenizer")
+    given_end = tokenizer.eos_token_id
+    closing = _template_end(tokenizer)
+    if closing is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(closing)
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the tokenizer has no end-of-sequence token: a response could not end",
             where=_path(model),
             mend="Set `eos_token` and save the tokenizer again.",
         )
+    config = load_config(model)
+    if not config.is_encoder_decoder and given_end is not None:
+        _leave_prompts_open(tokenizer, given_end, _path(model))
+    tokenizer.ends = _ends(tokenizer, [given_end, *_taught_ends(model, config)])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer  # type: ignore[no-any-return]
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What ends a response: the closing token (`eos_token`), and then what else the model was taught to end with
+    (`generation_config.eos_token_id`), which a policy may sample. No response goes on behind any of them.
+    """
+    words: Any = tokenizer
+    return getattr(words, "ends", None) or (int(words.eos_token_id),)
+
+
+_ANSWER = "\ue000"  # private use: no template contains it, none changes it
+
+
+def _template_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template writes behind an answer, if it writes one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        _, found, behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(_ANSWER)
+    except TemplateError:
+        return None
+    ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if found else []
+    return int(ids[0]) if ids and ids[0] in _special(tokenizer) else None
+
+
+def _leave_prompts_open(tokenizer: Any, end: int, path: str) -> None:
+    """A decoder goes on behind its prompt; a tokenizer that closes every text with an end token would keep it from
+    that. Raises UserError where it cannot be told not to.
+    """
+
+    def closes() -> bool:
+        return bool(tokenizer("a")["input_ids"][-1:] == [end])
+
+    if closes():
+        tokenizer.add_eos_token = False
+        if closes():
+            raise UserError(
+                "the tokenizer closes every text with the end token, so that a decoder cannot go on behind a prompt",
+                where=path,
+                mend="Save it with add_eos_token=False, or without that part of its post-processor.",
+            )
+
+
+def _taught_ends(model: str | Checkpoint, config: Any) -> list[int | None]:
+    """The end tokens that a model's configurations name, some of them perhaps by a default."""
+    found: list[int | None] = []
+    try:
+        taught = [_attempt(GenerationConfig.from_pretrained, model, "generation configuration"), config]
+    except UserError:  # there need not be one
+        taught = [config]
+    for said in taught:
+        value = getattr(said, "eos_token_id", None)
+        found += value if isinstance(value, list | tuple) else [value]
+    return found
+
+
+def _ends(tokenizer: Any, candidates: Sequence[int | None]) -> tuple[int, ...]:
+    # A configuration's default may name any token: what stands for text, or begins or parts it, is no end.
+    roles = ("bos_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+    ends = _special(tokenizer) - {getattr(tokenizer, role, None) for role in roles}
+    others = [token for token in candidates if token is not None and token in ends]
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *others]))
+
+
+def _special(tokenizer: Any) -> set[int]:
+    """Ids that stand for no text."""
+    added = {token for token, written in tokenizer.added_tokens_decoder.items() if written.special}
+    return added | set(tokenizer.all_special_ids)
 
 
 def load_config(model: str | Checkpoint) -> PretrainedConfig:
@@ -172,28 +258,43 @@ def load_config(model: str | Checkpoint) -> PretrainedConfig:
 
 def context_length(model: str | Checkpoint) -> int:
     """How many tokens a model takes; a large number where its configuration sets no limit. UserError as above."""
-    config = load_config(model)
-    # Under these names by the kinds of models; relative positions (T5) have none.
+    config: Any = load_config(model).get_text_config(decoder=True)
+    if hasattr(config, "relative_attention_num_buckets"):  # T5; what its configuration calls positions limits nothing
+        return 1 << 30
+    # Under these names by the kinds of models.
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     return next((limit for limit in found if isinstance(limit, int) and limit > 0), 1 << 30)
 
 
-def load_causal_model(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
-    """A decoder in evaluation mode, in the checkpoint's dtype (fp32 for a path), with scaled-dot-product attention.
-    Raises UserError when it cannot be read or some of its weights are missing.
+def load_language_model(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
+    """A decoder or an encoder-decoder in evaluation mode, in the checkpoint's dtype (fp32 for a path). Raises UserError
+    when it cannot be read or some of its weights are missing.
     """
-    return load_model(AutoModelForCausalLM, checkpoint, device)
+    seq2seq = load_config(checkpoint).is_encoder_decoder
+    return _load(AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM, checkpoint, device)
 
 
-def load_model(kind: Any, checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
-    """As `load_causal_model`, for any of the `Auto` classes."""
+def load_backbone(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
+    """A model without its head: all of a decoder, the encoder of an encoder-decoder. Else as `load_language_model`."""
+    config = load_config(checkpoint)
+    if not config.is_encoder_decoder:
+        return _load(AutoModel, checkpoint, device)
+    if type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        raise UserError(
+            f"an encoder-decoder of type '{config.model_type}' is not read by its encoder alone",
+            where=_path(checkpoint),
+            mend="Take a decoder, or a model of the T5 family, as preference model.",
+        )
+    return _load(AutoModelForTextEncoding, checkpoint, device)
+
+
+def _load(kind: Any, checkpoint: str | Checkpoint, device: str) -> PreTrainedModel:
     dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
     model, found = _attempt(
         kind.from_pretrained,
         checkpoint,
         "model",
         dtype=dtype,
-        attn_implementation="sdpa",
         use_safetensors=True,  # no weights are unpickled
         output_loading_info=True,
     )
@@ -215,6 +316,8 @@ def _attempt(load: Callable[..., Any], model: str | Checkpoint, what: str, **opt
         location = model
     else:
         location, trusted, options["revision"] = model.location, model.trust_remote_code, model.revision
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # what it reports of unused weights is as meant; what matters is an error here
     try:
         # Never None, which would ask the person at the terminal.
         return load(location, trust_remote_code=trusted, **options)
@@ -230,6 +333,8 @@ def _attempt(load: Callable[..., Any], model: str | Checkpoint, what: str, **opt
             where=_path(model),
             mend="Check the folder or hub id, and the network.",
         ) from error
+    finally:
+        hf_logging.set_verbosity(level)
 
 
 def _path(model: str | Checkpoint) -> str:

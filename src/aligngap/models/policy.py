@@ -9,21 +9,26 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import PreTrainedModel
 
+from aligngap.models.layout import Layout, detect, reads_apart
 from aligngap.models.lora import adapters, adapters_off, copied, load_trained_state, trained_state
 from aligngap.models.packing import pack
-from aligngap.models.sampling import sample
+from aligngap.models.sampling import by_noise, decode_cached, decode_generated
 from aligngap.types import Tokens
 
 
 class Policy:
-    """A causal language model seen as a distribution over responses.
+    """A language model, decoder or encoder-decoder, seen as a distribution over responses.
 
-    A response is a sequence of at most `max_new_tokens` tokens; it ends with `end_token`, unless it ran into that
-    limit.
+    A response is a sequence of at most `max_new_tokens` tokens; it ends with one of `ends`, unless it ran into that
+    limit. layout: how the model is read (found out if not given).
     """
 
-    def __init__(self, model: PreTrainedModel, end_token: int, max_new_tokens: int) -> None:
-        self.model, self.end_token, self.max_new_tokens = model, end_token, max_new_tokens
+    def __init__(
+        self, model: PreTrainedModel, ends: int | Sequence[int], max_new_tokens: int, layout: Layout | None = None
+    ) -> None:
+        self.model, self.max_new_tokens = model, max_new_tokens
+        self.ends = (ends,) if isinstance(ends, int) else tuple(ends)
+        self.layout = detect(model) if layout is None else layout
 
     @property
     def device(self) -> torch.device:
@@ -31,15 +36,23 @@ class Policy:
         return self.model.device
 
     def next_token_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
-        """Logits that predict each token of each segment, all segments packed behind the shared prompts.
+        """Logits that predict each token of each segment behind its prompt.
 
         Returns per segment [n, width, vocabulary]; padding positions hold arbitrary values.
         """
+        if not self.layout.packs(prompts, segments):
+            return reads_apart(self.model, prompts, segments)
         logits, columns = self._packed_logits(prompts, segments)
         return [logits[:, index] for index in columns]
 
     def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
         """log pi(segment | prompt), summed over each segment's real tokens; per segment [n]."""
+        if not self.layout.packs(prompts, segments):
+            said = zip(reads_apart(self.model, prompts, segments), segments, strict=True)
+            return [
+                ((logits.gather(2, segment.ids[..., None])[..., 0] - logits.logsumexp(-1)) * segment.mask()).sum(-1)
+                for logits, segment in said
+            ]
         logits, columns = self._packed_logits(prompts, segments)
         normaliser = logits.logsumexp(-1)
         rows = torch.arange(len(prompts.ids), device=logits.device)[:, None]
@@ -75,14 +88,16 @@ class Policy:
         """`samples` responses to each prompt, rows grouped by prompt.
 
         noise: uniform numbers, [n * samples, max_new_tokens]; the responses are a function of weights, prompts and
-        noise.
+        noise. Another engine (continuous batching, vLLM) would stand here.
         """
-        return sample(self.model, prompts, samples, noise.to(self.device), self.end_token)
+        limit = noise.shape[1]
+        decode = decode_cached if self.layout.packs(prompts, [], more=limit) else decode_generated
+        return decode(self.model, prompts, samples, limit, by_noise(noise, self.device), self.ends)
 
     def frozen_copy(self) -> Policy:
         """A copy that later training does not change. With adapters, it shares the weights beneath them."""
         model = copied(self.model)
-        return Policy(model.requires_grad_(False), self.end_token, self.max_new_tokens)
+        return Policy(model.requires_grad_(False), self.ends, self.max_new_tokens, self.layout)
 
     def load_from(self, other: Policy) -> None:
         """Take over another policy's weights."""

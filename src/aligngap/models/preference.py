@@ -15,16 +15,18 @@ from typing import ClassVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from aligngap.models.build import load_model
+from aligngap.models.build import load_backbone
+from aligngap.models.layout import Layout, detect, reads_apart
 from aligngap.models.packing import pack
 from aligngap.models.spec import Checkpoint
 from aligngap.types import Tokens
 
 
 class PreferenceModel(nn.Module):
-    """A Hugging Face decoder with a linear read-out.
+    """A Hugging Face decoder, or the encoder of an encoder-decoder, with a linear read-out. layout: how it is read
+    (found out if not given).
 
     The score is read at the segment's last token and, summed, at the response's tokens: a small decoder cannot gather
     at one token what it only works out at its last layer.
@@ -34,9 +36,10 @@ class PreferenceModel(nn.Module):
     reads_order: ClassVar[bool]
     """Whether it reads both responses together, one before the other."""
 
-    def __init__(self, backbone: PreTrainedModel, separator: int) -> None:
+    def __init__(self, backbone: PreTrainedModel, separator: int, layout: Layout | None = None) -> None:
         super().__init__()
         self.backbone, self.separator = backbone, separator
+        self.layout = detect(backbone, predicting=False) if layout is None else layout
         width = int(backbone.config.hidden_size)
         # Zero weights: training starts at r = 1/2 everywhere, whatever the seed.
         self.readout = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in ("end", "first", "second")})
@@ -53,6 +56,8 @@ class PreferenceModel(nn.Module):
 
     def hidden(self, prompts: Tokens, segments: list[Tokens]) -> list[torch.Tensor]:
         """Last hidden states over each segment, [n, width, hidden]."""
+        if not self.layout.packs(prompts, segments):
+            return reads_apart(self.backbone, prompts, segments, predicting=False)
         packed = pack(prompts, segments)
         states = self.backbone(
             input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
@@ -155,7 +160,7 @@ def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.T
 
 def build_preference_model(kind: str, base: str | Checkpoint, separator: int, device: str = "cpu") -> PreferenceModel:
     """An untrained preference model on a base's weights. Raises UserError when they cannot be read."""
-    return PREFERENCE_MODELS[kind](load_model(AutoModel, base), separator).to(device)
+    return PREFERENCE_MODELS[kind](load_backbone(base), separator).to(device)
 
 
 def load_preference_model(

@@ -1,26 +1,50 @@
-"""Our own sampling loop: one prefill for all samples of a prompt, then a static cache."""
+"""Our own sampling loop: one prefill for all samples of a prompt, then a static cache. Architectures that it does not
+suit go through `transformers`' generation, with our choice of each token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StaticCache,
+)
+from transformers.modeling_outputs import BaseModelOutput
 
-from aligngap.models.packing import pack
+from aligngap.models.packing import left_pad, pack
+from aligngap.models.seq2seq import decoder_start, encoder_states, start_column
 from aligngap.types import Tokens
+
+Choose = Callable[[torch.Tensor, int], torch.Tensor]
+"""(logits [n, vocabulary], number of the token) -> token ids [n]."""
+
+
+def by_noise(noise: torch.Tensor, device: torch.device) -> Choose:
+    """Tokens at temperature 1, by inverting the cumulative distribution.
+
+    noise: uniform numbers in [0, 1), one row a response, one column a token. Common random numbers (the same noise)
+    make the samples of two policies as alike as the policies are.
+    """
+    drawn = noise.to(exact_device(device))
+    return lambda logits, at: _invert(logits, drawn[:, at])
 
 
 @torch.no_grad()
-def sample(model: PreTrainedModel, prompts: Tokens, samples: int, noise: torch.Tensor, end_token: int) -> Tokens:
-    """Sample responses at temperature 1 by inverting the cumulative distribution.
-
-    noise: uniform numbers in [0, 1), [n * samples, limit], one row a response, one column a token. Returns n * samples
-    responses, grouped by prompt, each ending with `end_token` or `limit` tokens long. Common random numbers (the same
-    noise) make the samples of two policies as alike as the policies are.
+def decode_cached(
+    model: PreTrainedModel, prompts: Tokens, samples: int, limit: int, choose: Choose, ends: Sequence[int]
+) -> Tokens:
+    """n * samples responses, grouped by prompt, each ending with one of `ends` or `limit` tokens long; from a packed
+    prefix, so for models that can be packed.
     """
     packed = pack(prompts, [])
-    count, limit = noise.shape
+    count = len(prompts.ids) * samples
     width = packed.prompt_width
     prefix = DynamicCache(config=model.config)
     output = model(
@@ -40,9 +64,9 @@ def sample(model: PreTrainedModel, prompts: Tokens, samples: int, noise: torch.T
     lengths = torch.full((count,), limit, dtype=torch.int64, device=logits.device)
     alive = torch.ones(count, dtype=torch.bool, device=logits.device)
     for at in range(limit):
-        token = _invert(logits, noise[:, at])
+        token = choose(logits, at)
         ids[:, at] = token * alive
-        ended = alive & (token == end_token)
+        ended = alive & _among(token, ends)
         lengths[ended] = at + 1
         alive = alive & ~ended
         if at + 1 == limit or not bool(alive.any()):
@@ -68,9 +92,90 @@ def _repeated(model: PreTrainedModel, prefix: DynamicCache, samples: int, size: 
     return cache
 
 
+class _Chosen(LogitsProcessor):
+    """Leaves one token to choose from."""
+
+    def __init__(self, choose: Choose) -> None:
+        self.choose, self.at = choose, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token = self.choose(scores, self.at)
+        self.at += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
+
+
+@torch.no_grad()
+def decode_generated(
+    model: Any, prompts: Tokens, samples: int, limit: int, choose: Choose, ends: Sequence[int]
+) -> Tokens:
+    """As `decode_cached`, through the model's own `generate`, which knows every kind of cache. The encoder of an
+    encoder-decoder reads each prompt once.
+    """
+    if model.config.is_encoder_decoder:
+        encoded = encoder_states(model, prompts).repeat_interleave(samples, 0)
+        given = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=encoded),
+            "attention_mask": prompts.mask().long().repeat_interleave(samples, 0),
+            "decoder_input_ids": start_column(model, len(encoded)),
+        }
+    else:
+        ids, real = (part.repeat_interleave(samples, 0) for part in left_pad(prompts))
+        given = {"input_ids": ids, "attention_mask": real.long()}
+    return _ended(_generated(model, given, limit, _Chosen(choose), ends), ends, limit)
+
+
+def _generated(
+    model: Any, given: dict[str, Any], limit: int, chosen: LogitsProcessor, ends: Sequence[int]
+) -> torch.Tensor:
+    """What follows the tokens given, [n, at most limit]; zeros behind an end."""
+    before = given["decoder_input_ids"] if "decoder_input_ids" in given else given["input_ids"]
+    config = GenerationConfig(
+        max_new_tokens=limit,
+        eos_token_id=list(ends) or None,
+        pad_token_id=0,
+        decoder_start_token_id=decoder_start(model),
+        do_sample=False,
+        use_cache=True,
+    )
+    # What a configuration leaves open, `generate` takes from the model's own: penalties, forced tokens and the like.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        sequences = model.generate(**given, generation_config=config, logits_processor=LogitsProcessorList([chosen]))
+    finally:
+        model.generation_config = own
+    return sequences[:, before.shape[1] :]  # type: ignore[no-any-return]
+
+
+def _ended(ids: torch.Tensor, ends: Sequence[int], limit: int) -> Tokens:
+    """Rows cut behind their first end; generation stops short of the limit when all rows have one."""
+    ended = _among(ids, ends)
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, limit)
+    found = Tokens(ids, lengths)
+    return Tokens((ids * found.mask())[:, : int(lengths.max())], lengths)
+
+
+def _among(token: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+    """True where a token is one of `ends`."""
+    found = torch.zeros_like(token, dtype=torch.bool)
+    for end in ends:
+        found = found | (token == end)
+    return found
+
+
 def _invert(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Token whose slice of the cumulative distribution holds the noise. float64: over a large vocabulary a float32 sum
     drifts.
     """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    return (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    cumulative = exact(logits).softmax(-1).cumsum(-1)
+    token = (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return token.to(logits.device)
+
+
+def exact(values: torch.Tensor) -> torch.Tensor:
+    """In float64; on the CPU where the device has none."""
+    return values.to(exact_device(values.device)).double()
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 is: on a device itself, or on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from aligngap.errors import UserError, nearest
-from aligngap.models.build import load_causal_model, load_tokenizer
+from aligngap.models.build import end_tokens, load_language_model, load_tokenizer
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
@@ -63,7 +63,7 @@ def export(
     specification: Any = sft.record()["specification"]
     options = {name: value for name, value in specification["base"].items() if name != "digest"}
     checkpoint = Checkpoint(path=str(sft.path / "model"), trust_remote_code=trust_remote_code, **options)
-    tokenizer, model = load_tokenizer(checkpoint), load_causal_model(checkpoint)
+    tokenizer, model = load_tokenizer(checkpoint), load_language_model(checkpoint)
     limit = int(read_json(kept.get(inputs["task"]).path / "task.json")["max_new_tokens"])
     if arm == SFT:
         step = 0
@@ -79,7 +79,7 @@ def export(
             )
         if checkpoint.lora:
             add_adapters(model, checkpoint.lora, 0)
-        Policy(model, int(tokenizer.eos_token_id), limit).load_weights(steps[step])
+        Policy(model, end_tokens(tokenizer), limit).load_weights(steps[step])
         merge_adapters(model)
     model.generation_config = GenerationConfig(
         do_sample=True,
@@ -88,7 +88,7 @@ def export(
         top_p=1.0,
         max_new_tokens=limit,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=list(end_tokens(tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
     what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {found['base']}"

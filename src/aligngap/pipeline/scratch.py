@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from aligngap.errors import UserError
-from aligngap.models.build import Architecture, byte_tokenizer, parameter_count, random_model
+from aligngap.models.build import Architecture, byte_tokenizer, end_tokens, parameter_count, random_model
 from aligngap.models.policy import Policy
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -54,8 +54,7 @@ def scratch(data: DatasetSpec, spec: ScratchSpec, out: Path, report: Report) -> 
         "pairs": len(pairs),
     }
     if spec.optim is not None:
-        end = int(tokenizer.eos_token_id)
-        policy = Policy(model, end, 1)
+        policy = Policy(model, end_tokens(tokenizer), 1)
         documents = _documents((item for item in encode(pairs, tokenizer, Tally()) if item), spec.shape.context)
 
         def watched(done: int, total: int, metrics: Mapping[str, float]) -> None:

@@ -63,7 +63,7 @@ class Ingredients:
     """What a study can hand to a source when it is built; each source takes what it needs.
 
     prompts: training prompts; judge: labels sampled pairs; pairs: recorded pairs; batch: pairs a step (shuffle windows
-    are counted in batches); end_token: what ends a response.
+    are counted in batches); ends: what ends a response.
     """
 
     seed: int
@@ -71,7 +71,7 @@ class Ingredients:
     prompts: list[Prompt]
     judge: Judge | None = None
     pairs: PairBatch | None = None
-    end_token: int | None = None
+    ends: tuple[int, ...] | None = None
 
 
 class SourceSpec(BaseModel):

@@ -4,6 +4,7 @@ shuffled).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -58,13 +59,14 @@ class RecordedSpec(SourceSpec):
         }
         pairs = require(given.pairs, "recorded pairs", self.kind)
         if self.ends == "dropped":
-            end = require(given.end_token, "the end token", self.kind)
-            first, second = (without_end(tokens, end) for tokens in (pairs.first, pairs.second))
+            ends = require(given.ends, "the end tokens", self.kind)
+            first, second = (without_end(tokens, ends) for tokens in (pairs.first, pairs.second))
             pairs = replace(pairs, first=first, second=second)
         return Recorded(pairs, orders[self.order])
 
 
-def without_end(tokens: Tokens, end: int) -> Tokens:
-    """The same rows without their end-of-sequence token, where there is one; at least one token stays."""
+def without_end(tokens: Tokens, ends: Sequence[int]) -> Tokens:
+    """The same rows without the token that ends them, where there is one; at least one token stays."""
     last = tokens.ids.gather(1, (tokens.lengths - 1).clamp(min=0)[:, None])[:, 0]
-    return Tokens(tokens.ids, (tokens.lengths - (last == end).long()).clamp(min=1))
+    ended = torch.isin(last, torch.tensor(ends, device=last.device))
+    return Tokens(tokens.ids, (tokens.lengths - ended.long()).clamp(min=1))

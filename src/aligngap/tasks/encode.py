@@ -20,6 +20,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
+from aligngap.models.build import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select
 from aligngap.tasks.formats import Dropped, PromptText, TextPair
@@ -116,11 +117,12 @@ def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterat
         _ids(tokenizer, [gap + getattr(pair, side) for gap, pair in zip(gaps, chunk, strict=True)], False)
         for side in ("first", "second")
     )
-    end = int(tokenizer.eos_token_id)
+    ending = end_tokens(tokenizer)
     for index, pair in enumerate(chunk):
         if prompts.get(index):
-            ends = sum(end in side[index] for side in (first, second))
-            yield Encoded(pair, prompts[index], _ended(first[index], end), _ended(second[index], end), ends)
+            a, b = first[index], second[index]
+            written = sum(not set(ending).isdisjoint(side) for side in (a, b))
+            yield Encoded(pair, prompts[index], _ended(a, ending), _ended(b, ending), written)
         else:
             if index in prompts:
                 tally.drop("the prompt has no tokens", pair.where)
@@ -148,9 +150,10 @@ def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
 
 
-def _ended(ids: list[int], end: int) -> list[int]:
-    """Nothing follows the first end token: a sampled response never goes on behind it."""
-    return [*ids[: ids.index(end)], end] if end in ids else [*ids, end]
+def _ended(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """Closed by the first of `ends`. Nothing follows an end token: a sampled response never goes on behind one."""
+    first = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    return [*ids[:first], ends[0]]
 
 
 def cut_prompt(ids: list[int], limit: int, begin: int | None) -> list[int]:

@@ -13,7 +13,7 @@ from aligngap.errors import UserError
 from aligngap.models.build import (
     Architecture,
     context_length,
-    load_causal_model,
+    load_language_model,
     load_tokenizer,
     random_model,
     word_tokenizer,
@@ -58,7 +58,7 @@ def test_code_beside_the_weights_is_not_run(folder: Path, tmp_path: Path) -> Non
     tokens = json.loads((folder / "tokenizer_config.json").read_text())
     tokens |= {"auto_map": {"AutoTokenizer": ["tokens.Evil", "tokens.Evil"]}, "tokenizer_class": "Evil"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
-    for load in (load_causal_model, load_tokenizer, context_length):
+    for load in (load_language_model, load_tokenizer, context_length):
         with pytest.raises(UserError):
             load(str(folder))
     with pytest.raises(UserError, match="trust_remote_code"):
@@ -71,10 +71,10 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(mark)))
     with pytest.raises(UserError, match="safetensors"):
-        load_causal_model(str(folder))
+        load_language_model(str(folder))
     with pytest.raises(UserError, match="safetensors"):
         build_preference_model("pairwise", str(folder), 3)
     torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")  # nor are harmless ones
     with pytest.raises(UserError, match="safetensors"):
-        load_causal_model(str(folder))
+        load_language_model(str(folder))
     assert not mark.exists()

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from aligngap.errors import UserError
-from aligngap.models.build import byte_tokenizer, load_causal_model, load_tokenizer
+from aligngap.models.build import byte_tokenizer, load_language_model, load_tokenizer
 from aligngap.models.check import check_alike, check_lengths, check_vocabulary
 from aligngap.models.spec import Checkpoint
 from checkpoints import qwen2
@@ -36,13 +36,13 @@ def test_a_whole_one_passes(whole: Path) -> None:
     checkpoint = Checkpoint(path=str(whole))
     check_vocabulary(checkpoint)
     check_alike(checkpoint, [checkpoint, checkpoint])
-    assert load_causal_model(checkpoint).training is False
+    assert load_language_model(checkpoint).training is False
 
 
 def test_no_configuration(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="no Hugging Face model") as caught:
-        load_causal_model(Checkpoint(path=str(folder)))
+        load_language_model(Checkpoint(path=str(folder)))
     assert caught.value.where == str(folder)
 
 
@@ -50,13 +50,13 @@ def test_truncated_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     with pytest.raises(UserError, match="model cannot be read"):
-        load_causal_model(Checkpoint(path=str(folder)))
+        load_language_model(Checkpoint(path=str(folder)))
 
 
 def test_garbage_in_place_of_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="model cannot be read"):
-        load_causal_model(Checkpoint(path=str(folder)))
+        load_language_model(Checkpoint(path=str(folder)))
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="tokenizer cannot be read"):
         load_tokenizer(Checkpoint(path=str(folder)))
@@ -68,7 +68,7 @@ def test_missing_weights_are_not_drawn_at_random(folder: Path) -> None:
         {name: value for name, value in weights.items() if name != "lm_head.weight"}, folder / "model.safetensors"
     )
     with pytest.raises(UserError, match=r"weights are missing .*lm_head\.weight"):
-        load_causal_model(Checkpoint(path=str(folder)))
+        load_language_model(Checkpoint(path=str(folder)))
 
 
 def test_a_vocabulary_larger_than_the_embedding_names_both(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_code_of_its_own_is_run_only_on_demand(folder: Path) -> None:
         "class MyModel(Qwen2ForCausalLM):\n    config_class = MyConfig\n"
     )
     with pytest.raises(UserError, match="Python code of its own") as caught:
-        load_causal_model(Checkpoint(path=str(folder)))
+        load_language_model(Checkpoint(path=str(folder)))
     assert "trust_remote_code: true" in str(caught.value.mend)
-    assert type(load_causal_model(Checkpoint(path=str(folder), trust_remote_code=True))).__name__ == "MyModel"
+    assert type(load_language_model(Checkpoint(path=str(folder), trust_remote_code=True))).__name__ == "MyModel"
 
 
 def test_another_tokenizer_than_the_policys(whole: Path, tmp_path: Path) -> None:

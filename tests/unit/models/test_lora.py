@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from aligngap.errors import UserError
-from aligngap.models.build import load_causal_model
+from aligngap.models.build import load_language_model
 from aligngap.models.lora import Lora, adapters, add_adapters, merge_adapters
 from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.models.spec import Checkpoint
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(folder: Path, seed: int = 0, **options: Any) -> tuple[Policy, Policy]:
-    model = load_causal_model(Checkpoint(path=str(folder), **options))
+    model = load_language_model(Checkpoint(path=str(folder), **options))
     add_adapters(model, LORA, seed)
     return Policy(model, 2, 5), WithoutAdapters(model, 2, 5)
 
@@ -70,7 +70,7 @@ def storages(*models: torch.nn.Module) -> int:
 
 
 def test_the_reference_is_the_start_and_takes_no_memory(folder: Path) -> None:
-    plain = Policy(load_causal_model(Checkpoint(path=str(folder))), 2, 5)
+    plain = Policy(load_language_model(Checkpoint(path=str(folder))), 2, 5)
     policy, reference = adapted(folder)
     start = scores(plain)
     assert torch.equal(scores(policy), start)
@@ -130,7 +130,7 @@ def test_merged_it_is_an_ordinary_folder(folder: Path, tmp_path: Path) -> None:
     policy.model.save_pretrained(tmp_path / "merged")
     names = load_file(tmp_path / "merged/model.safetensors").keys()
     assert names == load_file(folder / "model.safetensors").keys()
-    assert torch.equal(scores(Policy(load_causal_model(str(tmp_path / "merged")), 2, 5)), scores(policy))
+    assert torch.equal(scores(Policy(load_language_model(str(tmp_path / "merged")), 2, 5)), scores(policy))
 
 
 @pytest.mark.parametrize("sync_period", [1, 4])
@@ -144,7 +144,7 @@ def test_a_killed_run_ends_bit_identical(
         judge = ScriptedJudge(lambda prompt, response: float(sum(response)))
         both = adapted(folder, dtype=dtype)
         if not lora:
-            plain = [load_causal_model(Checkpoint(path=str(folder), dtype=dtype)) for _ in range(2)]
+            plain = [load_language_model(Checkpoint(path=str(folder), dtype=dtype)) for _ in range(2)]
             both = Policy(plain[0], 2, 5), Policy(plain[1].requires_grad_(False), 2, 5)
         return *both, Sampled(prompts, judge, 0, sync_period=sync_period)
 
@@ -190,7 +190,7 @@ def test_a_base_in_bfloat16_has_adapters_in_fp32(folder: Path) -> None:
 
 
 def test_targets_that_are_no_layers_name_those_that_are(folder: Path) -> None:
-    model = load_causal_model(Checkpoint(path=str(folder)))
+    model = load_language_model(Checkpoint(path=str(folder)))
     with pytest.raises(UserError, match="no such adapters") as caught:
         add_adapters(model, Lora(targets=("query",)), 0)
     assert "q_proj" in str(caught.value.mend)
@@ -206,7 +206,7 @@ def test_without_peft_it_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPa
             raise ImportError(name)
         return real(name, *args, **options)
 
-    model = load_causal_model(Checkpoint(path=str(folder)))
+    model = load_language_model(Checkpoint(path=str(folder)))
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="peft") as caught:
         add_adapters(model, LORA, 0)

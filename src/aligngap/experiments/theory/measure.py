@@ -106,7 +106,7 @@ class Enumerated:
         parts = []
         for index in torch.arange(len(self.owner)).split(chunk):
             prompts = self.prompts.take(self.owner[index]).to(policy.device)
-            parts.append(policy.log_probs(prompts, [self.responses.take(index).to(policy.device)])[0].double().cpu())
+            parts.append(policy.log_probs(prompts, [self.responses.take(index).to(policy.device)])[0].cpu().double())
         return list(torch.cat(parts).split(self.sizes))
 
     def wins(self, judge: Judge) -> list[torch.Tensor]:

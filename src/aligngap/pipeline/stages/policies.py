@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from aligngap.models.build import load_causal_model, load_tokenizer, parameter_count
+from aligngap.models.build import end_tokens, load_language_model, load_tokenizer, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.pipeline.graph import Context, Stage
@@ -56,8 +56,8 @@ class Sft(Stage):
         for stage, part in zip(self.pairs, parts, strict=True):
             check_fits(checkpoint, stage, part)
         tokenizer = load_tokenizer(checkpoint)
-        model = load_causal_model(checkpoint, context.device)
-        policy = Policy(model, int(tokenizer.eos_token_id), 1)
+        model = load_language_model(checkpoint, context.device)
+        policy = Policy(model, end_tokens(tokenizer), 1)
         pooled = concatenate(parts)
         held_out = concatenate([read_pairs(folder / "held_out.parquet") for folder in folders])
         before = nll(policy, held_out)
@@ -140,7 +140,7 @@ class Arm(PairsStage):
         start = time.perf_counter()
         self._check(context)
         policy, reference = load_arm(context, self.sft, self.seed)
-        source = self.source.build(self._ingredients(context))
+        source = self.source.build(self._ingredients(context, policy.ends))
         recording = Recording(source) if self.source.needs_judge else None
         kept = context.partial / "steps"
         kept.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ class Arm(PairsStage):
             pairs = read_pairs(context.one("recorded") / self.recorded.train_file)
             check_fits(self.sft.base.checkpoint, self.task, pairs)
 
-    def _ingredients(self, context: Context) -> Ingredients:
+    def _ingredients(self, context: Context, ends: tuple[int, ...]) -> Ingredients:
         train_pairs = read_pairs(context.one("task") / "train.parquet")
         prompts = [
             Prompt(number, tuple(ids))
@@ -193,9 +193,8 @@ class Arm(PairsStage):
         recorded = None
         if self.recorded is not None:
             recorded = read_pairs(context.one("recorded") / self.recorded.train_file)
-        end = int(load_tokenizer(self.sft.base.checkpoint.at(context.one("sft") / "model")).eos_token_id)
         return Ingredients(
-            seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded, end_token=end
+            seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded, ends=ends
         )
 
 
@@ -222,13 +221,13 @@ def load_arm(context: Context, sft: Sft, seed: int = 0) -> tuple[Policy, Policy]
         reference.model.requires_grad_(False)
         return policy, reference
     add_adapters(policy.model, lora, seed)
-    return policy, WithoutAdapters(policy.model, policy.end_token, policy.max_new_tokens)
+    return policy, WithoutAdapters(policy.model, policy.ends, policy.max_new_tokens, policy.layout)
 
 
 def _sft_policy(context: Context, sft: Sft) -> Policy:
     checkpoint = sft.base.checkpoint.at(context.one("sft") / "model")
-    end = int(load_tokenizer(checkpoint).eos_token_id)
-    return Policy(load_causal_model(checkpoint, context.device), end, max_new_tokens(context))
+    ends = end_tokens(load_tokenizer(checkpoint))
+    return Policy(load_language_model(checkpoint, context.device), ends, max_new_tokens(context))
 
 
 def max_new_tokens(context: Context) -> int:

@@ -1,0 +1,49 @@
+"""Encoder-decoders (the original's T5 family): the encoder reads the prompt once, the decoder writes responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from aligngap.types import Tokens
+
+
+def decoded_logits(model: Any, prompts: Tokens, segments: Sequence[Tokens]) -> torch.Tensor:
+    """Logits that predict each token of each segment, [n * segments, width, vocabulary], one segment after another.
+
+    The segments of a prompt share what the encoder made of it. Padding is on the right, where no real token looks.
+    """
+    count, joined = len(segments), Tokens.stack(segments)
+    output = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoder_states(model, prompts).repeat(count, 1, 1)),
+        attention_mask=prompts.mask().long().repeat(count, 1),
+        decoder_input_ids=torch.cat([start_column(model, len(joined.ids)), joined.ids[:, :-1]], 1),
+        use_cache=False,
+    )
+    return output.logits.float()  # type: ignore[no-any-return]
+
+
+def encoder_states(model: Any, prompts: Tokens) -> torch.Tensor:
+    """What the encoder makes of prompts, [n, width, hidden]."""
+    seen = prompts.mask()
+    output = model.get_encoder()(input_ids=prompts.ids * seen, attention_mask=seen.long())
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def start_column(model: Any, rows: int) -> torch.Tensor:
+    """The token with which the decoder starts, as a column, [rows, 1]; it is no part of a response."""
+    token = decoder_start(model)
+    assert token is not None, "a model without one is refused when it is loaded"
+    return torch.full((rows, 1), token, device=model.device)
+
+
+def decoder_start(model: Any) -> int | None:
+    """As its configurations say. Where they do not: the padding token, with which T5 starts, or what begins a text."""
+    for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id"):
+        for config in (getattr(model, "generation_config", None), model.config):
+            if (token := getattr(config, name, None)) is not None:
+                return int(token)
+    return None
