@@ -211,12 +211,11 @@ def _leave_prompts_open(tokenizer: Any, end: int, path: str) -> None:
     that. Raises UserError where it cannot be told not to.
     """
 
-    def closes() -> bool:
-        return bool(tokenizer("a")["input_ids"][-1:] == [end])
-
-    if closes():
+    ids = tokenizer("a")["input_ids"]
+    if ids[-1:] == [end]:
+        tokenizer.add_bos_token = ids[0] == tokenizer.bos_token_id  # what it did by other means goes with them
         tokenizer.add_eos_token = False
-        if closes():
+        if tokenizer("a")["input_ids"] != ids[:-1]:
             raise UserError(
                 "the tokenizer closes every text with the end token, so that a decoder cannot go on behind a prompt",
                 where=path,
