@@ -12,6 +12,7 @@ from jinja2.exceptions import TemplateError
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
     AutoModel,
@@ -276,7 +277,9 @@ def load_language_model(checkpoint: str | Checkpoint, device: str = "cpu") -> Pr
 def load_backbone(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
     """A model without its head: all of a decoder, the encoder of an encoder-decoder. Else as `load_language_model`."""
     config = load_config(checkpoint)
-    if not config.is_encoder_decoder:
+    # The encoder alone, once it is saved, no longer says that it was part of an encoder-decoder.
+    alone = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if not config.is_encoder_decoder and not alone:
         return _load(AutoModel, checkpoint, device)
     if type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
         raise UserError(
