@@ -718,6 +718,7 @@ def export(
     step: Annotated[int | None, typer.Option(metavar="N", help="The step.  [default: the last kept]")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The seed.  [default: the first]")] = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="The task.  [default: the first]")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapters alone, as `peft` loads them.")] = False,
     store: StorePath = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that came with the policy's checkpoint.")
@@ -727,8 +728,17 @@ def export(
     from aligngap.pipeline.export import export as write
     from aligngap.pipeline.rundir import RunDirectory
 
-    run = RunDirectory.open(directory)
-    found = write(run, arm, path, task=task, seed=seed, step=step, store=store, trust_remote_code=trust_remote_code)
+    found = write(
+        RunDirectory.open(directory),
+        arm,
+        path,
+        task=task,
+        seed=seed,
+        step=step,
+        store=store,
+        trust_remote_code=trust_remote_code,
+        adapter=adapter,
+    )
     _say(f"{found}: {path}")
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
@@ -154,6 +155,23 @@ def test_its_exported_policy_is_the_arms(encoder_decoder: Made, tmp_path: Path) 
         logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *row[:-1]]])).logits
         said = logits[0].log_softmax(-1)[torch.arange(len(row)), torch.tensor(row)].sum()
         assert value.item() == pytest.approx(said.item(), abs=1e-3)
+
+
+@torch.no_grad()
+def test_its_adapters_alone_stand_on_the_exported_sft_policy(encoder_decoder: Made, tmp_path: Path) -> None:
+    run = str(encoder_decoder.place / "run")
+    for name, options in (("sft", []), ("online", []), ("online", ["--adapter"])):
+        assert main(["export", run, name, str(tmp_path / "-".join([name, *options])), *options]) == 0
+    sft, merged = (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).eval() for name in ("sft", "online"))
+    given = {"input_ids": torch.tensor([[1, 9, 8, 7]]), "decoder_input_ids": torch.tensor([[0, 5, 6]])}
+    before = sft(**given).logits
+    both = PeftModel.from_pretrained(sft, tmp_path / "online---adapter").eval()
+    torch.testing.assert_close(both(**given).logits, merged(**given).logits, atol=1e-4, rtol=1e-4)
+    assert (both(**given).logits - before).abs().max() > 1e-3
+    assert not (tmp_path / "online---adapter/model.safetensors").exists()
+    assert "adapters of it" in (tmp_path / "online---adapter/README.md").read_text("utf-8")
+    assert main(["export", run, "sft", str(tmp_path / "x"), "--adapter"]) == 2
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.fixture(scope="module")

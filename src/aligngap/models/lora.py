@@ -9,13 +9,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
 
 from aligngap.errors import UserError
 from aligngap.seeds import torch_seed
+
+_ADAPTER = "default"
+"""What `peft` calls an adapter that nobody named."""
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
@@ -48,7 +53,7 @@ def add_adapters(model: torch.nn.Module, lora: Lora, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("adapters", seed))  # drawn on the CPU, then moved
         try:
-            peft.inject_adapter_in_model(config, model)
+            peft.inject_adapter_in_model(config, model, _ADAPTER)
         except ValueError as error:
             linear = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if _is_linear(part)}
             raise UserError(
@@ -75,6 +80,17 @@ def merge_adapters(model: torch.nn.Module) -> None:
         setattr(model.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config  # else `save_pretrained` would look for adapters
+
+
+def save_adapters(model: Any, folder: Path) -> None:
+    """The adapters alone, as `peft` saves and loads them."""
+    config = model.peft_config[_ADAPTER]
+    config.save_pretrained(folder)
+    named = {
+        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": weight.detach().contiguous()
+        for name, weight in adapters(model).items()
+    }
+    save_file(named, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
 @contextmanager

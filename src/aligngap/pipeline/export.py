@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from aligngap.errors import UserError, nearest
 from aligngap.models.build import end_tokens, load_language_model, load_tokenizer
-from aligngap.models.lora import add_adapters, merge_adapters
+from aligngap.models.lora import add_adapters, merge_adapters, save_adapters
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.rundir import RunDirectory
@@ -44,12 +44,14 @@ def export(
     step: int | None = None,
     store: Path | None = None,
     trust_remote_code: bool = False,
+    adapter: bool = False,
 ) -> str:
-    """Write an arm's policy to `out`, whole or not at all; adapters are merged. Returns what was written, in words.
+    """Write an arm's policy to `out`, whole or not at all. Returns what was written, in words.
 
     arm: its name in results.json, or `sft`. task, seed: by default the first that has the arm finished; step: one that
     the arm kept, by default the last. trust_remote_code: run Python code that came with the policy's checkpoint; what
-    the run's folder says of that does not count, since it may be somebody else's.
+    the run's folder says of that does not count, since it may be somebody else's. adapter: write the adapters alone, in
+    `peft`'s format, instead of merging them.
 
     Raises UserError for what is not there, and for a folder that is not empty.
     """
@@ -64,6 +66,12 @@ def export(
     options = {name: value for name, value in specification["base"].items() if name != "digest"}
     checkpoint = Checkpoint(path=str(sft.path / "model"), trust_remote_code=trust_remote_code, **options)
     tokenizer, model = load_tokenizer(checkpoint), load_language_model(checkpoint)
+    if adapter and (arm == SFT or checkpoint.lora is None):
+        raise UserError(
+            "the SFT policy is whole" if arm == SFT else "this arm trained all of its weights",
+            where="--adapter",
+            mend="Leave --adapter out.",
+        )
     limit = int(read_json(kept.get(inputs["task"]).path / "task.json")["max_new_tokens"])
     if arm == SFT:
         step = 0
@@ -80,7 +88,8 @@ def export(
         if checkpoint.lora:
             add_adapters(model, checkpoint.lora, 0)
         Policy(model, end_tokens(tokenizer), limit).load_weights(steps[step])
-        merge_adapters(model)
+        if not adapter:
+            merge_adapters(model)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -92,7 +101,8 @@ def export(
         pad_token_id=tokenizer.pad_token_id,
     )
     what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {found['base']}"
-    what += ", adapters merged" if checkpoint.lora else ""
+    if checkpoint.lora and arm != SFT:
+        what += ": adapters of it, to be loaded onto the exported arm `sft`" if adapter else ", adapters merged"
     text = _README.format(
         title=f"{task}: {arm}, step {step}, seed {found['seed']}",
         what=what,
@@ -108,7 +118,10 @@ def export(
     try:
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
-        model.save_pretrained(half)
+        if adapter:
+            save_adapters(model, half)
+        else:
+            model.save_pretrained(half)
         tokenizer.save_pretrained(half)
         (half / "README.md").write_text(text, "utf-8")
         half.replace(out)
