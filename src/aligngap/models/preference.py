@@ -160,7 +160,7 @@ def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.T
 
 def build_preference_model(kind: str, base: str | Checkpoint, separator: int, device: str = "cpu") -> PreferenceModel:
     """An untrained preference model on a base's weights. Raises UserError when they cannot be read."""
-    return PREFERENCE_MODELS[kind](load_backbone(base), separator).to(device)
+    return PREFERENCE_MODELS[kind](load_backbone(base, device), separator).to(device)
 
 
 def load_preference_model(
@@ -170,6 +170,6 @@ def load_preference_model(
     options (dtype) it keeps.
     """
     backbone = folder / "backbone"
-    model = build_preference_model(kind, base.at(backbone) if base else str(backbone), separator)
+    model = build_preference_model(kind, base.at(backbone) if base else str(backbone), separator, device)
     model.load_readout(folder)
-    return model.to(device).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,16 @@ from transformers import BertConfig, RwkvConfig
 
 from aligngap.errors import UserError
 from aligngap.measure.kl import sequence_kl
+from aligngap.models.build import load_language_model
 from aligngap.models.layout import Layout, behind, detect
-from aligngap.models.policy import Policy
+from aligngap.models.lora import Lora, add_adapters
+from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.models.preference import PREFERENCE_MODELS, PointwiseModel, PreferenceModel
 from aligngap.models.sampling import _invert
+from aligngap.models.spec import Checkpoint
+from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import Tokens
-from checkpoints import KINDS, WINDOW, config_of, model_of
+from checkpoints import KINDS, WINDOW, config_of, model_of, saved
 from fakes import pairs_of, ragged
 
 VOCABULARY, ENDS, LIMIT = 24, (2, 5, 13), 9
@@ -281,3 +286,22 @@ def test_what_no_layout_suits_is_refused(config: Any, words: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "bloom", "t5"])
 def test_half_precision_is_read_in_the_layout_of_the_architecture(kind: str) -> None:
     assert detect(model(kind).to(torch.bfloat16)) == detect(model(kind))
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "bloom", "lfm2", "t5"])
+def test_a_step_in_half_precision_with_adapters_and_checkpointed_gradients(kind: str, tmp_path: Path) -> None:
+    folder = saved(kind, tmp_path / "base", ["one two three"], scale=SCALES.get(kind, 8.0))
+    checkpoint = Checkpoint(path=str(folder), dtype="bfloat16", gradient_checkpointing=True)
+    policy = Policy(load_language_model(checkpoint), ENDS, LIMIT)
+    add_adapters(policy.model, Lora(r=2), 0)
+    reference = WithoutAdapters(policy.model, ENDS, LIMIT, policy.layout)
+    prompts, segments = batch()
+    given = Tokens.collate(prompts), [Tokens.collate(rows) for rows in segments[:1]]
+    optimiser = Optimiser(policy.model.parameters(), OptimSpec(lr=0.05, steps=3, warmup_steps=0))
+    before = policy.log_probs(*given)[0]
+    assert torch.equal(before, reference.log_probs(*given)[0])
+    for _ in range(3):
+        optimiser.step(-policy.log_probs(*given)[0].sum())
+    with torch.no_grad():
+        assert policy.log_probs(*given)[0].sum() > before.sum() + 1
+        assert torch.equal(reference.log_probs(*given)[0], before)
