@@ -17,17 +17,20 @@ import torch
 
 from aligngap.errors import UserError
 from aligngap.models.packing import pack
-from aligngap.models.sampling import decode_cached, decode_generated
+from aligngap.models.sampling import Choose, among, decode_cached, decode_generated, ended
 from aligngap.models.seq2seq import decoded_logits, decoder_start
 from aligngap.types import Tokens
 
 
 @dataclass(frozen=True)
 class Layout:
-    """packed: positions and 4-D masks hold. window: of attention, in tokens; a packed sequence may not be longer."""
+    """packed: positions and 4-D masks hold. window: of attention, in tokens; a packed sequence may not be longer.
+    generates: what is not packed can be sampled by the model's own generation.
+    """
 
     packed: bool
     window: int | None = None
+    generates: bool = True
 
     def packs(self, prompts: Tokens, segments: Sequence[Tokens], more: int = 0) -> bool:
         """Whether these may be packed. more: tokens that are yet to come."""
@@ -68,6 +71,22 @@ def reads_apart(
     return _parted(found, prompts, segments)
 
 
+@torch.no_grad()
+def decode_uncached(
+    model: Any, prompts: Tokens, samples: int, limit: int, choose: Choose, ends: Sequence[int]
+) -> Tokens:
+    """As `decode_cached`, each token from the whole sequence, read anew: slow, and right wherever reading is."""
+    repeated = prompts.take(torch.arange(len(prompts.ids), device=prompts.ids.device).repeat_interleave(samples))
+    ids = torch.zeros((len(repeated.ids), limit), dtype=torch.int64, device=prompts.ids.device)
+    for at in range(limit):
+        # Its last token is yet to be chosen; no token is predicted from itself.
+        response = Tokens(ids[:, : at + 1], torch.full_like(repeated.lengths, at + 1))
+        ids[:, at] = choose(reads_apart(model, repeated, [response])[0][:, at], at)
+        if bool(among(response.ids, ends).any(1).all()):
+            break
+    return ended(ids[:, : at + 1], ends, limit)
+
+
 def behind(prompts: Tokens, segment: Tokens) -> Tokens:
     """Each segment behind its prompt, without padding in between."""
     lengths = prompts.lengths + segment.lengths
@@ -98,13 +117,18 @@ def detect(model: Any, *, predicting: bool = True) -> Layout:
     What it says of a few tokens in each layout is compared with what it says of each sequence alone, unpadded. Raises
     UserError when no layout gives the same, or when what comes later changes what was said before.
     """
-    trial = _Trial(model, predicting)
-    trial.check_apart()
+    try:
+        trial = _Trial(model, predicting)
+        trial.check_apart()
+    except UserError:
+        raise
+    except Exception as error:  # an architecture fails in its own way
+        raise _refused(model, f"it does not read a prompt and what follows ({error})") from error
     layout = _by_architecture(model)
     if layout.packed and not trial.packs():
         layout = replace(layout, packed=False)
     if predicting and not (layout.packed and layout.window is None):
-        trial.check_generation()
+        layout = replace(layout, generates=trial.generates())
     return layout
 
 
@@ -138,7 +162,7 @@ class _Trial:
 
         self.prompts, self.segments = drawn(_PROMPTS), [drawn(lengths) for lengths in _SEGMENTS]
         if predicting and model.config.is_encoder_decoder and decoder_start(model) is None:
-            raise self._refused("it does not say with which token its decoder starts (decoder_start_token_id)")
+            raise _refused(self.model, "it does not say with which token its decoder starts (decoder_start_token_id)")
         self.alone = [self._alone(segment) for segment in self.segments]
         # Of two contexts: a layout that is wrong confuses one with the other.
         spread = (self.alone[0][0] - self.alone[0][1]).abs().max()
@@ -170,7 +194,7 @@ class _Trial:
         """UserError unless padded rows say what each says alone, and the future does not change the past."""
         self.noise = self._error(reads_apart(self.model, self.prompts, self.segments, predicting=self.predicting))
         if not self.noise <= 10 * self.bound:  # NaN is not
-            raise self._refused("it says other things of a sequence in a batch than of the same sequence alone")
+            raise _refused(self.model, "it says other things of a sequence in a batch than of the same sequence alone")
         if self.predicting:
             shorter = Tokens(self.segments[0].ids[:, :1], torch.ones_like(self.segments[0].lengths))
             said = reads_apart(self.model, self.prompts, [shorter])[0]
@@ -178,7 +202,7 @@ class _Trial:
                 float((self._scaled(said[row]) - alone[:1]).abs().max()) for row, alone in enumerate(self.alone[0])
             )
             if not past <= 10 * self.bound:
-                raise self._refused("what follows a token changes what it says of that token")
+                raise _refused(self.model, "what follows a token changes what it says of that token")
 
     def packs(self) -> bool:
         """Whether packed rows, and sampling from a packed prefix, say what each sequence says alone."""
@@ -204,10 +228,12 @@ class _Trial:
         except Exception:  # an architecture refuses in its own way
             return False
 
-    def check_generation(self) -> None:
-        """UserError unless generation goes on with given tokens as each sequence does alone."""
-        if not self._error(self._forced(decode_generated), (0, 0)) <= self.bound + 4 * self.noise:
-            raise self._refused("sampling from it does not follow its own next-token distribution")
+    def generates(self) -> bool:
+        """Whether generation goes on with given tokens as each sequence does alone."""
+        try:
+            return self._error(self._forced(decode_generated), (0, 0)) <= self.bound + 4 * self.noise
+        except Exception:  # an architecture refuses in its own way
+            return False
 
     def _forced(self, decode: Callable[..., Tokens]) -> list[torch.Tensor]:
         """Logits that predict each token of the first segments while they are decoded, [n, width, vocabulary]; of each
@@ -223,9 +249,10 @@ class _Trial:
         together = torch.stack(said, 1)
         return [together[::2], together[1::2]]
 
-    def _refused(self, why: str) -> UserError:
-        return UserError(
-            f"a model of type '{self.model.config.model_type}' cannot be used: {why}",
-            where=str(self.model.name_or_path) or None,
-            mend="Use a decoder that reads from left to right, or an encoder-decoder.",
-        )
+
+def _refused(model: Any, why: str) -> UserError:
+    return UserError(
+        f"a model of type '{model.config.model_type}' cannot be used: {why}",
+        where=str(model.name_or_path) or None,
+        mend="Use a decoder that reads from left to right, or an encoder-decoder.",
+    )

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import PreTrainedModel
 
-from aligngap.models.layout import Layout, detect, reads_apart
+from aligngap.models.layout import Layout, decode_uncached, detect, reads_apart
 from aligngap.models.lora import adapters, adapters_off, copied, load_trained_state, trained_state
 from aligngap.models.packing import pack
 from aligngap.models.sampling import by_noise, decode_cached, decode_generated
@@ -91,7 +91,10 @@ class Policy:
         noise. Another engine (continuous batching, vLLM) would stand here.
         """
         limit = noise.shape[1]
-        decode = decode_cached if self.layout.packs(prompts, [], more=limit) else decode_generated
+        if self.layout.packs(prompts, [], more=limit):
+            decode = decode_cached
+        else:
+            decode = decode_generated if self.layout.generates else decode_uncached
         return decode(self.model, prompts, samples, limit, by_noise(noise, self.device), self.ends)
 
     def frozen_copy(self) -> Policy:

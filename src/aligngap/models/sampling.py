@@ -16,10 +16,9 @@ from transformers import (
     PreTrainedModel,
     StaticCache,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 from aligngap.models.packing import left_pad, pack
-from aligngap.models.seq2seq import decoder_start, encoder_states, start_column
+from aligngap.models.seq2seq import decoder_start, encoded, start_column
 from aligngap.types import Tokens
 
 Choose = Callable[[torch.Tensor, int], torch.Tensor]
@@ -66,9 +65,9 @@ def decode_cached(
     for at in range(limit):
         token = choose(logits, at)
         ids[:, at] = token * alive
-        ended = alive & _among(token, ends)
-        lengths[ended] = at + 1
-        alive = alive & ~ended
+        last = alive & among(token, ends)
+        lengths[last] = at + 1
+        alive = alive & ~last
         if at + 1 == limit or not bool(alive.any()):
             break
         visible[..., width + at] = True
@@ -112,16 +111,15 @@ def decode_generated(
     encoder-decoder reads each prompt once.
     """
     if model.config.is_encoder_decoder:
-        encoded = encoder_states(model, prompts).repeat_interleave(samples, 0)
         given = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=encoded),
+            "encoder_outputs": encoded(model, prompts, lambda states: states.repeat_interleave(samples, 0)),
             "attention_mask": prompts.mask().long().repeat_interleave(samples, 0),
-            "decoder_input_ids": start_column(model, len(encoded)),
+            "decoder_input_ids": start_column(model, len(prompts.ids) * samples),
         }
     else:
         ids, real = (part.repeat_interleave(samples, 0) for part in left_pad(prompts))
         given = {"input_ids": ids, "attention_mask": real.long()}
-    return _ended(_generated(model, given, limit, _Chosen(choose), ends), ends, limit)
+    return ended(_generated(model, given, limit, _Chosen(choose), ends), ends, limit)
 
 
 def _generated(
@@ -146,15 +144,15 @@ def _generated(
     return sequences[:, before.shape[1] :]  # type: ignore[no-any-return]
 
 
-def _ended(ids: torch.Tensor, ends: Sequence[int], limit: int) -> Tokens:
+def ended(ids: torch.Tensor, ends: Sequence[int], limit: int) -> Tokens:
     """Rows cut behind their first end; generation stops short of the limit when all rows have one."""
-    ended = _among(ids, ends)
-    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, limit)
+    last = among(ids, ends)
+    lengths = torch.where(last.any(1), last.int().argmax(1) + 1, limit)
     found = Tokens(ids, lengths)
     return Tokens((ids * found.mask())[:, : int(lengths.max())], lengths)
 
 
-def _among(token: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+def among(token: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     """True where a token is one of `ends`."""
     found = torch.zeros_like(token, dtype=torch.bool)
     for end in ends:

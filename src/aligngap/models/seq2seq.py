@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from aligngap.types import Tokens
 
@@ -18,7 +18,7 @@ def decoded_logits(model: Any, prompts: Tokens, segments: Sequence[Tokens]) -> t
     """
     count, joined = len(segments), Tokens.stack(segments)
     output = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoder_states(model, prompts).repeat(count, 1, 1)),
+        encoder_outputs=encoded(model, prompts, lambda states: states.repeat(count, 1, 1)),
         attention_mask=prompts.mask().long().repeat(count, 1),
         decoder_input_ids=torch.cat([start_column(model, len(joined.ids)), joined.ids[:, :-1]], 1),
         use_cache=False,
@@ -26,11 +26,12 @@ def decoded_logits(model: Any, prompts: Tokens, segments: Sequence[Tokens]) -> t
     return output.logits.float()  # type: ignore[no-any-return]
 
 
-def encoder_states(model: Any, prompts: Tokens) -> torch.Tensor:
-    """What the encoder makes of prompts, [n, width, hidden]."""
+def encoded(model: Any, prompts: Tokens, repeat: Callable[[torch.Tensor], torch.Tensor]) -> ModelOutput:
+    """What the encoder makes of prompts, read once. repeat: [n, width, hidden] to as many rows as are decoded."""
     seen = prompts.mask()
     output = model.get_encoder()(input_ids=prompts.ids * seen, attention_mask=seen.long())
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    # Of the encoder's own class: decoders with experts look for fields that others lack.
+    return type(output)(last_hidden_state=repeat(output.last_hidden_state))  # type: ignore[no-any-return]
 
 
 def start_column(model: Any, rows: int) -> torch.Tensor:
