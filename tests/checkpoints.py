@@ -25,6 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    RwkvConfig,
+    SwitchTransformersConfig,
     T5Config,
 )
 
@@ -56,11 +58,19 @@ KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "falcon": (FalconConfig, {**_COMMON, "alibi": True, "parallel_attn": False}),
     "mamba": (MambaConfig, {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
     "lfm2": (Lfm2Config, _GROUPED | {"layer_types": ["conv", "full_attention"]}),
+    "rwkv": (
+        RwkvConfig,
+        {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
+    ),
     "t5": (T5Config, _T5 | {"decoder_start_token_id": 0}),
+    "switch_transformers": (
+        SwitchTransformersConfig,
+        _T5 | {"num_decoder_layers": 2, "num_experts": 4, "decoder_start_token_id": 0},
+    ),
     "bart": (BartConfig, _BART | {"decoder_start_token_id": 1, "forced_eos_token_id": 2}),
 }
 """Configurations of tiny models: with rotary and learned positions, ALiBi, sliding windows, recurrent layers, and an
-encoder.
+encoder, without and with experts.
 """
 
 
@@ -68,7 +78,11 @@ def config_of(kind: str, *, context: int = 128, **values: Any) -> Any:
     """A configuration. context: where the architecture has one; values: beside what the kind says."""
     made, given = KINDS[kind]
     names = {"gpt2": "n_positions", "mpt": "max_seq_len"}
-    limit = {} if kind in ("bloom", "mamba", "t5") else {names.get(kind, "max_position_embeddings"): context}
+    limit = (
+        {}
+        if kind in ("bloom", "mamba", "rwkv", "switch_transformers", "t5")
+        else {names.get(kind, "max_position_embeddings"): context}
+    )
     return made(**given | limit | {"tie_word_embeddings": False} | values)
 
 

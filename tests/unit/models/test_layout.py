@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, RwkvConfig
+from transformers import BertConfig
 
 from aligngap.errors import UserError
 from aligngap.measure.kl import sequence_kl
@@ -26,12 +26,12 @@ from fakes import pairs_of, ragged
 VOCABULARY, ENDS, LIMIT = 24, (2, 5, 13), 9
 PACKED = {"llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma3"}
 WINDOWED = {"mistral", "gemma3", "gemma2"}
-ENCODERS = {"t5", "bart"}
+ENCODERS = {"t5", "switch_transformers", "bart"}
 DECODERS = [kind for kind in KINDS if kind not in ENCODERS]
 
 
 # Sharp enough that context and order matter, and not so sharp that rounding does.
-SCALES = {"t5": 0.7, "mamba": 2.0, "bart": 12.0}
+SCALES = {"t5": 0.7, "switch_transformers": 0.7, "mamba": 2.0, "bart": 12.0}
 
 
 def model(kind: str, scale: float | None = None, seed: int = 0) -> Any:
@@ -73,6 +73,8 @@ def test_it_is_known_what_can_be_packed(policy: Policy) -> None:
     kind = kind_of(policy)
     assert policy.layout.packed == (kind in PACKED)
     assert policy.layout.window == (WINDOW if kind in WINDOWED else None)
+    # It mixes up the states of rows that are generated together.
+    assert policy.layout.generates == (kind != "rwkv")
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - PACKED - ENCODERS))
@@ -265,16 +267,6 @@ def test_behind_leaves_no_padding_in_between() -> None:
             ),
             "what follows a token changes what it says",
         ),
-        (  # its state is mixed up where several rows are generated together
-            RwkvConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=16,
-                num_hidden_layers=2,
-                attention_hidden_size=16,
-                intermediate_size=24,
-            ),
-            "does not follow its own next-token distribution",
-        ),
     ],
 )
 def test_what_no_layout_suits_is_refused(config: Any, words: str) -> None:
@@ -305,3 +297,33 @@ def test_a_step_in_half_precision_with_adapters_and_checkpointed_gradients(kind:
     with torch.no_grad():
         assert policy.log_probs(*given)[0].sum() > before.sum() + 1
         assert torch.equal(reference.log_probs(*given)[0], before)
+
+
+def test_what_fails_in_its_own_way_is_one_error() -> None:
+    made = model("llama")
+    made.register_forward_pre_hook(lambda *_: torch.zeros(4) + torch.zeros(8))
+    with pytest.raises(UserError, match="type 'llama' cannot be used: it does not read .*size of tensor"):
+        Policy(made, ENDS, LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom", "rwkv", "t5"])
+@torch.no_grad()
+def test_an_empty_response_has_probability_one(kind: str) -> None:
+    policy = Policy(model(kind), ENDS, LIMIT)
+    prompts = Tokens.collate([[1, 4], [1, 5, 7]])
+    found = policy.log_probs(prompts, [Tokens.collate([[], [6]]), Tokens.collate([[], []])])
+    assert found[0][0] == 0
+    assert found[0][1].item() == pytest.approx(log_prob(policy.model, [1, 5, 7], [6]).item(), abs=1e-4)
+    assert found[1].tolist() == [0, 0]
+
+
+def test_sampling_without_a_cache_draws_the_same() -> None:
+    """Whatever way a token is read, the noise decides which it is."""
+    prompts = Tokens.collate(batch(14)[0])
+    noise = torch.rand(12, LIMIT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for kind in ("llama", "bloom", "t5"):
+        policy = Policy(model(kind), ENDS, LIMIT)
+        ways = (policy.layout, Layout(packed=False), Layout(packed=False, generates=False))
+        drawn = [Policy(policy.model, ENDS, LIMIT, way).sample(prompts, 2, noise).rows() for way in ways]
+        assert drawn[0] == drawn[1] == drawn[2]
+        assert len({tuple(row) for row in drawn[0]}) > 8
