@@ -302,7 +302,7 @@ def test_a_step_in_half_precision_with_adapters_and_checkpointed_gradients(kind:
 def test_what_fails_in_its_own_way_is_one_error() -> None:
     made = model("llama")
     made.register_forward_pre_hook(lambda *_: torch.zeros(4) + torch.zeros(8))
-    with pytest.raises(UserError, match="type 'llama' cannot be used: it does not read .*size of tensor"):
+    with pytest.raises(UserError, match=r"type 'llama' cannot be used: it does not read .*size of tensor"):
         Policy(made, ENDS, LIMIT)
 
 
