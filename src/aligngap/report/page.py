@@ -446,23 +446,18 @@ def _tally(verdicts: list[dict[str, Any]]) -> str:
 
 
 def _rests(experiment: Experiment) -> dict[str, Any] | None:
-    """On how many of its arms and measures the estimates rest, and which are not among them; None where all are."""
-
-    def words(state: str) -> str:
-        seeds = {f"{row.get('what')} {row.get('name')}": row.get(state) or [] for row in experiment.inputs}
-        return "; ".join(
-            f"{name} (seed{'' if len(some) == 1 else 's'} {', '.join(map(str, some))})"
-            for name, some in seeds.items()
-            if some
-        )
-
-    counts = {
-        state: sum(len(row.get(state) or []) for row in experiment.inputs) for state in ("finished", "failed", PENDING)
-    }
-    if counts["finished"] == sum(counts.values()):
+    """On which of its arms and measures the estimates rest, and which are not among them; None where all are."""
+    found: dict[str, list[str]] = {"finished": [], "failed": [], PENDING: []}
+    count = {state: sum(len(row.get(state) or []) for row in experiment.inputs) for state in found}
+    if count["finished"] == sum(count.values()):
         return None
-    lacking = {"failed": words("failed"), "pending": words(PENDING)}
-    return {"finished": counts["finished"], "total": sum(counts.values()), **lacking}
+    for row in experiment.inputs:
+        name = f"{'measure ' if row.get('what') == 'measure' else ''}{row.get('name')}"
+        for state, names in found.items():
+            if seeds := row.get(state):
+                names.append(f"{name} (seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))})")
+    words = {state: "; ".join(names) for state, names in found.items()}
+    return {"count": count["finished"], "total": sum(count.values()), **words}
 
 
 def _spent(data: ReportData) -> list[Spent]:

@@ -71,7 +71,7 @@ def test_a_page_says_that_it_is_unfinished_and_what_it_rests_on(unfinished: Unfi
     text = page.html.decode()
     assert "Unfinished: 2 arms and measures are still to come." in text
     assert "Rests on 1 of 3 arms and measures." in text
-    assert "Still to come: arm offline lr=0.01 beta=0.1 (seed 0); arm shuffled (seed 0)." in text
+    assert "Still to come: offline lr=0.01 beta=0.1 (seed 0); shuffled (seed 0)." in text
     assert "0 supported, 0 contradicted, 0 inconclusive, 1 unfinished" in text
     assert "So far: " in text
     assert (page.final, page.arms, page.of) == (False, 2, 4)
@@ -115,7 +115,7 @@ def test_what_is_swept_away_is_missing_and_the_rest_stands(unfinished: Unfinishe
     maker = Maker()
     page = maker.make(Request(request.study, store, None, request.pending, lost, None))
     assert isinstance(page, Page)
-    assert "Missing for good: arm online (seed 0)." in page.html.decode()
+    assert "Missing for good: online (seed 0)." in page.html.decode()
     assert "it is not in the store any more" in page.html.decode()
     assert page.arms == 1
     shutil.rmtree(store)

@@ -188,8 +188,9 @@ def test_an_unfinished_study_says_so_and_what_its_estimates_rest_on(unfinished: 
     text = " ".join(Elements(unfinished).text.split())
     assert "Unfinished: 2 arms and measures are still to come." in text
     assert "What came out so far" in text
-    assert f"Rests on 1 of 3 arms and measures. Still to come: arm online{' '.join(HOSTILE.split())} (seed 2)." in text
-    assert f"Missing for good: arm online{' '.join(HOSTILE.split())} (seed 1)." in text
+    name = f"online{' '.join(HOSTILE.split())}"
+    assert f"Missing for good: {name} (seed 1). Rests on 1 of 3 arms and measures." in text
+    assert f"On: {name} (seed 0). Still to come: {name} (seed 2)." in text
     assert "0 supported, 1 contradicted, 1 inconclusive, 1 unfinished." in text
     assert "So far: Online wins by 8.1 points" in text
     assert "missing or still to come" in text
