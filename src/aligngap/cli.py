@@ -301,6 +301,10 @@ def watch(
         int, typer.Option(min=0, max=65535, metavar="N", help="Port on localhost; 0: any that is free.")
     ] = 8642,
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The study's file, where it has plugins or judges of its own: imports them."),
+    ] = None,
 ) -> None:
     """Serve the report on localhost while a run goes on: curves grow, stages tick. Reads only; end it with Ctrl-C."""
     import webbrowser
@@ -309,7 +313,9 @@ def watch(
     from aligngap.live.server import Server, Site
     from aligngap.live.server import watch as follow
 
-    server = Server(Site(Watched(directory)), port)
+    if study is not None and not study.is_file():
+        raise UserError("there is no such file", where=f"--study {study}", mend="Give the YAML file that was run.")
+    server = Server(Site(Watched(directory, study)), port)
     _say(f"Watching {directory} at {server.url} (Ctrl-C ends watching, and nothing else).")
     if open:
         webbrowser.open(server.url)

@@ -44,11 +44,14 @@ class Look:
 
 
 class Watched:
-    """A run's folder that is looked at again and again. Raises UserError when it is none."""
+    """A run's folder that is looked at again and again. Raises UserError when it is none.
 
-    def __init__(self, folder: Path) -> None:
+    file: the study's own file, from whoever watches.
+    """
+
+    def __init__(self, folder: Path, file: Path | None = None) -> None:
         self._run = RunDirectory.open(folder)
-        self.folder = folder
+        self.folder, self.file = folder, file
 
     @property
     def study(self) -> dict[str, Any]:

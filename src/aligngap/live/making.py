@@ -39,11 +39,13 @@ _REST = 3.0
 
 @dataclass(frozen=True)
 class Request:
-    """What a page is to be made of. results: the folder whose results.json holds everything; None while it does not,
-    and what is finished is read from the store. known: what the last page was made of.
+    """What a page is to be made of. file: the study's own file, whose plugins may be imported, where who watches gave
+    it. results: the folder whose results.json holds everything; None while it does not, and what is finished is read
+    from the store. known: what the last page was made of.
     """
 
     study: Mapping[str, object]
+    file: Path | None
     store: Path
     results: Path | None
     pending: frozenset[str]
@@ -110,7 +112,7 @@ class Maker:
         from aligngap.report.load import parsed
         from aligngap.store import Store
 
-        study, reads = self._loaded(request.study)
+        study, reads = self._loaded(request.study, request.file)
         store = Store(request.store, reading=True)
         outcome = _outcome(request)
         there = {task: _there(stages, store, outcome) for task, stages in reads.items()}
@@ -124,20 +126,38 @@ class Maker:
         results = assemble(study, store, outcome, gathered)
         return there, parsed(results, pl.concat(samples) if samples else pl.DataFrame())
 
-    def _loaded(self, given: Mapping[str, object]) -> tuple[StudySpec, dict[str, list[Stage]]]:
+    def _loaded(self, given: Mapping[str, object], file: Path | None) -> tuple[StudySpec, dict[str, list[Stage]]]:
         from pydantic import ValidationError
 
         from aligngap.experiments.results import reads
         from aligngap.experiments.spec import StudySpec
+        from aligngap.experiments.study import load_study
 
         if self._study is None or self._study[0] != given:
+            # What a folder names is not imported: it may be anyone's. A file that the user gives is the user's own.
+            place = load_study(str(file)).folder if file else None
             try:
-                study = StudySpec.model_validate(given)
-            except ValidationError as error:
-                what = f"study.json is not what this version of aligngap writes: {error.errors()[0]['msg']}"
-                raise UserError(what, mend="Watch with the version that runs it.") from error
-            self._study = (given, study, {task: reads(study, task) for task in study.tasks})
+                study = StudySpec.model_validate(_without_trust(given))
+                study = study.placed(place) if place else study
+                self._study = (given, study, {task: reads(study, task) for task in study.tasks})
+            except (ValidationError, UserError) as error:
+                what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                mend = "Watch with the version of aligngap that runs it" + (
+                    "." if file else "; if it has plugins or judges of its own, say --study FILE."
+                )
+                raise UserError(f"the study cannot be read: {what}", mend=mend) from error
         return self._study[1:]
+
+
+def _without_trust(given: Mapping[str, object]) -> dict[str, object]:
+    """The study without leave to run code that comes with a model: who watches a folder has not given any."""
+
+    def without(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: without(part) for key, part in value.items() if key != "trust_remote_code"}
+        return [without(part) for part in value] if isinstance(value, list) else value
+
+    return {**given, "models": without(given.get("models", {}))}
 
 
 def _outcome(request: Request) -> Outcome:
@@ -184,6 +204,7 @@ def _page(data: ReportData, of_what: object, final: bool, start: float) -> Page:
 def serve(connection: Connection) -> None:
     """The process that makes pages: answers each request, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # a folder must not make anyone's machine fetch
     # What is imported once is neither held back nor counted as work that asks for rest.
     for module in ("aligngap.experiments.results", "aligngap.report.page", "altair", "vl_convert"):
         importlib.import_module(module)
@@ -243,7 +264,8 @@ class Renewal:
         }
         results = self._watched.folder if self._watched.results_are_current(look) else None
         known = self.page.of_what if self.page else None
-        request = Request(self._watched.study, look.store, results, frozenset(waiting), ended, known)
+        watched = self._watched
+        request = Request(watched.study, watched.file, look.store, results, frozenset(waiting), ended, known)
         try:
             self._started().send(request)
         except OSError:

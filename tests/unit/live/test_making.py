@@ -44,7 +44,7 @@ class Unfinished:
     def request(self, known: object = None, pending: Sequence[str] = ("offline", "shuffled")) -> Request:
         waiting = {self.evaluations[family].identity for family in pending}
         waiting |= {entry.stage.identity for entry in self.arms if entry.family in pending}
-        return Request(self.given, self.tiny.store.root, None, frozenset(waiting), {}, known)
+        return Request(self.given, None, self.tiny.store.root, None, frozenset(waiting), {}, known)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_checkpoint_more_is_something_new_and_enters_no_estimate(unfinished: U
 
 def test_before_the_first_checkpoint_there_is_no_page(unfinished: Unfinished, tmp_path: Path) -> None:
     request = unfinished.request()
-    empty = Request(request.study, tmp_path / "nowhere", None, request.pending, {}, None)
+    empty = Request(request.study, None, tmp_path / "nowhere", None, request.pending, {}, None)
     assert Maker().make(empty) == NoPage()
     assert not (tmp_path / "nowhere").exists()
 
@@ -113,13 +113,13 @@ def test_what_is_swept_away_is_missing_and_the_rest_stands(unfinished: Unfinishe
     lost = {unfinished.evaluations["online"].identity: ("missing", "it is not in the store any more")}
     request = unfinished.request()
     maker = Maker()
-    page = maker.make(Request(request.study, store, None, request.pending, lost, None))
+    page = maker.make(Request(request.study, None, store, None, request.pending, lost, None))
     assert isinstance(page, Page)
     assert "Missing for good: online (seed 0)." in page.html.decode()
     assert "it is not in the store any more" in page.html.decode()
     assert page.arms == 1
     shutil.rmtree(store)
-    assert maker.make(Request(request.study, store, None, request.pending, lost, page.of_what)) == NoPage()
+    assert maker.make(Request(request.study, None, store, None, request.pending, lost, page.of_what)) == NoPage()
 
 
 def test_half_of_an_artefact_is_a_problem_that_is_said(unfinished: Unfinished, tmp_path: Path) -> None:
@@ -127,29 +127,67 @@ def test_half_of_an_artefact_is_a_problem_that_is_said(unfinished: Unfinished, t
     shutil.copytree(unfinished.tiny.store.root, store)
     (store / unfinished.evaluations["online"].identity / "per_prompt.parquet").unlink()
     request = unfinished.request()
-    answer = Maker().make(Request(request.study, store, None, request.pending, {}, None))
+    answer = Maker().make(Request(request.study, None, store, None, request.pending, {}, None))
     assert isinstance(answer, NoPage)
     assert "FileNotFoundError" in str(answer.problem)
 
 
 def test_a_study_of_another_version_is_one_sentence(unfinished: Unfinished) -> None:
     request = unfinished.request()
-    strange = Request(unfinished.given | {"no_such_key": 1}, request.store, None, request.pending, {}, None)
+    strange = Request(unfinished.given | {"no_such_key": 1}, None, request.store, None, request.pending, {}, None)
     answer = Maker().make(strange)
     assert isinstance(answer, NoPage)
-    assert "study.json is not what this version of aligngap writes" in str(answer.problem)
+    assert "the study cannot be read: Extra inputs are not permitted" in str(answer.problem)
+    assert "--study FILE" in str(answer.problem)
+
+
+PLUGIN = """
+from pathlib import Path
+from aligngap.losses import LOSSES, ipo
+Path(__file__).with_name("imported").touch()
+LOSSES["watched"] = LOSSES["ipo"]
+"""
+
+
+def test_a_plugin_is_imported_for_a_file_that_is_given_and_never_for_a_folder(
+    unfinished: Unfinished, tmp_path: Path
+) -> None:
+    (tmp_path / "watched_plugin.py").write_text(PLUGIN)
+    given = unfinished.given | {"plugins": ["watched_plugin"]}
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: paper\nplugins: [watched_plugin]\n")
+    request = unfinished.request()
+    maker = Maker()
+    foreign = maker.make(Request(given, None, request.store, None, request.pending, {}, None))
+    assert isinstance(foreign, Page)  # the plugin has no part in this study's identities
+    assert not (tmp_path / "imported").exists()
+    own = Maker().make(Request(given, file, request.store, None, request.pending, {}, None))
+    assert isinstance(own, Page)
+    assert (tmp_path / "imported").exists()
+
+
+def test_code_that_comes_with_a_model_is_never_trusted(unfinished: Unfinished) -> None:
+    base = {"path": unfinished.study.models.policy.path, "trust_remote_code": True}
+    models = {"policy": base, "golden": base, "proxy": base, "sizes": [base]}
+    given = unfinished.given | {"models": models}
+    assert StudySpec.model_validate(given).models.policy.trust_remote_code
+    study, stages = Maker()._loaded(given, None)
+    assert not any(m.trust_remote_code for m in (study.models.policy, study.models.golden, *study.models.sizes))
+    # It is no part of what names an artefact.
+    wanted = [stage.identity for stage in reads(unfinished.study, "summarisation")]
+    assert [stage.identity for stage in stages["summarisation"]] == wanted
 
 
 def test_the_finished_report_is_made_of_results_alone(tmp_path: Path) -> None:
     from unit.report.fixture_results import write_results
 
     folder = write_results(tmp_path)
-    request = Request({}, tmp_path / "no store", folder, frozenset(), {}, None)
+    request = Request({}, None, tmp_path / "no store", folder, frozenset(), {}, None)
     page = Maker().make(request)
     assert isinstance(page, Page)
     assert page.final
     assert "Unfinished:" not in page.html.decode()
-    assert Maker().make(Request({}, tmp_path / "no store", folder, frozenset(), {}, page.of_what)) == NoPage()
+    assert Maker().make(Request({}, None, tmp_path / "no store", folder, frozenset(), {}, page.of_what)) == NoPage()
 
 
 def test_nothing_is_written_where_the_run_lives(unfinished: Unfinished, begun: Evaluate, tmp_path: Path) -> None:
@@ -162,7 +200,7 @@ def test_nothing_is_written_where_the_run_lives(unfinished: Unfinished, begun: E
     look = watched.look()
     assert watched.summary(look)["state"] == "interrupted"
     request = unfinished.request()
-    page = Maker().make(Request(watched.study, look.store, None, request.pending, {}, None))
+    page = Maker().make(Request(watched.study, None, look.store, None, request.pending, {}, None))
     assert isinstance(page, Page)
     assert snapshot(folder) == before
 
