@@ -28,7 +28,7 @@ class Line:
     """
 
     def __init__(self, name: str, folder: Path, study: str, token: str, log_file: Path) -> None:
-        self.name = name
+        self.name, self._log_file = name, log_file
         self._sent: deque[tuple[str, int]] = deque()
         self.problem: str | None = None
         self._messages: queue.Queue[tuple[object, ...]] = queue.Queue(_KEPT)
@@ -70,6 +70,9 @@ class Line:
             self._process.kill()
             self._process.join()
         self._ears.join(1.0)
+        with contextlib.suppress(OSError):  # one that had nothing to say leaves none
+            if self._log_file.stat().st_size == 0:
+                self._log_file.unlink()
 
     def _put(self, *message: object) -> None:
         if self.problem is None:

@@ -143,7 +143,7 @@ def test_tensorboard_reads_what_was_tracked(study: Study, tmp_path: Path) -> Non
     assert found["on_held_out_prompts/kl"][-1][1] == pytest.approx(kl(study, 6), rel=1e-5)
     for name in ("win_rate_over_golden_policy_by_golden", "win_rate_over_sft_by_proxy", "utility", "accuracy"):
         assert len(found[f"on_train_prompts/{name}"]) == 3
-    assert (tmp_path / "logs" / "tensorboard.log").read_text() == ""
+    assert list((tmp_path / "logs").iterdir()) == []
 
 
 def test_a_run_that_goes_on_repeats_nothing_and_voids_what_was_lost(study: Study, tmp_path: Path) -> None:
