@@ -57,12 +57,14 @@ class WeightsAndBiases:
                 settings=wandb.Settings(
                     console="off",
                     silent=True,
+                    symlink=False,
                     disable_code=True,
                     disable_git=True,
                     init_timeout=_TIMEOUT,
                     x_disable_machine_info=True,
                     x_disable_meta=True,
                     x_disable_stats=True,
+                    x_save_requirements=False,
                 ),
             )
             run.define_metric("step")
