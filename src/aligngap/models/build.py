@@ -163,6 +163,8 @@ def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
     own = said.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
     kind = PreTrainedTokenizerFast if own else AutoTokenizer
     tokenizer: Any = _attempt(kind.from_pretrained, model, "tokenizer")
+    for how in ("is_local", "local_files_only"):  # it was read, which is saved with it: artefacts would differ
+        tokenizer.init_kwargs.pop(how, None)
     given_end = tokenizer.eos_token_id
     closing = _template_end(tokenizer)
     if closing is not None:

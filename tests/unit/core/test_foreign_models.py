@@ -78,3 +78,10 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="safetensors"):
         load_language_model(str(folder))
     assert not mark.exists()
+
+
+def test_what_is_saved_does_not_say_how_it_was_read(folder: Path, tmp_path: Path) -> None:
+    load_tokenizer(str(folder)).save_pretrained(tmp_path / "again")
+    said = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert "model_max_length" in said
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(said)  # depend on machine and place
