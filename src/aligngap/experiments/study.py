@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 import yaml
@@ -20,6 +20,8 @@ from aligngap.models.check import check_alike, check_vocabulary
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Preference, Sft
 from aligngap.plugins import installed, load_plugins
+
+T = TypeVar("T")
 
 _LARGEST = 100_000
 """Values in a study, far more than anybody writes."""
@@ -237,8 +239,22 @@ def _known_keys(path: Sequence[str]) -> list[str]:
 def obstacles(study: StudySpec, task: str) -> dict[str, str]:
     """The study's experiments that cannot be asked on a task, and why."""
     bench = Bench(study, task)
-    found = {name: EXPERIMENTS[name].obstacle(bench) for name in study.experiments}
+    found = {name: _said(name, "obstacle", EXPERIMENTS[name].obstacle, bench) for name in study.experiments}
     return {name: reason for name, reason in found.items() if reason}
+
+
+def _said(name: str, what: str, ask: Callable[[Bench], T], bench: Bench) -> T:
+    """What an experiment says of a bench. Raises UserError when it is a plugin's and fails to."""
+    try:
+        return ask(bench)
+    except Exception as error:
+        if isinstance(error, UserError) or EXPERIMENTS.code(name) is None:
+            raise
+        raise UserError(
+            f"the experiment '{name}' cannot say its {what} on {bench.task}: {type(error).__name__}: {error}",
+            where=EXPERIMENTS.place(name, error),
+            mend="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
+        ) from error
 
 
 def asked(study: StudySpec, task: str) -> list[str]:
@@ -250,7 +266,7 @@ def asked(study: StudySpec, task: str) -> list[str]:
 def arms(study: StudySpec, task: str) -> list[ArmEntry]:
     """Every arm that the study's experiments ask for on a task, each once, the golden policy last."""
     bench = Bench(study, task)
-    entries = [entry for name in asked(study, task) for entry in EXPERIMENTS[name].arms(bench)]
+    entries = [entry for name in asked(study, task) for entry in _said(name, "arms", EXPERIMENTS[name].arms, bench)]
     entries.append(ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True))
     return list({(entry.family, entry.stage.identity): entry for entry in entries}.values())
 
@@ -258,7 +274,9 @@ def arms(study: StudySpec, task: str) -> list[ArmEntry]:
 def measures(study: StudySpec, task: str) -> list[Measure]:
     """Every measure that the study's experiments ask for on a task, each once."""
     bench = Bench(study, task)
-    entries = [entry for name in asked(study, task) for entry in EXPERIMENTS[name].measures(bench)]
+    entries = [
+        entry for name in asked(study, task) for entry in _said(name, "measures", EXPERIMENTS[name].measures, bench)
+    ]
     return list({(entry.name, entry.stage.identity): entry for entry in entries}.values())
 
 
@@ -271,7 +289,8 @@ def targets(study: StudySpec) -> list[Stage]:
     for task in study.tasks:
         bench = Bench(study, task)
         wanted += [bench.agreement(seed) for seed in study.seeds]
-        wanted += [bench.evaluation(entry) for entry in arms(study, task)]
+        for entry in arms(study, task):
+            wanted += [bench.evaluation(entry), *bench.measured(entry)]
         wanted += [entry.stage for entry in measures(study, task)]
     bases = [stage.base for stage in all_stages(wanted) if isinstance(stage, Sft | Preference)]
     checkpoints = list({base.digest: base.checkpoint for base in bases}.values())

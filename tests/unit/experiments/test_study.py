@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_measures_are_targets_and_stand_on_the_arms_of_others() -> None:
 
 
 def test_a_measure_that_two_experiments_ask_for_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    twin = EXPERIMENTS["classification"]
+    twin = replace(EXPERIMENTS["classification"], name="twin")
     monkeypatch.setitem(EXPERIMENTS, "twin", twin)
     study = load_study("quick", ["experiments=[classification, twin]"])
     (entry,) = measures(study, "summarisation")
