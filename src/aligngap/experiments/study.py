@@ -70,16 +70,20 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
             study = study.placed(Path(name).resolve().parent)
     except ValidationError as error:
         raise _explained(error, where) from None
-    for experiment in study.experiments:
-        if experiment not in EXPERIMENTS:
-            raise UserError(
-                f"there is no experiment '{experiment}'",
-                where=f"{where}, experiments",
-                mend=nearest(experiment, EXPERIMENTS),
-            )
+    for experiment in unknown_experiments(study):
+        raise UserError(
+            f"there is no experiment '{experiment}'",
+            where=f"{where}, experiments",
+            mend=nearest(experiment, EXPERIMENTS),
+        )
     if study.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("this machine has no CUDA device", where=f"{where}, device", mend="Use --set device=cpu.")
     return study.shrunk() if smoke else study
+
+
+def unknown_experiments(study: StudySpec) -> list[str]:
+    """Experiments of a study that nobody has registered: a misspelt one's, or a plugin's that has not been imported."""
+    return [name for name in study.experiments if name not in EXPERIMENTS]
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
         )
     base = _extended(_parse(shipped_text(parent), f"study '{parent}'"), f"study '{parent}'")
     base.pop("name", None)
-    if content.get("datasets"):
+    if _are_mappings(content.get("datasets")) and content["datasets"]:
         # Data of one's own: their pairs, and no built-in world's, unless the file says so.
         base.pop("sft_tasks", None)
         base["tasks"] = list(content["datasets"])

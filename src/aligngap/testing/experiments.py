@@ -154,24 +154,24 @@ def asks_for_arms_and_measures(experiment: Experiment) -> None:
     must(isinstance(reason, str), "its obstacle is no text")
     if reason:
         return
-    found, again = (
-        [*experiment.arms(place), *experiment.measures(place)],
-        [*experiment.arms(place), *experiment.measures(place)],
-    )
-    must(bool(found), "it asks for no arm and no measure")
-    for entry in found:
-        asked: object = entry
-        must(isinstance(asked, ArmEntry | Measure), f"it asks for {type(asked).__name__}, not an ArmEntry or a Measure")
-        if isinstance(entry, ArmEntry):
-            arm: object = entry.stage
-            must(isinstance(arm, Arm), f"its arm '{entry.name}' is {type(arm).__name__}, not an Arm")
-        copy = pickle.loads(pickle.dumps(entry.stage))
-        must(copy.identity == entry.stage.identity, f"its '{entry.name}' is another stage in another process")
-    same = [entry.stage.identity for entry in found] == [entry.stage.identity for entry in again]
+    arms, measures = experiment.arms(place), experiment.measures(place)
+    must(bool(arms or measures), "it asks for no arm and no measure")
+    parts: list[tuple[Sequence[object], type]] = [(arms, ArmEntry), (measures, Measure)]
+    for given, kind in parts:
+        strange = [type(entry).__name__ for entry in given if not isinstance(entry, kind)]
+        must(not strange, f"it asks for {strange[:1]}, not for a {kind.__name__}")
+    strange = [type(entry.stage).__name__ for entry in arms if not issubclass(type(entry.stage), Arm)]
+    must(not strange, f"one of its arms is {strange[:1]}, not an Arm")
+    stages = [entry.stage for entry in (*arms, *measures)]
+    again = [entry.stage for entry in (*experiment.arms(place), *experiment.measures(place))]
+    same = [stage.identity for stage in stages] == [stage.identity for stage in again]
     must(same, "it asks for other stages when asked again")
-    arms = [(entry.name, entry.family, entry.stage.seed) for entry in found if isinstance(entry, ArmEntry)]
-    must(len(set(arms)) == len(arms), "two of its arms have the same name, family and seed")
-    seeds = {seed for _, _, seed in arms}
+    for stage in stages:
+        copy = pickle.loads(pickle.dumps(stage))
+        must(copy.identity == stage.identity, f"'{stage.label}' is another stage in another process")
+    names = [(entry.name, entry.family, entry.stage.seed) for entry in arms]
+    must(len(set(names)) == len(names), "two of its arms have the same name, family and seed")
+    seeds = {seed for _, _, seed in names}
     must(not arms or seeds == set(place.study.seeds), f"it asks for arms of the seeds {sorted(seeds)} only")
 
 
@@ -208,7 +208,8 @@ def _checked(experiment: Experiment, arms: Sequence[Finished]) -> Analysis:
     must(found.verdict in get_args(Verdict), f"its verdict '{found.verdict}' is none of {', '.join(get_args(Verdict))}")
     must(bool(found.sentence), "it concludes in no sentence")
     for key, value in found.estimates.items():
-        right = isinstance(value, Labelled) and isinstance(value.estimate, Estimate)
+        labelled: object = value
+        right = isinstance(labelled, Labelled) and issubclass(type(labelled.estimate), Estimate)
         must(right, f"its estimate '{key}' is no Labelled(label, Estimate)")
     must(all(isinstance(figure, Figure) for figure in found.figures), "one of its figures is no Figure")
     names = [figure.name for figure in found.figures]

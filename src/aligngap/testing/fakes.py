@@ -30,7 +30,8 @@ def sharp_model(
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.mul_(scale)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def tiny_policy(vocabulary: int = 6, seed: int = 0, limit: int = 4, *, layers: int = 2) -> Policy:

@@ -39,7 +39,8 @@ def knows_a_pair_by_itself(loss: PairLoss) -> None:
     winner, loser = _sides(1.0)
     whole = loss(winner, loser, 0.3)
     for row in range(_ROWS):
-        alone = loss(*(LogProbs(*(part[row : row + 1] for part in side)) for side in (winner, loser)), 0.3)
+        one, other = (LogProbs(*(part[row : row + 1] for part in side)) for side in (winner, loser))
+        alone = loss(one, other, 0.3)
         must(bool(torch.isclose(alone[0], whole[row])), "a pair's loss depends on what else is in its batch")
 
 
@@ -61,8 +62,7 @@ def prefers_the_winner(loss: PairLoss) -> None:
         sides = [LogProbs(a, side.reference, side.lengths) for a, side in zip(live, (winner, loser), strict=True)]
         found = loss(sides[0], sides[1], beta)
         must(found.requires_grad, "no gradient reaches the policy's log-probabilities")
-        up, down = torch.autograd.grad(found.sum(), live, allow_unused=True)
-        up, down = (torch.zeros(_ROWS) if part is None else part for part in (up, down))
+        up, down = torch.autograd.grad(found.sum(), live, allow_unused=True, materialize_grads=True)
         must(bool(up.isfinite().all() and down.isfinite().all()), f"its gradient is not finite, at beta {beta:g}")
         must(bool((up < down).all()), "its gradient lifts the loser over the winner, or neither")
 
