@@ -136,9 +136,12 @@ class Registry(dict[str, T]):
             del self[name]
 
     def known(self, name: str) -> str:
-        """The name, if there is such a thing. Raises ValueError that says what there is, the nearest first."""
+        """The name, if there is such a thing. Raises ValueError that says what there is, the nearest first, and
+        UserError as `code` does.
+        """
         if name not in self:
             raise ValueError(f"there is no {self.what} '{name}'. {nearest(name, self)}")
+        self.code(name)
         return name
 
 
@@ -186,7 +189,7 @@ def tagged(registry: Registry[type[M]], value: object, example: str) -> M:
         raise ValueError(f"a {what} needs a kind. Known: {', '.join(sorted(registry))}.")
     if not isinstance(kind, str) or kind not in registry:
         raise ValueError(f"there is no {what} of kind '{kind}'. {nearest(str(kind), registry)}")
-    spec = registry[kind]
+    spec = registry[registry.known(kind)]
     for key in value:
         if key not in spec.model_fields:
             raise ValueError(f"a {what} of kind '{kind}' has no key '{key}'. {nearest(str(key), spec.model_fields)}")

@@ -173,8 +173,8 @@ def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> 
         return False
     try:
         check(registry[name])
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(error.what, where=error.where or registry.place(name), mend=error.mend) from error
     except Exception as error:
         what = str(error) if isinstance(error, AssertionError) else f"it fails: {type(error).__name__}: {error}"
         raise UserError(

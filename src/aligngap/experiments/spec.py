@@ -177,6 +177,8 @@ class StudySpec(Section):
         for name in (*self.tasks, *(self.sft_tasks or ())):
             if name not in known:
                 raise ValueError(f"there is no task '{name}'. {nearest(name, known)}")
+            if name in WORLDS:
+                WORLDS.known(name)
         if self.analysis.judge == "true" and set(self.tasks) & set(self.datasets):
             raise ValueError("analysis.judge cannot be `true`: nobody knows the true utility of a real data set")
         return self

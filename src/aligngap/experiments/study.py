@@ -70,12 +70,9 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
             study = study.placed(Path(name).resolve().parent)
     except ValidationError as error:
         raise _explained(error, where) from None
-    for experiment in unknown_experiments(study):
-        raise UserError(
-            f"there is no experiment '{experiment}'",
-            where=f"{where}, experiments",
-            mend=nearest(experiment, EXPERIMENTS),
-        )
+    for unknown in unknown_experiments(study):
+        mend = nearest(unknown, EXPERIMENTS)
+        raise UserError(f"there is no experiment '{unknown}'", where=f"{where}, experiments", mend=mend)
     if study.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("this machine has no CUDA device", where=f"{where}, device", mend="Use --set device=cpu.")
     return study.shrunk() if smoke else study

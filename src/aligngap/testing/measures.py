@@ -49,15 +49,19 @@ def some_answers(rows: int = 12) -> Answers:
     )
 
 
+def _name(measure: ArmMeasure) -> str:
+    return getattr(measure, "__name__", "measure")
+
+
 def gives_a_number_a_prompt(measure: ArmMeasure) -> None:
     """As many numbers as prompts; NaN where there is none."""
-    values_of(measure, some_answers(), "measure")
+    values_of(measure, some_answers(), _name(measure))
 
 
 def measures_a_prompt_by_itself(measure: ArmMeasure) -> None:
     """A prompt's number is its own: intervals draw prompts anew, as if each stood for itself."""
     answers = some_answers()
-    whole = values_of(measure, answers, "measure")
+    whole = values_of(measure, answers, _name(measure))
     few = torch.tensor([3, 0, 7])
     part = Answers(
         answers.step,
@@ -70,7 +74,7 @@ def measures_a_prompt_by_itself(measure: ArmMeasure) -> None:
         answers.models,
         answers.judge,
     )
-    alone = values_of(measure, part, "measure")
+    alone = values_of(measure, part, _name(measure))
     same = torch.allclose(alone, whole[few], rtol=1e-4, atol=1e-5, equal_nan=True)
     must(same, "a prompt's number depends on which other prompts there are")
 
@@ -79,7 +83,7 @@ def gives_the_same_again(measure: ArmMeasure) -> None:
     """A function of what it is given; and it leaves the policies as they are."""
     answers = some_answers()
     before = [weights_of(policy) for policy in answers.models()]
-    one, two = (values_of(measure, answers, "measure") for _ in range(2))
+    one, two = (values_of(measure, answers, _name(measure)) for _ in range(2))
     must(torch.equal(one.nan_to_num(), two.nan_to_num()), "it gives something else when asked again")
     after = [weights_of(policy) for policy in answers.models()]
     must(all(map(same_weights, before, after)), "it changes the policies that it measures")
