@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.judges.base import Judge
-from aligngap.judges.registry import GivenJudge
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.models.build import word_tokenizer
 from aligngap.store.identity import canonical
@@ -53,7 +52,7 @@ def check_judge(
     if isinstance(judge, JudgeSpec):
         has_an_identity(judge, search)
         given = JudgeIngredients(tokenizer=read, search=search, world=task if tokenizer is None else None)
-        judge = GivenJudge.of(judge, search).build(given)
+        judge = judge.build(given)
     run(JUDGE_CHECKS, Judged(judge, some))
 
 
