@@ -62,6 +62,7 @@ class _Owner(NamedTuple):
 
 _loaded: dict[str, Plugin] = {}
 _importing: list[str] = []
+_entries: dict[str, list[tuple[Registry[Any], str, Any, _Owner]]] = {}
 _registries: list[Registry[Any]] = []
 
 
@@ -82,7 +83,10 @@ class Registry(dict[str, T]):
 
     def __setitem__(self, name: str, value: T) -> None:
         """Raises UserError, which names the line, for a name that is taken and for what is none of the kind."""
-        owner = _caller(inspect.currentframe())
+        self.put(name, value, _caller(inspect.currentframe()))
+
+    def put(self, name: str, value: T, owner: _Owner) -> None:
+        """Register what is somebody's. Raises as `__setitem__` does."""
         before = self._owners.get(name)
         if before and before.plugin and not owner.plugin and before.file == owner.file:
             return  # imported in the ordinary way as well; the plugin's stays
@@ -128,6 +132,13 @@ class Registry(dict[str, T]):
             return None
         line = line_of(error, Path(owner.file)) if error else None
         return owner._replace(line=line or owner.line).place
+
+    def of(self, plugin: str, file: str) -> list[tuple[str, T, _Owner]]:
+        """What a plugin registered; also what its file did when it was read for another purpose before."""
+        for name, owner in self._owners.items():
+            if not owner.plugin and owner.file == file:
+                self._owners[name] = owner._replace(plugin=plugin)
+        return [(name, self[name], owner) for name, owner in self._owners.items() if owner.plugin == plugin]
 
     def forget(self, plugin: str, file: str | None = None) -> None:
         """Take out what a plugin registered; or only what this file of it did."""
@@ -189,7 +200,7 @@ def tagged(registry: Registry[type[M]], value: object, example: str) -> M:
         raise ValueError(f"a {what} needs a kind. Known: {', '.join(sorted(registry))}.")
     if not isinstance(kind, str) or kind not in registry:
         raise ValueError(f"there is no {what} of kind '{kind}'. {nearest(str(kind), registry)}")
-    spec = registry[registry.known(kind)]
+    spec = registry[kind]
     for key in value:
         if key not in spec.model_fields:
             raise ValueError(f"a {what} of kind '{kind}' has no key '{key}'. {nearest(str(key), spec.model_fields)}")
@@ -235,23 +246,44 @@ def load_plugins(names: Sequence[str], search: Path | None = None) -> None:
         module = _own_name(source, digest)
         known = _loaded.pop(name, None)
         if known is None or known.module != module:
-            # What its other files registered stays: they are not run again, unless they have changed as well.
-            _forget(name, source.origin)
-            _importing.append(name)
-            try:
-                load_module(source, search)
-            except BaseException:
-                _forget(name)
-                raise
-            finally:
-                _importing.pop()
+            _register(source, search, module)
         _loaded[name] = Plugin(name, search, module, _package(source), digest)
+
+
+def _register(source: ModuleSpec, search: Path | None, module: str) -> None:
+    plugin, file = source.name, str(source.origin)
+    try:
+        if module in _entries:  # it has been run before: what it made then is still what other objects are made of
+            _forget(plugin)
+            for registry, name, value, owner in _entries[module]:
+                registry.put(name, value, owner)
+            return
+        # What its other files registered stays: they are not run again, unless they have changed as well.
+        _forget(plugin, file)
+        _importing.append(plugin)
+        try:
+            load_module(source, search)
+        finally:
+            _importing.pop()
+        _entries[module] = [(registry, *entry) for registry in _registries for entry in registry.of(plugin, file)]
+    except BaseException:
+        _forget(plugin)
+        raise
+
+
+def use_plugins(names: Sequence[str], search: Path | None = None) -> None:
+    """As `load_plugins`, of the installed packages too; and of no others, which another study had in this process."""
+    wanted = [*installed(), *names]
+    for name in set(_loaded) - set(wanted):
+        del _loaded[name]
+        _forget(name)
+    load_plugins(wanted, search)
 
 
 def unload_plugins() -> None:
     """Leave the registries as they were before any plugin was imported."""
     for name in list(_loaded):
-        _loaded.pop(name)
+        del _loaded[name]
         _forget(name)
 
 

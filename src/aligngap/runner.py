@@ -27,7 +27,7 @@ from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RUNS, RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
-from aligngap.plugins import Registry, installed, load_plugins
+from aligngap.plugins import Registry, use_plugins
 from aligngap.report.page import publish
 from aligngap.store import Store, disk_errors
 from aligngap.tasks.spec import TaskSpec
@@ -51,17 +51,18 @@ def default_folder(spec: StudySpec) -> Path:
 
 
 def wanted(spec: StudySpec) -> list[Stage]:
-    """What a study wants made. Its plugins are read again where their files have changed.
+    """What a study wants made. Its plugins, and no other study's, are there from now on, as their files are now.
 
     Raises UserError as `targets` does, and when what a plugin gives to the study breaks its contract.
     """
-    load_plugins([*installed(), *spec.plugins], spec.folder)
+    use_plugins(spec.plugins, spec.folder)
     found = targets(spec)
     stages = all_stages(found)
-    if own := next((stage for stage in stages if type(stage).__module__ == "__main__"), None):
+    parts: list[object] = [*stages, *(stage.source for stage in stages if isinstance(stage, Arm))]
+    if own := next((part for part in parts if type(part).__module__ == "__main__"), None):
         raise UserError(
-            f"the stage '{own.label}' is of a class of the main program, which the processes of a run do not have",
-            where=type(own).__name__,
+            f"{type(own).__name__} is a class of the main program, which the processes of a run do not have",
+            where="__main__",
             mend="Put it into a module of its own, and name that under `plugins` in the study.",
         )
     _keep_contracts(stages)

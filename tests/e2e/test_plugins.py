@@ -404,6 +404,33 @@ def test_a_plugin_may_be_imported_in_the_ordinary_way_too(base: Path, tmp_path: 
     assert "mine_too" not in LOSSES
 
 
+def test_studies_in_one_process_have_their_own_plugins(base: Path, tmp_path: Path) -> None:
+    """The same module name in two folders, and one name registered by two studies' plugins."""
+    found = []
+    for folder, module in (("one", "mine"), ("two", "mine"), ("three", "other")):
+        path = study_file(tmp_path / folder, base, plugins=["own_ideas", module])
+        text = f"from aligngap.losses import LOSSES, dpo\nLOSSES['mine'] = dpo  # {folder}\n"
+        (tmp_path / folder / f"{module}.py").write_text(text, "utf-8")
+        found.append((load_study(str(path)), LOSSES.code("mine")))
+    assert len({code for _, code in found}) == 3
+    for study, code in reversed(found):
+        plugins.use_plugins(study.plugins, study.folder)
+        assert LOSSES.code("mine") == code
+    load_study("quick")
+    assert "mine" not in LOSSES
+
+
+def test_one_module_may_be_a_plugin_and_hold_a_judges_function(base: Path, tmp_path: Path) -> None:
+    """Whichever is read first."""
+    judge = {"kind": "function", "function": "both:prefer"}
+    path = study_file(tmp_path / "study", base, plugins=["own_ideas", "both"], golden={"judge": judge})
+    text = "from aligngap.losses import LOSSES, dpo\nLOSSES['both'] = dpo\ndef prefer(prompts, pairs):\n    return 1"
+    (tmp_path / "study/both.py").write_text(text, "utf-8")
+    plugins.load_module(plugins.find_module("both", path.parent), path.parent)
+    load_study(str(path), kept())
+    assert LOSSES.code("both") is not None
+
+
 def test_what_an_edited_plugin_no_longer_registers_is_gone(base: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path / "study", base, plugins=["own_ideas", "mine"])
     for name in ("before", "after"):

@@ -19,7 +19,7 @@ from aligngap.models.build import SHIPPED
 from aligngap.models.check import check_alike, check_vocabulary
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Preference, Sft
-from aligngap.plugins import installed, load_plugins
+from aligngap.plugins import use_plugins
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     plugins = content.get("plugins") or []
     if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
         raise UserError("plugins are a list of modules", where=f"{where}, plugins", mend="As in plugins: [my_losses].")
-    load_plugins([*installed(), *plugins], None if name in known else Path(name).resolve().parent)
+    use_plugins(plugins, None if name in known else Path(name).resolve().parent)
     try:
         study = StudySpec.model_validate(content)
         if name not in known:
