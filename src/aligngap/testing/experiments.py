@@ -20,6 +20,7 @@ from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.results import COMPARISONS, written
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import load_study
+from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.stages import SPLITS, Arm
 from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.curves import Run
@@ -162,8 +163,8 @@ def asks_for_arms_and_measures(experiment: Experiment) -> None:
         must(not strange, f"it asks for {strange[:1]}, not for a {kind.__name__}")
     strange = [type(entry.stage).__name__ for entry in arms if not issubclass(type(entry.stage), Arm)]
     must(not strange, f"one of its arms is {strange[:1]}, not an Arm")
-    stages = [entry.stage for entry in (*arms, *measures)]
-    again = [entry.stage for entry in (*experiment.arms(place), *experiment.measures(place))]
+    stages = _stages(arms, measures)
+    again = _stages(experiment.arms(place), experiment.measures(place))
     same = [stage.identity for stage in stages] == [stage.identity for stage in again]
     must(same, "it asks for other stages when asked again")
     for stage in stages:
@@ -173,6 +174,10 @@ def asks_for_arms_and_measures(experiment: Experiment) -> None:
     must(len(set(names)) == len(names), "two of its arms have the same name, family and seed")
     seeds = {seed for _, _, seed in names}
     must(not arms or seeds == set(place.study.seeds), f"it asks for arms of the seeds {sorted(seeds)} only")
+
+
+def _stages(arms: Sequence[ArmEntry], measures: Sequence[Measure]) -> list[Stage]:
+    return [*(entry.stage for entry in arms), *(entry.stage for entry in measures)]
 
 
 def concludes_nothing_from_nothing(experiment: Experiment) -> None:
