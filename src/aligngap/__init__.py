@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aligngap.api import Results, load, open_run, run
+    from aligngap.api import Results, diagnose, load, open_run, run
 
 __version__ = "0.1.0"
-__all__ = ["Results", "load", "open_run", "run"]
+__all__ = ["Results", "diagnose", "load", "open_run", "run"]
 
 
 def __getattr__(name: str) -> Any:

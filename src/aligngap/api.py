@@ -1,7 +1,7 @@
-"""From Python, a notebook say: run a study as the command line does, and take up results as frames and charts.
+"""From Python, a notebook say: run a study or diagnose data as the command line does, and take up what comes out as
+frames and charts.
 
-`import aligngap` loads none of this; `aligngap.load`, `aligngap.run` and `aligngap.open_run` do, when they are first
-named.
+`import aligngap` loads none of this; `aligngap.load`, `aligngap.run` and the others do, when they are first named.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from typing import Any
 import altair as alt
 import polars as pl
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 
 from aligngap import runner
+from aligngap.diagnosis.report import Diagnosis, diagnose_named
 from aligngap.errors import UserError
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.executors.local import Interrupted
+from aligngap.pipeline.rundir import RUNS, chosen_store
 from aligngap.report import charts
 from aligngap.report.load import OPPONENTS, SPLITS, ReportData
 from aligngap.report.load import load as report_data
+from aligngap.tasks.datasets import DatasetSpec
 
 Settings = Mapping[str, object] | Sequence[str]
 """Dotted keys of a study to their values, or a list of `key=value` as the command line has them."""
@@ -205,3 +209,33 @@ def run(
     except Interrupted:
         raise KeyboardInterrupt("the run was stopped; what is finished is kept") from None
     return open_run(ran.folder)
+
+
+def diagnose(
+    policy: str | Path,
+    data: str | Path,
+    judge: str | None = None,
+    *,
+    prompts: int = 512,
+    seed: int = 0,
+    device: str = "cpu",
+    store: str | Path | None = None,
+    **settings: object,
+) -> Diagnosis:
+    """What preference data are to an SFT policy, before any training, as `aligngap diagnose` says it: `numbers` is a
+    frame, `regime` the verdict with its evidence, `as_json()` all of it.
+
+    policy: a base, a folder, a hub id, or a run's folder; data: a file, a folder, a hub set or a built-in world; judge:
+    `kind:argument`, or a YAML file. prompts: to look at, at most; store: where a judge keeps answers that cost
+    something. settings: of the data set, as a study has them: `split`, `columns`, `max_response_tokens` and so on.
+
+    Raises UserError for whatever is not there, cannot be read, or fails.
+    """
+    try:
+        spec = DatasetSpec.model_validate({"source": str(data), "seed": seed} | settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        mend = "Settings of a data set: docs/data.md."
+        raise UserError(problem["msg"], where=".".join(map(str, problem["loc"])), mend=mend) from None
+    cache = chosen_store(RUNS / "diagnose", Path(store) if store else None)
+    return diagnose_named(str(policy), spec, judge, prompts=prompts, seed=seed, device=device, cache=cache)

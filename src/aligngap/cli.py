@@ -495,7 +495,7 @@ def check(
     """Show what a preference data set holds, before any training: format, rows dropped, lengths, duplicates, leaks."""
     import json
 
-    from aligngap.tasks.check import diagnose
+    from aligngap.tasks.check import describe
     from aligngap.tasks.datasets import DatasetSpec
 
     spec = DatasetSpec(
@@ -506,7 +506,7 @@ def check(
         columns=_renamed(columns),
         ties="keep" if keep_ties else "drop",
     )
-    found = diagnose(spec, _tokenizer(tokenizer) if tokenizer else None, split)
+    found = describe(spec, _tokenizer(tokenizer) if tokenizer else None, split)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
         return
@@ -695,7 +695,6 @@ def scratch(
     from aligngap.tasks.datasets import DatasetSpec
     from aligngap.train.step import OptimSpec
 
-    _new_folder(out)
     console = _console()
     shape = Architecture(hidden=hidden, layers=layers, heads=heads, intermediate=2 * hidden, context=context)
     optim = OptimSpec(lr=3e-3, steps=steps, batch=16, schedule="cosine") if steps else None

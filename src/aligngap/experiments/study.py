@@ -198,7 +198,9 @@ def _set(content: dict[str, Any], override: str) -> None:
         ) from None
     *parents, last = key.strip().split(".")
     place = content
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
+        if isinstance(place.get(parent), str) and "path" in _known_keys(parents[:depth]):
+            place[parent] = {"path": place[parent]}  # a model is a path alone, or a mapping that has it
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise UserError(

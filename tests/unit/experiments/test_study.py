@@ -35,6 +35,15 @@ def test_overrides_reach_what_they_name() -> None:
     assert (study.baseline.optim.lr, study.sweep.betas, study.seeds) == (1e-3, (0.2, 0.4), (0, 1, 2))
 
 
+def test_an_override_goes_below_a_model_that_is_a_path_alone(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("{extends: quick, models: {policy: medium, golden: medium, proxy: small}}")
+    for name, path in (("quick", "small"), (str(file), "medium")):
+        policy = load_study(name, ["models.policy.lora.r=4", "models.policy.dtype=bfloat16"]).models.policy
+        assert policy.lora is not None
+        assert (policy.path, policy.lora.r, policy.dtype) == (path, 4, "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
