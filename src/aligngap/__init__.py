@@ -6,13 +6,17 @@ One trainer, one loss, one starting policy; only the source of the training pair
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aligngap.api import Results, diagnose, load, open_run, run
 
 __version__ = "0.1.0"
+__all__ = ["Results", "diagnose", "load", "open_run", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # `Results`, `open_run`, `run`: on demand, for what they need takes seconds to load.
-    if name in ("Results", "open_run", "run"):
+    # On demand, for what they need takes seconds to load.
+    if name in __all__:
         return getattr(import_module("aligngap.api"), name)
     raise AttributeError(f"module 'aligngap' has no attribute '{name}'")

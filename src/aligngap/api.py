@@ -1,14 +1,14 @@
-"""From Python, a notebook say: run a study as the command line does, and take up results as frames and charts.
+"""From Python, a notebook say: run a study or diagnose data as the command line does, and take up what comes out as
+frames and charts.
 
-`import aligngap` loads none of this; `aligngap.run` and `aligngap.open_run` do, when they are first named.
+`import aligngap` loads none of this; `aligngap.load`, `aligngap.run` and the others do, when they are first named.
 """
 
 from __future__ import annotations
 
+import html
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,24 @@ from typing import Any
 
 import altair as alt
 import polars as pl
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
 
+from aligngap import runner
+from aligngap.diagnosis.report import Diagnosis, diagnose_named
 from aligngap.errors import UserError
-from aligngap.pipeline.rundir import RUNS
+from aligngap.experiments.spec import StudySpec
+from aligngap.experiments.study import load_study
+from aligngap.pipeline.executors.local import Interrupted
+from aligngap.pipeline.rundir import RUNS, chosen_store
 from aligngap.report import charts
-from aligngap.report.load import OPPONENTS, ReportData, load
+from aligngap.report.load import OPPONENTS, SPLITS, ReportData
+from aligngap.report.load import load as report_data
+from aligngap.tasks.datasets import DatasetSpec
+
+Settings = Mapping[str, object] | Sequence[str]
+"""Dotted keys of a study to their values, or a list of `key=value` as the command line has them."""
 
 
 @dataclass(frozen=True)
@@ -53,37 +66,63 @@ class Results:
 
     @cached_property
     def estimates(self) -> pl.DataFrame:
-        """A row a task, experiment and estimate: label, value, 95% interval, n_seeds, n_prompts, unit, note. The first
+        """A row a task, experiment and estimate: label, unit, value, 95% interval, n_seeds, n_prompts, note. The first
         estimate of an experiment is the one that its verdict rests on.
         """
-        names = ("label", "value", "low", "high", "n_seeds", "n_prompts", "unit", "note")
+        columns: dict[str, Any] = {
+            "label": pl.String,
+            "unit": pl.String,
+            "value": pl.Float64,
+            "low": pl.Float64,
+            "high": pl.Float64,
+            "n_seeds": pl.Int64,
+            "n_prompts": pl.Int64,
+            "note": pl.String,
+        }
         rows = [
-            {"task": task, "experiment": name, "estimate": key} | {column: found.get(column) for column in names}
-            for task, content in self.raw["tasks"].items()
-            for name, experiment in content["experiments"].items()
+            (task, name, key, *(found.get(column) for column in columns))
+            for task, name, experiment in self._experiments()
             for key, found in experiment["estimates"].items()
         ]
-        return pl.DataFrame(rows, infer_schema_length=None)
+        keys = dict.fromkeys(("task", "experiment", "estimate"), pl.String)
+        return pl.DataFrame(rows, keys | columns, orient="row")
 
     @cached_property
     def verdicts(self) -> pl.DataFrame:
         """A row a task and experiment: title, verdict, sentence, rule."""
+        columns = ("title", "verdict", "sentence", "rule")
+        rows = [(task, name, *(found[key] for key in columns)) for task, name, found in self._experiments()]
+        return pl.DataFrame(rows, dict.fromkeys(("task", "experiment", *columns), pl.String), orient="row")
+
+    @cached_property
+    def missing(self) -> pl.DataFrame:
+        """What was asked for and is not in the results: a row an arm or measure and seed, or an experiment, with its
+        task, what it is, its name, seed, status and reason. Empty when all went well.
+        """
         rows = [
-            {"task": task, "experiment": name, **{key: found[key] for key in ("title", "verdict", "sentence", "rule")}}
+            (task, what.removesuffix("s"), *(found[key] for key in ("name", "seed", "status", "reason")))
             for task, content in self.raw["tasks"].items()
-            for name, found in content["experiments"].items()
+            for what in ("arms", "measures")
+            for found in content[what]
+            if found["status"] != "finished"
         ]
-        return pl.DataFrame(rows, infer_schema_length=None)
+        rows += [
+            (task, "experiment", name, None, "failed", found["error"])
+            for task, name, found in self._experiments()
+            if found.get("error")
+        ]
+        columns: dict[str, Any] = dict.fromkeys(("task", "what", "name", "seed", "status", "reason"), pl.String)
+        return pl.DataFrame(rows, columns | {"seed": pl.Int64}, orient="row")
 
     def charts(self, split: str = "held_out", opponent: str = "golden_policy") -> dict[str, alt.TopLevelMixin]:
         """Every figure of the report that has anything to show, by `TASK-FIGURE`, as Altair charts.
 
         Raises UserError for an unknown split or opponent.
         """
-        for what, value, known in (("split", split, ("held_out", "train")), ("opponent", opponent, OPPONENTS)):
+        for what, value, known in (("split", split, SPLITS), ("opponent", opponent, OPPONENTS)):
             if value not in known:
                 raise UserError(f"there is no {what} '{value}'", mend=f"Known: {', '.join(known)}.")
-        data: ReportData = load(self.folder)
+        data: ReportData = report_data(self.folder)
         look = charts.Look.for_images(data)
         return {
             f"{task.name}-{figure.name}": alt.Chart.from_dict(
@@ -98,10 +137,26 @@ class Results:
         """The page."""
         return self.folder / "report.html"
 
+    def _experiments(self) -> list[tuple[str, str, dict[str, Any]]]:
+        tasks = self.raw["tasks"].items()
+        return [(task, name, found) for task, content in tasks for name, found in content["experiments"].items()]
+
     def _repr_html_(self) -> str:
-        """In a notebook: the verdicts."""
-        table: str = self.verdicts.select("task", "title", "verdict", "sentence")._repr_html_()
-        return table
+        """In a notebook: the verdicts, and what is missing."""
+        parts = [_table(self.verdicts.select("task", "title", "verdict", "sentence"))]
+        if not self.missing.is_empty():
+            parts.append(f"<p>Missing from these results:</p>{_table(self.missing)}")
+        return "".join(parts)
+
+
+def _table(frame: pl.DataFrame) -> str:
+    """Whole texts, which a frame's own form would cut, and every character of them as text."""
+
+    def row(cells: Sequence[object], tag: str) -> str:
+        inner = (f'<{tag} style="text-align:left">{html.escape(str(cell or ""))}</{tag}>' for cell in cells)
+        return f"<tr>{''.join(inner)}</tr>"
+
+    return f"<table>{row(frame.columns, 'th')}{''.join(row(cells, 'td') for cells in frame.iter_rows())}</table>"
 
 
 def open_run(folder: str | Path) -> Results:
@@ -112,40 +167,75 @@ def open_run(folder: str | Path) -> Results:
     return Results(place)
 
 
+def load(study: str | Path, settings: Settings = (), *, seeds: int | None = None, smoke: bool = False) -> StudySpec:
+    """A shipped study by name, or a YAML file, with some settings changed; its plugins are imported. seeds: how many;
+    smoke: shrunk to a try-out, whose numbers mean nothing.
+
+    Raises UserError for an unknown study, key or value.
+    """
+    if isinstance(settings, Mapping):
+        dumped = {key: yaml.safe_dump(value, default_flow_style=True) for key, value in settings.items()}
+        settings = [f"{key}={text}" for key, text in dumped.items()]
+    return load_study(str(study), settings, seeds, smoke)
+
+
 def run(
-    study: str | Path,
+    study: StudySpec | str | Path,
     *,
     out: str | Path | None = None,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
     seeds: int | None = None,
     jobs: int | None = None,
     smoke: bool = False,
+    store: str | Path | None = None,
 ) -> Results:
-    """Run a study, or go on with it, and return its results; as `aligngap run` does, in a process whose output
-    is passed on line by line. study: a shipped one, or a YAML file; settings: `key=value`.
+    """Run a study, or go on with it, and return its results; as `aligngap run` does, in this process and those that it
+    starts. Needs no guard around it in a script.
 
-    Raises UserError when the study cannot be run; arms that failed are in the results, and are said on the way.
+    study: as `load` gave it; or as `load` takes it, with settings, seeds and smoke. out: the run's folder, by default
+    runs/STUDY; jobs: processes side by side, by default one a core; store: where artefacts are kept.
+
+    Raises UserError when the study cannot be run, and KeyboardInterrupt when it is stopped: the same call goes on. What
+    failed is told on the way, and is in `Results.missing`.
     """
-    name = Path(study).stem if str(study).endswith((".yaml", ".yml")) else str(study)
-    folder = Path(out) if out is not None else RUNS / (f"{name}-smoke" if smoke else name)
-    words = [str(study), "--out", str(folder)] if out is not None else [str(study)]
-    words += [word for setting in settings for word in ("--set", setting)]
-    words += ["--seeds", str(seeds)] if seeds is not None else []
-    words += ["--jobs", str(jobs)] if jobs is not None else []
-    words += ["--smoke"] if smoke else []
-    lines = []
-    # A process of its own: a script without a main guard, or a notebook, would be run again in every worker.
-    with subprocess.Popen(
-        [sys.executable, "-m", "aligngap", "run", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            print(line, end="", flush=True)
-    if process.returncode not in (0, 1):
-        raise UserError("\n".join(lines[-3:]) or f"exit code {process.returncode}", where=f"study '{study}'")
-    return open_run(folder)
+    if not isinstance(study, StudySpec):
+        study = load(study, settings, seeds=seeds, smoke=smoke)
+    elif settings or seeds is not None or smoke:
+        raise UserError("this study has been loaded already", where="settings", mend="Give them to `aligngap.load`.")
+    try:
+        ran = runner.run(
+            study, Path(out) if out else None, console=Console(), jobs=jobs, store=Path(store) if store else None
+        )
+    except Interrupted:
+        raise KeyboardInterrupt("the run was stopped; what is finished is kept") from None
+    return open_run(ran.folder)
+
+
+def diagnose(
+    policy: str | Path,
+    data: str | Path,
+    judge: str | None = None,
+    *,
+    prompts: int = 512,
+    seed: int = 0,
+    device: str = "cpu",
+    store: str | Path | None = None,
+    **settings: object,
+) -> Diagnosis:
+    """What preference data are to an SFT policy, before any training, as `aligngap diagnose` says it: `numbers` is a
+    frame, `regime` the verdict with its evidence, `as_json()` all of it.
+
+    policy: a base, a folder, a hub id, or a run's folder; data: a file, a folder, a hub set or a built-in world; judge:
+    `kind:argument`, or a YAML file. prompts: to look at, at most; store: where a judge keeps answers that cost
+    something. settings: of the data set, as a study has them: `split`, `columns`, `max_response_tokens` and so on.
+
+    Raises UserError for whatever is not there, cannot be read, or fails.
+    """
+    try:
+        spec = DatasetSpec.model_validate({"source": str(data), "seed": seed} | settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        mend = "Settings of a data set: docs/data.md."
+        raise UserError(problem["msg"], where=".".join(map(str, problem["loc"])), mend=mend) from None
+    cache = chosen_store(RUNS / "diagnose", Path(store) if store else None)
+    return diagnose_named(str(policy), spec, judge, prompts=prompts, seed=seed, device=device, cache=cache)

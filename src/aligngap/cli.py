@@ -9,10 +9,8 @@ import shlex
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from aligngap.experiments.spec import StudySpec
-    from aligngap.pipeline.graph import Outcome, Stage
+    from aligngap.pipeline.graph import Stage
     from aligngap.pipeline.rundir import RunDirectory
     from aligngap.store import Store
 
@@ -94,13 +92,21 @@ def run(
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
     with _stoppable():
+        from aligngap import runner
         from aligngap.experiments.study import load_study
         from aligngap.trackers.base import chosen
 
         trackers = chosen(track or [])
-        spec = load_study(study, settings or [], seeds, smoke)
-        complete = _run(spec, out, jobs, store, checkpoint_seconds, trackers)
-    if not complete:
+        ran = runner.run(
+            load_study(study, settings or [], seeds, smoke),
+            out,
+            console=_console(),
+            jobs=jobs,
+            store=store,
+            checkpoint_seconds=checkpoint_seconds,
+            trackers=trackers,
+        )
+    if ran.failures:
         raise typer.Exit(1)
 
 
@@ -119,89 +125,6 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(
-    spec: StudySpec,
-    out: Path | None,
-    jobs: int | None,
-    store: Path | None,
-    checkpoint_seconds: float | None,
-    trackers: Sequence[str],
-) -> bool:
-    from aligngap.experiments.results import collect, summary
-    from aligngap.experiments.study import targets
-    from aligngap.pipeline.executors.local import default_jobs, run_graph
-    from aligngap.pipeline.executors.progress import Ledger, clock, display
-    from aligngap.pipeline.executors.schedule import estimate
-    from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, all_stages
-    from aligngap.pipeline.rundir import RunDirectory, chosen_store
-    from aligngap.report.page import publish
-    from aligngap.store import Store, disk_errors
-    from aligngap.trackers.tracking import tracking
-
-    start = time.monotonic()
-    folder = out or _default_folder(spec)
-    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
-        kept = Store(chosen_store(folder, store))
-        wanted = targets(spec)
-        stages = all_stages(wanted)
-        jobs = jobs or default_jobs(spec.device)
-        kept.register(folder, [stage.identity for stage in stages])
-        done = {stage.identity for stage in stages if kept.has(stage.identity)}
-        ledger = Ledger(stages, jobs)
-        directory.begin(ledger, kept.root)
-        console = _console()
-        _say(
-            f"{spec.title}\n{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
-            f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}.",
-            console,
-        )
-        warn = partial(_say, console=console)
-        # Open until the report is written: so long, trackers have time that nobody waits for.
-        note = stack.enter_context(tracking(trackers, spec, kept, folder, directory.logs, warn))
-        with display(console, ledger) as show:
-
-            def on_event(event: Event) -> None:
-                ledger.update(event)
-                directory.note(event)
-                show(event)
-                note(event)
-
-            outcome = run_graph(
-                wanted,
-                kept,
-                jobs=jobs,
-                device=spec.device,
-                on_event=on_event,
-                log_folder=directory.logs,
-                checkpoint_seconds=CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds,
-            )
-        with disk_errors(folder, strict=False):
-            results = collect(spec, kept, outcome, folder)
-            for line in summary(results):
-                _say(line, console)
-            report = publish(folder)
-    complete = _name_failures(stages, outcome, directory.logs)
-    for task, content in results.get("tasks", {}).items():
-        for name, concluded in content["experiments"].items():
-            if concluded["error"] is not None:
-                complete = False
-                print(f"failed: analysis of {name} on {task}: {concluded['error']}", file=sys.stderr)
-    _say(f"Report: {report} ({clock(time.monotonic() - start)})", console)
-    return complete
-
-
-def _name_failures(stages: Sequence[Stage], outcome: Outcome, logs: Path) -> bool:
-    missing = [stage for stage in stages if outcome.status.get(stage.identity) in ("failed", "blocked")]
-    for stage in missing:
-        state, reason = outcome.status[stage.identity], outcome.reasons[stage.identity]
-        log = logs / f"{stage.identity}.log"
-        where = f" (log: {log})" if state == "failed" and log.exists() else ""
-        print(f"{state}: {stage.label}: {reason}{where}", file=sys.stderr)
-    if missing:
-        print(f"{len(missing)} of {len(stages)} stages are missing from the results.", file=sys.stderr)
-    return not missing
-
-
 @app.command()
 def plan(
     study: Study,
@@ -213,7 +136,8 @@ def plan(
     store: StorePath = None,
 ) -> None:
     """Show a study's stages, which of them are in the store already, and what the others will cost."""
-    from aligngap.experiments.study import asked_by, load_study, targets
+    from aligngap import runner
+    from aligngap.experiments.study import asked_by, load_study
     from aligngap.pipeline.executors.local import default_jobs
     from aligngap.pipeline.executors.progress import clock
     from aligngap.pipeline.executors.schedule import estimate
@@ -222,8 +146,8 @@ def plan(
     from aligngap.store import Store
 
     spec = load_study(study, settings or [], seeds, smoke)
-    stages = all_stages(targets(spec))
-    root = chosen_store(out or _default_folder(spec), store)
+    stages = all_stages(runner.wanted(spec))
+    root = chosen_store(out or runner.default_folder(spec), store)
     kept = Store(root, reading=True)
     done = {stage.identity for stage in stages if kept.has(stage.identity)}
     users = asked_by(spec)
@@ -571,7 +495,7 @@ def check(
     """Show what a preference data set holds, before any training: format, rows dropped, lengths, duplicates, leaks."""
     import json
 
-    from aligngap.tasks.check import diagnose
+    from aligngap.tasks.check import describe
     from aligngap.tasks.datasets import DatasetSpec
 
     spec = DatasetSpec(
@@ -582,7 +506,7 @@ def check(
         columns=_renamed(columns),
         ties="keep" if keep_ties else "drop",
     )
-    found = diagnose(spec, _tokenizer(tokenizer) if tokenizer else None, split)
+    found = describe(spec, _tokenizer(tokenizer) if tokenizer else None, split)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
         return
@@ -771,7 +695,6 @@ def scratch(
     from aligngap.tasks.datasets import DatasetSpec
     from aligngap.train.step import OptimSpec
 
-    _new_folder(out)
     console = _console()
     shape = Architecture(hidden=hidden, layers=layers, heads=heads, intermediate=2 * hidden, context=context)
     optim = OptimSpec(lr=3e-3, steps=steps, batch=16, schedule="cosine") if steps else None
@@ -865,12 +788,6 @@ def _complain(error: UserError) -> None:
     for word, text in (("where", error.where), ("mend", error.mend)):
         if text:
             print(f"{word}: {text}", file=sys.stderr)
-
-
-def _default_folder(spec: StudySpec) -> Path:
-    from aligngap.pipeline.rundir import RUNS
-
-    return RUNS / (f"{spec.name}-smoke" if spec.smoke else spec.name)
 
 
 def _console() -> Console:

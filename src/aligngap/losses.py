@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch.nn import functional
 
-from aligngap.plugins import Registry
+from aligngap.errors import UserError
+from aligngap.plugins import Registry, function
 
 Reduction = Literal["sum", "mean"]
 
@@ -102,6 +103,7 @@ LOSSES: Registry[PairLoss] = Registry(
         "dpo_positive": dpo_positive,
         "rloo": rloo,
     },
+    function,
 )
 """A user's own module adds its by one line: `LOSSES["mine"] = mine`."""
 
@@ -119,10 +121,20 @@ def pair_loss(
 
     preference: [n], probability that `first` is preferred. A hard label picks one orientation; a tie (0.5) averages
     both. sft: weight of an added -log pi(y_w), averaged over the winner's tokens (as in RPO: Liu et al. 2024).
-    Raises KeyError for an unknown loss name (specs are checked before they come here).
+    Raises KeyError for an unknown loss name (specs are checked before they come here), UserError for a loss that does
+    not give one number a pair, which broadcasting would hide.
     """
     loss, a, b = LOSSES[name], first.reduced(reduction), second.reduced(reduction)
     forward, backward = loss(a, b, beta), loss(b, a, beta)
+    both: tuple[object, object] = (forward, backward)
+    for found in both:
+        if not isinstance(found, torch.Tensor) or found.shape != preference.shape:
+            shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise UserError(
+                f"the loss '{name}' gives {shape} for {len(preference)} pairs",
+                where=LOSSES.place(name),
+                mend="A loss gives one number a pair, [n], and no mean: the trainer averages.",
+            )
     if sft:
         forward = forward - sft * first.policy / first.lengths
         backward = backward - sft * second.policy / second.lengths

@@ -1,23 +1,26 @@
-"""Users' own modules: losses, sources, judges, worlds and experiments, registered beside ours by the same one line.
+"""Users' own modules: losses, sources, judges, worlds, measures, experiments, registered beside ours by the same one
+line.
 
 A registry is a dictionary, and `LOSSES["mine"] = mine` in a plugin is all there is to it. What a plugin registers
-carries the digest of the plugin's source file into every identity that it has a part in, so an edited file makes anew
-what used it, and nothing else. Plugins are imported where a study is read to be planned or run, and in the processes
-that run its stages; never because a result folder names them.
+carries the digest of the plugin's source into every identity that it has a part in, so an edited file makes anew what
+used it, and nothing else. Plugins are imported where a study is read to be planned or run, and in the processes that
+run its stages; never because a result folder names them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
+import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, SerializationInfo
@@ -33,47 +36,156 @@ GROUP = "aligngap.plugins"
 
 
 class Plugin(NamedTuple):
-    """A module that has been imported. search: where it was looked for first; module: its name in `sys.modules`."""
+    """A module that has been imported. search: where it was looked for first; module: its name in `sys.modules`;
+    package: the package that it is, or is in, if any; digest: of its source.
+    """
 
     name: str
     search: Path | None
     module: str
+    package: str | None
     digest: str
 
 
+class _Owner(NamedTuple):
+    """Who registered a name. plugin: empty where the module was not imported as a plugin."""
+
+    plugin: str
+    file: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        who = f"plugin '{self.plugin}'" if self.plugin else "module"
+        return f"{who} ({Path(self.file).name}, line {self.line})"
+
+
 _loaded: dict[str, Plugin] = {}
-_importing: list[tuple[str, str]] = []
+_importing: list[str] = []
+_entries: dict[str, list[tuple[Registry[Any], str, Any, _Owner]]] = {}
+_registries: list[Registry[Any]] = []
 
 
 class Registry(dict[str, T]):
     """What there is of a kind, by name. Ours are given; a plugin adds its own, and may not take a name that is there.
 
-    what: the kind, for error messages.
+    what: the kind, for error messages. fault: what keeps a value from being registered under a name, in words; None
+    where nothing does.
     """
 
-    def __init__(self, what: str, ours: Mapping[str, T]) -> None:
+    def __init__(
+        self, what: str, ours: Mapping[str, T], fault: Callable[[str, object], str | None] = lambda name, value: None
+    ) -> None:
         super().__init__(ours)
-        self.what = what
-        self._owners: dict[str, tuple[str, str]] = {}
+        self.what, self._fault = what, fault
+        self._owners: dict[str, _Owner] = {}
+        _registries.append(self)
 
     def __setitem__(self, name: str, value: T) -> None:
-        """Raises UserError for a name that is taken."""
-        owner = _importing[-1] if _importing else ("", "")
+        """Raises UserError, which names the line, for a name that is taken and for what is none of the kind."""
+        self.put(name, value, _caller(inspect.currentframe()))
+
+    def put(self, name: str, value: T, owner: _Owner) -> None:
+        """Register what is somebody's. Raises as `__setitem__` does."""
         before = self._owners.get(name)
-        if name in self and (before is None or before[0] != owner[0]):
-            whose = f"the plugin '{before[0]}'" if before and before[0] else "aligngap itself"
-            where = f"plugin '{owner[0]}'" if owner[0] else None
-            raise UserError(f"there is a {self.what} '{name}' already, of {whose}", where=where, mend="Rename yours.")
+        if before and before.plugin and not owner.plugin and before.file == owner.file:
+            return  # imported in the ordinary way as well; the plugin's stays
+        again = before and (before.plugin == owner.plugin if before.plugin else before.file == owner.file)
+        if name in self and not again:
+            whose = before.place if before else "aligngap itself"
+            raise UserError(
+                f"there is a {self.what} '{name}' already, of {whose}", where=owner.place, mend="Rename yours."
+            )
+        if not _NAME.fullmatch(str(name)):
+            fault: str | None = "a name is of letters, digits and _, and starts with a letter"
+        else:
+            fault = self._fault(name, value)
+        if fault:
+            what = f"the {self.what} {name!r} cannot be registered: {fault}"
+            raise UserError(what, where=owner.place, mend="See docs/own-ideas.md.")
         super().__setitem__(name, value)
         self._owners[name] = owner
 
-    def code(self, name: str) -> str | None:
-        """The digest of the plugin that registered this; None for what is ours."""
-        return self._owners[name][1] or None if name in self._owners else None
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._owners.pop(name, None)
 
-    def hint(self, name: str) -> str:
-        """For an unknown name: what is known, the nearest first."""
-        return f"there is no {self.what} '{name}'. {nearest(name, self)}"
+    def code(self, name: str) -> str | None:
+        """The digest of the plugin that registered this; None for what is ours. Raises UserError for what no plugin
+        did, whose code no identity would know and no other process would have.
+        """
+        owner = self._owners.get(name)
+        if owner is None:
+            return None
+        if owner.plugin not in _loaded:
+            raise UserError(
+                f"the {self.what} '{name}' was registered outside a plugin",
+                where=owner.place,
+                mend="Put it into a module of its own, and name that under `plugins` in the study.",
+            )
+        return _loaded[owner.plugin].digest
+
+    def place(self, name: str, error: BaseException | None = None) -> str | None:
+        """Where this was registered, or where in that file an error came from, for errors; None for what is ours."""
+        owner = self._owners.get(name)
+        if owner is None:
+            return None
+        line = line_of(error, Path(owner.file)) if error else None
+        return owner._replace(line=line or owner.line).place
+
+    def of(self, plugin: str, file: str) -> list[tuple[str, T, _Owner]]:
+        """What a plugin registered; also what its file did when it was read for another purpose before."""
+        for name, owner in self._owners.items():
+            if not owner.plugin and owner.file == file:
+                self._owners[name] = owner._replace(plugin=plugin)
+        return [(name, self[name], owner) for name, owner in self._owners.items() if owner.plugin == plugin]
+
+    def forget(self, plugin: str, file: str | None = None) -> None:
+        """Take out what a plugin registered; or only what this file of it did."""
+        mine = [name for name, owner in self._owners.items() if owner.plugin == plugin and file in (None, owner.file)]
+        for name in mine:
+            del self[name]
+
+    def known(self, name: str) -> str:
+        """The name, if there is such a thing. Raises ValueError that says what there is, the nearest first, and
+        UserError as `code` does.
+        """
+        if name not in self:
+            raise ValueError(f"there is no {self.what} '{name}'. {nearest(name, self)}")
+        self.code(name)
+        return name
+
+
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
+
+
+def _caller(frame: FrameType | None) -> _Owner:
+    assert frame is not None
+    assert frame.f_back is not None
+    plugin = _importing[-1] if _importing else ""
+    return _Owner(plugin, frame.f_back.f_code.co_filename, frame.f_back.f_lineno)
+
+
+def kind_of(base: type, key: str) -> Callable[[str, object], str | None]:
+    """For registries of classes: a registered class is a `base`, nothing in it is left abstract, and it says its name
+    itself, as the attribute `key` or as that field's default.
+    """
+
+    def fault(name: str, value: object) -> str | None:
+        if not isinstance(value, type) or not issubclass(value, base):
+            return f"it is no subclass of {base.__name__}"
+        if missing := sorted(getattr(value, "__abstractmethods__", ())):
+            return f"it does not define {', '.join(missing)}"
+        field = value.model_fields.get(key) if issubclass(value, BaseModel) else None
+        own = field.default if field else getattr(value, key, None)
+        return None if own == name else f"its {key} is {own!r}, not '{name}'"
+
+    return fault
+
+
+def function(name: str, value: object) -> str | None:
+    """For registries of functions."""
+    return None if callable(value) else "it is no function"
 
 
 def tagged(registry: Registry[type[M]], value: object, example: str) -> M:
@@ -111,8 +223,11 @@ def loaded() -> list[tuple[str, Path | None]]:
 
 def code_of(module: str) -> str | None:
     """The digest of the plugin that a module is, or is a part of; None for all other modules."""
-    owners = (p.digest for p in _loaded.values() if module == p.module or module.startswith(f"{p.module}."))
-    return next(owners, None)
+    for plugin in _loaded.values():
+        wholes = [plugin.module, *([plugin.package] if plugin.package else [])]
+        if any(module == whole or module.startswith(f"{whole}.") for whole in wholes):
+            return plugin.digest
+    return None
 
 
 def installed() -> list[str]:
@@ -123,19 +238,78 @@ def installed() -> list[str]:
 def load_plugins(names: Sequence[str], search: Path | None = None) -> None:
     """Import plugins, each once as long as its source stays the same. search: the study's folder, looked at first.
 
-    Raises UserError for a module that is not there, cannot be imported, or registers a name that is taken.
+    Raises UserError for a module that is not there, cannot be imported, or registers what cannot be.
     """
     for name in names:
         source = find_module(name, search)
-        digest = file_digest(str(source.origin))
-        if name in _loaded and _loaded[name].digest == digest:
-            continue
-        _importing.append((name, digest))
+        digest = source_digest(source)
+        module = _own_name(source, digest)
+        known = _loaded.pop(name, None)
+        if known is None or known.module != module:
+            _register(source, search, module)
+        _loaded[name] = Plugin(name, search, module, _package(source), digest)
+
+
+def _register(source: ModuleSpec, search: Path | None, module: str) -> None:
+    plugin, file = source.name, str(source.origin)
+    try:
+        if module in _entries:  # it has been run before: what it made then is still what other objects are made of
+            _forget(plugin)
+            for registry, name, value, owner in _entries[module]:
+                registry.put(name, value, owner)
+            return
+        # What its other files registered stays: they are not run again, unless they have changed as well.
+        _forget(plugin, file)
+        _importing.append(plugin)
         try:
-            module = load_module(source, search)
+            load_module(source, search)
         finally:
             _importing.pop()
-        _loaded[name] = Plugin(name, search, module.__name__, digest)
+        _entries[module] = [(registry, *entry) for registry in _registries for entry in registry.of(plugin, file)]
+    except BaseException:
+        _forget(plugin)
+        raise
+
+
+def use_plugins(names: Sequence[str], search: Path | None = None) -> None:
+    """As `load_plugins`, of the installed packages too; and of no others, which another study had in this process."""
+    wanted = [*installed(), *names]
+    for name in set(_loaded) - set(wanted):
+        del _loaded[name]
+        _forget(name)
+    load_plugins(wanted, search)
+
+
+def unload_plugins() -> None:
+    """Leave the registries as they were before any plugin was imported."""
+    for name in list(_loaded):
+        del _loaded[name]
+        _forget(name)
+
+
+def _forget(plugin: str, file: str | None = None) -> None:
+    for registry in _registries:
+        registry.forget(plugin, file)
+
+
+def source_digest(source: ModuleSpec) -> str:
+    """Of a module's file; of all Python files of the package, if the module is one or is in one."""
+    path = Path(str(source.origin))
+    depth = source.name.count(".") + (source.submodule_search_locations is not None)
+    if not depth:
+        return file_digest(path)
+    root = path.parents[depth - 1]
+    lines = (f"{file.relative_to(root).as_posix()}:{file_digest(file)}\n" for file in sorted(root.rglob("*.py")))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _package(source: ModuleSpec) -> str | None:
+    top, dot, _ = source.name.partition(".")
+    return top if dot or source.submodule_search_locations is not None else None
+
+
+def _own_name(source: ModuleSpec, digest: str) -> str:
+    return f"{source.name}_{hashlib.sha256(f'{source.origin}:{digest}'.encode()).hexdigest()[:12]}"
 
 
 def find_module(name: str, search: Path | None) -> ModuleSpec:
@@ -180,12 +354,10 @@ def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:
 
     The ordinary import would keep what it once loaded under the same name, from another folder or from the same file
     before it was edited; an identity says what is in the file. So the module goes by a name of its own, with its
-    place and source in it. Raises UserError when it cannot be run.
+    place and source in it. Raises UserError, which names the line, when it cannot be run.
     """
     path = Path(str(source.origin))
-    where = f"module '{source.name}' ({path.name})"
-    text = path.read_bytes()
-    name = f"{source.name}_{hashlib.sha256(str(path).encode() + text).hexdigest()[:12]}"
+    name = _own_name(source, source_digest(source))
     if name in sys.modules:
         return sys.modules[name]
     if search is not None and str(search) not in sys.path:
@@ -195,11 +367,21 @@ def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module
     try:
-        exec(compile(text, str(path), "exec"), module.__dict__)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
             raise
-        words = "".join(traceback.format_exception_only(error)).strip()
+        words = traceback.format_exception_only(error)[-1].strip()
+        line = line_of(error, path)
+        where = f"module '{source.name}' ({path.name}{f', line {line}' if line else ''})"
         raise UserError(f"the module cannot be imported: {words}", where=where, mend="Mend the module.") from error
     return module
+
+
+def line_of(error: BaseException, path: Path) -> int | None:
+    """The last line of a file that an error came through; None where it did not."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return lines[-1] if lines else None

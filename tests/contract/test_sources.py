@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 
-from aligngap.models.policy import Policy
 from aligngap.sources import registry
 from aligngap.sources.base import Ingredients, PairSource, SourceSpec
 from aligngap.sources.mixture import Mixture, MixtureSpec
 from aligngap.sources.recorded import RecordedSpec, without_end
 from aligngap.sources.recording import Recording
 from aligngap.sources.sampled import Sampled, SampledSpec
-from aligngap.train.checkpoint import Checkpointer
-from aligngap.train.step import Optimiser, OptimSpec
-from aligngap.types import PairBatch, Tokens, concatenate
-from fakes import (
-    END,
-    TablePolicy,
-    likes_token,
-    prompts_of,
-    random_pairs,
-    same_pairs,
-    same_weights,
-    tiny_policy,
-    weights_of,
+from aligngap.testing.sources import (
+    BATCH,
+    LIMIT,
+    PAIRS,
+    PROMPTS,
+    SOURCE_CHECKS,
+    VOCABULARY,
+    Build,
+    alike,
+    drive,
+    fresh_policy,
+    ingredients,
 )
+from aligngap.types import PairBatch, Tokens, concatenate
+from fakes import END, TablePolicy, likes_token, prompts_of, same_pairs, tiny_policy
 
-VOCABULARY, LIMIT, BATCH = 8, 4, 6
-PAIRS = random_pairs(0, 25, VOCABULARY, LIMIT)
-PROMPTS = prompts_of(PAIRS.prompts.rows())
 FROZEN = (tiny_policy(VOCABULARY, 11, LIMIT, layers=1), tiny_policy(VOCABULARY, 12, LIMIT, layers=1))
 
 SPECS: dict[str, SourceSpec] = {
@@ -57,157 +54,69 @@ FOLLOWS = [name for name in LIVE if "inf" not in name]
 
 def build(name: str, seed: int = 0) -> PairSource:
     of = name.removeprefix("recording ")
-    given = Ingredients(seed, BATCH, PROMPTS, likes_token(3), PAIRS, END)
-    source = Sampled(PROMPTS, likes_token(3), seed, frozen=FROZEN) if of == "frozen" else SPECS[of].build(given)
+    frozen = of == "frozen"
+    source = Sampled(PROMPTS, likes_token(3), seed, frozen=FROZEN) if frozen else SPECS[of].build(ingredients(seed))
     return Recording(source) if name.startswith("recording") else source
-
-
-def nudge(policy: Policy, step: int) -> None:
-    """Stands for an optimiser step: deterministic, and large enough to change what is sampled."""
-    g = torch.Generator().manual_seed(step)
-    with torch.no_grad():
-        for weight in policy.model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=g) * 0.3)
-
-
-def run(source: PairSource, policy: Policy, steps: range, n: int = BATCH) -> list[PairBatch]:
-    """As the loop does: batch, step, observe; step 0 is observed first."""
-    if steps.start == 0:
-        source.observe(0, policy)
-    batches = []
-    for step in steps:
-        batches.append(source.next_batch(n))
-        nudge(policy, step + 1)
-        source.observe(step + 1, policy)
-    return batches
-
-
-def fresh() -> Policy:
-    return tiny_policy(VOCABULARY, 0, LIMIT, layers=1)
-
-
-def equal(a: list[PairBatch], b: list[PairBatch]) -> bool:
-    return all(same_pairs(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_every_kind_of_source_is_under_contract() -> None:
     assert {spec.kind for spec in SPECS.values()} == set(registry.SOURCES)
 
 
+@pytest.mark.parametrize("check", SOURCE_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", SOURCES)
-def test_is_a_source(name: str) -> None:
-    assert isinstance(build(name), PairSource)
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_batches_hold_what_was_asked_for(name: str) -> None:
-    source, policy = build(name), fresh()
-    source.observe(0, policy)
-    known = {prompt.number: list(prompt.ids) for prompt in PROMPTS}
-    for n in (1, BATCH, 30):  # 30: more than there are prompts or pairs
-        batch = source.next_batch(n)
-        assert len(batch) == n
-        assert batch.preference.shape == (n,)
-        assert batch.preference.dtype == torch.float32
-        assert set(batch.preference.tolist()) <= {0.0, 0.5, 1.0}
-        assert len(batch.provenance) == n
-        assert [known[number] for number in batch.prompt_numbers.tolist()] == batch.prompts.rows()
-        for side in (batch.first, batch.second):
-            assert side.ids.dtype == torch.int64
-            assert side.ids.shape[0] == n
-            for row in side.rows():
-                assert 1 <= len(row) <= LIMIT
-                assert all(0 <= token < VOCABULARY for token in row)
-                assert END not in row[:-1]
-                if "dropped" in name:
-                    assert row[-1] != END or row == [END]
-                else:
-                    assert row[-1] == END or len(row) == LIMIT
+def test_contract(name: str, check: Callable[[Build], None]) -> None:
+    check(partial(build, name))
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_same_seed_same_pairs_and_cost(name: str) -> None:
-    one, two = build(name), build(name)
-    assert equal(run(one, fresh(), range(6)), run(two, fresh(), range(6)))
-    assert one.cost == two.cost
+def test_responses_end_or_run_into_the_limit(name: str) -> None:
+    source = build(name)
+    source.observe(0, fresh_policy())
+    batch = source.next_batch(30)
+    assert set(batch.preference.tolist()) <= {0.0, 0.5, 1.0}
+    for row in (*batch.first.rows(), *batch.second.rows()):
+        assert len(row) <= LIMIT
+        if "dropped" in name:
+            assert row[-1] != END or row == [END]
+        else:
+            assert row[-1] == END or len(row) == LIMIT
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_seed_changes_pairs(name: str) -> None:
-    a, b = (run(build(name, seed), fresh(), range(3)) for seed in (0, 1))
+    a, b = (drive(build(name, seed), fresh_policy(), range(3)) for seed in (0, 1))
     # The recorded sequence is the one order that no seed may change.
-    assert equal(a, b) == name.endswith("recorded sequence")
+    assert alike(a, b) == name.endswith("recorded sequence")
 
 
-@pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("at", [0, 4])
-def test_continues_bit_for_bit_from_a_checkpoint_file(name: str, at: int, tmp_path: Path) -> None:
-    """Through the trainer's own checkpoint: another process starts anew, observes, loads and goes on."""
-    optim = OptimSpec(lr=0.1, steps=10)
-
-    def optimiser(policy: Policy) -> Optimiser:
-        made = Optimiser(policy.model.parameters(), optim)
-        made.step(sum((weight**2).sum() for weight in policy.model.parameters()))  # type: ignore[arg-type]
-        return made
-
-    source, policy = build(name), fresh()
-    saved = optimiser(policy)
-    head = run(source, policy, range(at)) if at else []
-    if not at:
-        source.observe(0, policy)
-    checkpointer = Checkpointer(tmp_path, 0)
-    checkpointer.save(policy=policy.model, optimiser=saved, source=source)
-    cost_then = (source.cost.tokens_sampled, source.cost.judge_calls)
-
-    resumed, other = build(name), fresh()
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("recording")])
+def test_a_resumed_recording_holds_all_that_was_supplied(name: str) -> None:
+    source, policy = build(name), fresh_policy()
+    head = drive(source, policy, range(4))
+    resumed, other = build(name), fresh_policy()
+    other.load_from(policy)
     resumed.observe(0, other)
-    state = Optimiser(other.model.parameters(), optim)
-    assert checkpointer.restore(policy=other.model, optimiser=state, source=resumed)
-    assert same_weights(weights_of(policy), weights_of(other))
-    assert (resumed.cost.tokens_sampled, resumed.cost.judge_calls) == cost_then
-
-    steps = range(at, at + 4) if at else range(1, 5)
-    rest, again = run(source, policy, steps), run(resumed, other, steps)
-    assert equal(rest, again)
-    assert resumed.cost == source.cost
-    if isinstance(source, Recording) and isinstance(resumed, Recording):
-        assert same_pairs(source.stream(), concatenate([*head, *rest]))
-        assert same_pairs(resumed.stream(), source.stream())
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_state_is_a_snapshot(name: str) -> None:
-    """Going on after `state_dict` does not change what it returned."""
-    source, policy = build(name), fresh()
-    run(source, policy, range(2))
-    state = source.state_dict()
-    before = {key: value.clone() for key, value in state.items()}
-    run(source, policy, range(2, 5))
-    assert all(torch.equal(before[key], state[key]) for key in before)
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_observing_leaves_the_policy_alone(name: str) -> None:
-    source, policy = build(name), fresh()
-    before = weights_of(policy)
-    source.observe(0, policy)
-    source.next_batch(BATCH)
-    source.observe(3, policy)
-    assert same_weights(before, weights_of(policy))
-    assert all(weight.requires_grad for weight in policy.model.parameters())
+    resumed.load_state_dict(source.state_dict())
+    rest = drive(source, policy, range(4, 8))
+    assert alike(rest, drive(resumed, other, range(4, 8)))
+    assert isinstance(source, Recording)
+    assert isinstance(resumed, Recording)
+    assert same_pairs(source.stream(), concatenate([*head, *rest]))
+    assert same_pairs(resumed.stream(), source.stream())
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_follows_the_policy_if_and_only_if_live(name: str) -> None:
     a, b = (build(name), build(name))
-    moved, still = fresh(), fresh()
-    with_moves = run(a, moved, range(4))
+    moved, still = fresh_policy(), fresh_policy()
+    with_moves = drive(a, moved, range(4))
     b.observe(0, still)
     without = []
     for step in range(4):
         without.append(b.next_batch(BATCH))
         b.observe(step + 1, still)
-    assert equal(with_moves, without) == (name not in FOLLOWS)
+    assert alike(with_moves, without) == (name not in FOLLOWS)
     assert same_pairs(with_moves[0], without[0])
 
 
@@ -220,7 +129,7 @@ def test_a_live_source_must_observe_first(name: str) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_cost_counts_sampled_tokens_and_judged_pairs(name: str) -> None:
     source = build(name)
-    batches = run(source, fresh(), range(3))
+    batches = drive(source, fresh_policy(), range(3))
     tokens = [
         int(size)
         for batch in batches
@@ -266,7 +175,7 @@ def test_sync_period(period: int | None, expected: list[int]) -> None:
 def test_sampled_pairs_are_labelled_by_the_judge_in_order() -> None:
     given = Ingredients(0, BATCH, PROMPTS, likes_token(3))
     source = SampledSpec().build(given)
-    batch = run(source, fresh(), range(1), n=25)[0]
+    batch = drive(source, fresh_policy(), range(1), n=25)[0]
     for first, second, preference in zip(
         batch.first.rows(), batch.second.rows(), batch.preference.tolist(), strict=True
     ):
@@ -279,7 +188,7 @@ def test_sampled_pairs_are_labelled_by_the_judge_in_order() -> None:
 def test_a_prompt_is_answered_anew_each_time_it_comes_round(name: str) -> None:
     """Also when the policy has not moved: noise belongs to the place in the walk, not to the prompt alone."""
     source = build(name)
-    source.observe(0, fresh())
+    source.observe(0, fresh_policy())
     epochs = [source.next_batch(25) for _ in range(2)]
     answers = [
         dict(zip(batch.prompt_numbers.tolist(), zip(batch.first.rows(), batch.second.rows(), strict=True), strict=True))
@@ -294,7 +203,7 @@ def test_responses_do_not_depend_on_how_the_walk_is_cut_into_batches() -> None:
     drawn = []
     for sizes in ([40, 10], [10] * 5):
         source = build("sampled s=1")
-        source.observe(0, fresh())
+        source.observe(0, fresh_policy())
         batches = [source.next_batch(size) for size in sizes]
         drawn.append([row for batch in batches for row in zip(batch.first.rows(), batch.second.rows(), strict=True)])
     assert drawn[0] == drawn[1]
@@ -311,7 +220,7 @@ def test_frozen_takes_the_first_response_from_the_first_policy() -> None:
 
 
 def test_schedule_is_shared_by_recorded_and_sampled_arms_of_a_seed() -> None:
-    recorded, sampled = (run(build(name), fresh(), range(6)) for name in ("recorded schedule", "sampled s=1"))
+    recorded, sampled = (drive(build(name), fresh_policy(), range(6)) for name in ("recorded schedule", "sampled s=1"))
     for a, b in zip(recorded, sampled, strict=True):
         assert torch.equal(a.prompt_numbers, b.prompt_numbers)
     first_epoch = torch.cat([batch.prompt_numbers for batch in recorded])[:25]
@@ -320,7 +229,7 @@ def test_schedule_is_shared_by_recorded_and_sampled_arms_of_a_seed() -> None:
 
 def test_sequence_is_the_recording_and_window_and_uniform_are_its_shuffles() -> None:
     def numbers(name: str) -> list[int]:
-        return torch.cat([batch.prompt_numbers for batch in run(build(name), fresh(), range(5), n=5)]).tolist()  # type: ignore[no-any-return]
+        return torch.cat([batch.prompt_numbers for batch in drive(build(name), fresh_policy(), range(5), n=5)]).tolist()  # type: ignore[no-any-return]
 
     assert numbers("recorded sequence") == list(range(25))
     window, uniform = numbers("recorded window"), numbers("recorded uniform")

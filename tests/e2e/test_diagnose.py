@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+import aligngap
 from aligngap.cli import main
+from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.study import load_study
 from aligngap.models.build import Architecture, load_tokenizer, random_model
@@ -125,6 +127,20 @@ def test_the_terminal_says_what_is_known_and_what_is_not(run: Run) -> None:
     assert max(map(len, out.splitlines())) <= 160
     again = run(*GIVEN)[1]
     assert again == out
+
+
+def test_from_python_it_is_the_same(run: Run) -> None:
+    judge, limit = "function:my_rules:longer", 12
+    said = json.loads(run(*GIVEN, "--judge", judge, "--json")[1])
+    found = aligngap.diagnose("sft", "pairs.jsonl", judge, prompts=PROMPTS, max_response_tokens=limit)
+    assert json.loads(json.dumps(found.as_json())) == said
+    rows = {(row["section"], row["quantity"], row["column"]): row for row in found.numbers.iter_rows(named=True)}
+    for section, quantity, column in (("on_policy", "tokens", "own"), ("quality", "win_rate", "either")):
+        number = {name: rows[section, quantity, column][name] for name in ("value", "low", "high", "n")}
+        assert number == said[section][quantity][column]
+    assert found.regime.name == said["regime"]["name"]
+    with pytest.raises(UserError, match="max_response_token"):
+        aligngap.diagnose("sft", "pairs.jsonl", max_response_token=3)
 
 
 def test_inline_judges_and_their_failures(run: Run, folder: Path) -> None:

@@ -279,3 +279,9 @@ def test_a_base_from_scratch_learns_the_train_texts(
     odd = ["scratch", str(folder / "walks.jsonl"), "--out", str(tmp_path / "odd"), "--hidden", "30", "--heads", "4"]
     assert main(odd) == 2
     assert "--heads" in capsys.readouterr().err
+    (folder / "cut.jsonl").write_text('{"prompt": "a", ')
+    (tmp_path / "file").touch()
+    for data, place, words in (("cut", "new/base", "line 1"), ("walks", "file/base", "cannot be written")):
+        assert main(["scratch", str(folder / f"{data}.jsonl"), "--out", str(tmp_path / place), *shape]) == 2
+        assert words in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file", "raw"]  # what failed left nothing

@@ -26,7 +26,7 @@ from aligngap.errors import UserError
 from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.study import load_study, targets
 from aligngap.models.build import word_tokenizer
-from aligngap.tasks.check import diagnose
+from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec
 
 TOKENIZER = word_tokenizer(["a", "b", "Why?", "So.", "Human:"])
@@ -131,7 +131,7 @@ def read_study(path: Path) -> None:
 
 def read_data(path: Path) -> None:
     """What `check` does with a data set, in words or in tokens."""
-    diagnose(DatasetSpec(source=str(path)), TOKENIZER if path.stat().st_size % 2 else None)
+    describe(DatasetSpec(source=str(path)), TOKENIZER if path.stat().st_size % 2 else None)
 
 
 READERS: Mapping[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], None]]] = {

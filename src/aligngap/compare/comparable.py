@@ -20,6 +20,7 @@ from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.results import yardstick
 from aligngap.experiments.spec import AnalysisSpec, StudySpec
+from aligngap.experiments.study import unknown_experiments
 from aligngap.report.load import OPPONENTS, ReportData, Task, load, with_readable_names
 
 #: What a run is called by; not what it does.
@@ -59,6 +60,8 @@ class Side:
             study = StudySpec.model_validate(data.study)
         except ValidationError:
             study = None
+        if study and unknown_experiments(study):  # of a plugin, which is not imported to look at results
+            study = None
         return cls(folder, data, frame, study)
 
     @property
@@ -74,7 +77,12 @@ class Side:
     @property
     def analysis(self) -> AnalysisSpec:
         """By which split, opponent and judge the run's estimates are taken."""
-        return self.study.analysis if self.study else AnalysisSpec()
+        if self.study:
+            return self.study.analysis
+        try:
+            return AnalysisSpec.model_validate(self.data.study.get("analysis") or {})
+        except ValidationError:
+            return AnalysisSpec()
 
     def task(self, name: str) -> Task:
         return next(task for task in self.data.tasks if task.name == name)

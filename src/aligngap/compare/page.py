@@ -88,7 +88,8 @@ def _both(comparison: Comparison) -> ReportData:
         shared = comparison.first.task(task.task).golden_kl if len(task.opponents) == len(OPPONENTS) else {}
         tasks.append(Task(task.task, (), {}, (), (), shared))
     first = comparison.first.data
-    return ReportData(first.study, first.smoke, None, tuple(tasks), pl.concat(points), pl.concat(runs), pl.DataFrame())
+    both = pl.concat(points, how="diagonal")  # one of them may have measures of its own
+    return ReportData(first.study, first.smoke, None, tuple(tasks), both, pl.concat(runs), pl.DataFrame())
 
 
 def _figures(task: TaskComparison, data: ReportData, look: charts.Look) -> list[charts.Figure]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from aligngap.diagnosis.findings import Findings, Progress, measure, silent
 from aligngap.diagnosis.regime import Regime, decide
 from aligngap.diagnosis.subject import Subject, load, sft_checkpoint
@@ -27,6 +29,19 @@ class Diagnosis:
     about: Mapping[str, Any]
     findings: Findings
     regime: Regime
+
+    @property
+    def numbers(self) -> pl.DataFrame:
+        """A row a number: section, quantity, column, label, unit, value, low, high, n. What is not known is null."""
+        rows = [
+            (section.key, row.key, column, row.label, row.unit, *found.as_json().values())
+            for section in self.findings.sections
+            for row in section.rows
+            for column, found in row.numbers.items()
+        ]
+        texts = dict.fromkeys(("section", "quantity", "column", "label", "unit"), pl.String)
+        values = dict.fromkeys(("value", "low", "high"), pl.Float64)
+        return pl.DataFrame(rows, texts | values | {"n": pl.Int64}, orient="row")
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values; what is not known is null."""

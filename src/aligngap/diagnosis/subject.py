@@ -17,7 +17,7 @@ from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
-from aligngap.tasks.check import diagnose as contents
+from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec, open_parts
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.spec import TaskSpec, make_pairs
@@ -110,7 +110,7 @@ def _of_data(
         "max_prompt_tokens": min(spec.max_prompt_tokens, max(2, context - response)),
     }
     splits = {part.split for part in open_parts(spec)}
-    found = contents(spec, split=spec.split or ("train" if "train" in splits else None))
+    found = describe(spec, split=spec.split or ("train" if "train" in splits else None))
     # One pair of every prompt comes before the second of any. A few more, because prompts may be the same once cut.
     wanted = prompts + prompts // 4 + 8
     made = make_dataset_pairs(spec.model_copy(update={**limits, "train_pairs": wanted}), tokenizer)

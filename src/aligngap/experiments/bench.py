@@ -20,6 +20,7 @@ from aligngap.pipeline.stages import (
     Generate,
     Given,
     JudgeStage,
+    Measured,
     Pairs,
     PairsStage,
     Preference,
@@ -324,6 +325,10 @@ class Bench:
             prompts=spec.prompts,
             pairs=spec.pairs,
         )
+
+    def measured(self, entry: ArmEntry) -> list[Measured]:
+        """The further measures of an arm that the study asks for."""
+        return [Measured.of(name, self.evaluation(entry)) for name in self.study.evaluation.measures]
 
     def agreement(self, seed: int) -> Agreement:
         """How the judges of a seed agree."""

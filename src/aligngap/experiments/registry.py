@@ -47,5 +47,12 @@ _OURS = {
     )
 }
 
-EXPERIMENTS: Registry[Experiment] = Registry("experiment", _OURS)
+
+def _fault(name: str, value: object) -> str | None:
+    if not isinstance(value, Experiment):
+        return "it is no Experiment"
+    return None if value.name == name else f"its name is '{value.name}'"
+
+
+EXPERIMENTS: Registry[Experiment] = Registry("experiment", _OURS, _fault)
 """A user's own module adds its by one line: `EXPERIMENTS["mine"] = EXPERIMENT`."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
@@ -22,10 +23,10 @@ from aligngap.experiments.study import arms, asked, measures, obstacles, targets
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.models.build import end_tokens, load_tokenizer
 from aligngap.pipeline.graph import Outcome, Stage, all_stages
-from aligngap.pipeline.stages import SPLITS, Evaluate
+from aligngap.pipeline.stages import SPLITS, Evaluate, Measured
 from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.curves import Run
-from aligngap.stats.verdict import MAX_SEEDS, bootstrap_p, holm, prompts_needed, seeds_needed
+from aligngap.stats.verdict import MAX_SEEDS, Verdict, bootstrap_p, holm, prompts_needed, seeds_needed
 from aligngap.store.record import environment
 from aligngap.store.store import Store, read_json, write_json
 from aligngap.tasks.pairs import read_pairs
@@ -41,6 +42,8 @@ UNFINISHED = "unfinished"
 """In a verdict's place while an arm or measure of the experiment is pending: a verdict that is read again and again as
 the data come in, until it pleases, is not the one whose rule was fixed before the run.
 """
+FAILED = "failed"
+"""In a verdict's place where an analysis has failed."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def reads(study: StudySpec, task: str) -> list[Stage]:
     """The stages whose artefacts `gather` reads, beside those that these stand on."""
     bench = Bench(study, task)
     judges = [stage for seed in study.seeds for stage in (bench.proxy(seed), bench.agreement(seed))]
-    measured = [*(bench.evaluation(entry) for entry in arms(study, task)), *(m.stage for m in measures(study, task))]
+    of_arms = [stage for entry in arms(study, task) for stage in (bench.evaluation(entry), *bench.measured(entry))]
+    measured = [*of_arms, *(m.stage for m in measures(study, task))]
     return [bench.sft, bench.golden, *judges, *measured]
 
 
@@ -120,7 +124,7 @@ def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathe
     finished: list[Finished] = []
     per_prompt: list[pl.DataFrame] = []
     samples: list[pl.DataFrame] = []
-    listed = []
+    listed, more = [], []
     texts: Texts | None = None
     for entry in entries:
         evaluation = bench.evaluation(entry)
@@ -128,8 +132,10 @@ def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathe
         listed.append(_listed(entry, problem))
         if problem is None:
             prompts = _named(pl.read_parquet(store.get(evaluation.identity).path / "per_prompt.parquet"), task, entry)
+            prompts, others = _with_measures(prompts, entry, bench.measured(entry), outcome, store)
+            more += others
             pairs = pl.read_parquet(store.get(evaluation.identity).path / "per_pair.parquet")
-            listed[-1] |= _measured(entry, evaluation, store, prompts, pairs)
+            listed[-1] |= _measured(entry, store, prompts, pairs, study.evaluation.measures)
             size = read_json(store.get(entry.stage.sft.identity).path / "metrics.json")["parameters"]
             listed[-1]["parameters"] = size
             runs = runs_of(entry.name, entry.stage.seed, prompts)
@@ -148,7 +154,7 @@ def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathe
     results = {
         "yardstick": yardstick(bench),
         "arms": listed,
-        "measures": measured,
+        "measures": [*measured, *more],
         "stages": _stages(bench, store),
         "experiments": concluded,
         "not_asked": obstacles(study, task),
@@ -183,14 +189,33 @@ def _tables(
     tables, listed = {}, []
     for entry in measures(study, task):
         problem = _problem((entry.stage,), outcome, store)
-        status, reason = problem or ("finished", None)
-        identity = entry.stage.identity
-        listed.append(
-            {"name": entry.name, "seed": entry.seed, "identity": identity, "status": status, "reason": reason}
-        )
+        listed.append(_became(entry.name, entry.seed, entry.stage, problem))
         if problem is None:
-            tables[entry.name, entry.seed] = pl.read_parquet(store.get(identity).path / "table.parquet")
+            tables[entry.name, entry.seed] = pl.read_parquet(store.get(entry.stage.identity).path / "table.parquet")
     return tables, listed
+
+
+def _with_measures(
+    prompts: pl.DataFrame, entry: ArmEntry, stages: Sequence[Measured], outcome: Outcome, store: Store
+) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+    """An arm's outcomes with a column for each further measure, null where that failed; and what became of each."""
+    listed = []
+    for stage in stages:
+        problem = _problem((stage,), outcome, store)
+        listed.append(_became(f"{stage.measure} of {entry.name}", entry.stage.seed, stage, problem))
+        if problem is None:
+            keys = ["step", "split", "prompt_number"]
+            values = pl.read_parquet(store.get(stage.identity).path / "measure.parquet")
+            values = values.rename({"value": stage.measure})
+            prompts = prompts.join(values, on=keys, how="left", maintain_order="left", validate="1:1")
+        else:
+            prompts = prompts.with_columns(pl.lit(None, pl.Float64).alias(stage.measure))
+    return prompts, listed
+
+
+def _became(name: str, seed: int, stage: Stage, problem: tuple[str, str] | None) -> dict[str, Any]:
+    status, reason = problem or ("finished", None)
+    return {"name": name, "seed": seed, "identity": stage.identity, "status": status, "reason": reason}
 
 
 def _problem(stages: Iterable[Stage], outcome: Outcome, store: Store) -> tuple[str, str] | None:
@@ -224,10 +249,10 @@ def _listed(entry: ArmEntry, problem: tuple[str, str] | None) -> dict[str, Any]:
 
 
 def _measured(
-    entry: ArmEntry, evaluation: Evaluate, store: Store, prompts: pl.DataFrame, pairs: pl.DataFrame
+    entry: ArmEntry, store: Store, prompts: pl.DataFrame, pairs: pl.DataFrame, more: Sequence[str]
 ) -> dict[str, Any]:
     folder = store.get(entry.stage.identity).path
-    points = [point(prompts, pairs, step, split) for step in entry.stage.keep for split in SPLITS]
+    points = [point(prompts, pairs, step, split, more) for step in entry.stage.keep for split in SPLITS]
     cost = read_json(folder / "cost.json") | read_json(folder / "seconds.json")
     return {**read_json(folder / "weights.json"), "points": points, "cost": cost}
 
@@ -245,8 +270,10 @@ def _begun(entry: ArmEntry, evaluation: Evaluate, store: Store) -> list[dict[str
     return points
 
 
-def point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> dict[str, Any]:
-    """A point of results.json, from an evaluation's outcomes per prompt and per pair."""
+def point(
+    prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str, more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A point of results.json, from an evaluation's outcomes per prompt and per pair. more: further measures."""
     here = (pl.col("step") == step) & (pl.col("split") == split)
     prompt, pair = prompts.filter(here), pairs.filter(here)
     kl, kl_se = mean_se(prompt["kl"].to_numpy())
@@ -254,6 +281,7 @@ def point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> 
         opponent: {judge: win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict() for judge in judges}
         for opponent, judges in COMPARISONS.items()
     }
+    measured = {name: Mean.of(prompt[name])._asdict() for name in more}
     return {
         "step": step,
         "split": split,
@@ -266,7 +294,22 @@ def point(prompts: pl.DataFrame, pairs: pl.DataFrame, step: int, split: str) -> 
         "accuracy": mean_se(pair["correct"].to_numpy())[0],
         "drift": mean_se(pair["drift"].to_numpy())[0],
         "pairs": len(pair),
+        **({"measures": measured} if measured else {}),
     }
+
+
+class Mean(NamedTuple):
+    """Mean over prompts, its standard error, and how many prompts have a number."""
+
+    mean: float
+    se: float
+    n: int
+
+    @classmethod
+    def of(cls, values: pl.Series) -> Mean:
+        """Of a column of per-prompt values; null and NaN are no number."""
+        known = values.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
+        return cls(*mean_se(known), len(known))
 
 
 def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
@@ -420,14 +463,16 @@ def _agreements(tables: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def _concluded(name: str, data: TaskData, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     experiment = EXPERIMENTS[name]
+    pending = any(row[PENDING] for row in inputs)
     error = None
     try:
-        found = experiment.analyse(data)
+        found = written(experiment.analyse(data), pending)
     except Exception as problem:  # of a plugin's experiment, say: it must not cost the others their report
         traceback.print_exc()
-        error = f"{type(problem).__name__}: {problem}"
-        found = Analysis("inconclusive", f"The analysis failed, so nothing is concluded: {error}")
-    pending = any(row[PENDING] for row in inputs)
+        where = EXPERIMENTS.place(name, problem)
+        error = f"{type(problem).__name__}: {problem}" + (f" ({where})" if where else "")
+        failed = Analysis("inconclusive", f"The analysis failed, so nothing is concluded: {error}")
+        found = written(failed, pending) | ({} if pending else {"verdict": FAILED})
     return {
         "title": experiment.title,
         "question": experiment.question,
@@ -435,6 +480,15 @@ def _concluded(name: str, data: TaskData, inputs: list[dict[str, Any]]) -> dict[
         "rule": experiment.rule,
         "error": error,
         "inputs": inputs,
+        **found,
+    }
+
+
+def written(found: Analysis, pending: bool) -> dict[str, Any]:
+    """An analysis as results.json has it. Raises when it is none, or holds what JSON does not."""
+    if found.verdict not in get_args(Verdict):
+        raise ValueError(f"'{found.verdict}' is no verdict: {', '.join(get_args(Verdict))}")
+    plain: dict[str, Any] = {
         "verdict": UNFINISHED if pending else found.verdict,
         "sentence": found.sentence,
         "estimates": {
@@ -444,6 +498,8 @@ def _concluded(name: str, data: TaskData, inputs: list[dict[str, Any]]) -> dict[
         "power": None if pending else _power(next(iter(found.estimates.values()), None)),
         "figures": [asdict(figure) for figure in found.figures],
     }
+    json.dumps(_plain(plain))
+    return plain
 
 
 def _estimate(value: Labelled, *, decides: bool) -> dict[str, Any]:
@@ -532,7 +588,9 @@ def _spent(stage: Stage, store: Store) -> dict[str, float]:
 def _flat(task: str, arm: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     row = {"task": task, **{key: arm[key] for key in ("name", "family", "baseline", "seed", "identity")}}
     row |= {"loss": arm["loss"]["name"], "lr": arm["settings"]["lr"], "beta": arm["settings"]["beta"]}
-    row |= {key: value for key, value in point.items() if key != "wins"}
+    row |= {key: value for key, value in point.items() if key not in ("wins", "measures")}
+    for name, found in point.get("measures", {}).items():
+        row |= {name: found["mean"], f"{name}_se": found["se"]}
     for opponent, judges in point["wins"].items():
         for judge, win in judges.items():
             row |= {f"{field}_{opponent}_{judge}": value for field, value in win.items()}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from aligngap.errors import nearest
 from aligngap.judges.registry import AnyJudge
+from aligngap.measure.registry import MEASURES
 from aligngap.models.preference import PREFERENCE_MODELS
 from aligngap.models.spec import Checkpoint
 from aligngap.tasks.datasets import DatasetSpec
@@ -56,9 +57,7 @@ class PreferenceSpec(Section):
     @field_validator("model")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in PREFERENCE_MODELS:
-            raise ValueError(f"there is no preference model '{value}'. {nearest(value, PREFERENCE_MODELS)}")
-        return value
+        return PREFERENCE_MODELS.known(value)
 
     @model_validator(mode="after")
     def _trained_or_given(self) -> Self:
@@ -86,12 +85,20 @@ class SweepSpec(Section):
 
 
 class EvaluationSpec(Section):
-    """prompts: per split; pairs: per split, for the policy as classifier; checkpoints: log-spaced, beside step 0."""
+    """prompts: per split; pairs: per split, for the policy as classifier; checkpoints: log-spaced, beside step 0.
+    measures: of every arm, beside those that there always are.
+    """
 
     prompts: int = Field(256, ge=8)
     pairs: int = Field(256, ge=8)
     checkpoints: int = Field(8, ge=2)
     seed: int = 0
+    measures: tuple[str, ...] = ()
+
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(MEASURES.known, value)))
 
 
 class AnalysisSpec(Section):
@@ -170,6 +177,8 @@ class StudySpec(Section):
         for name in (*self.tasks, *(self.sft_tasks or ())):
             if name not in known:
                 raise ValueError(f"there is no task '{name}'. {nearest(name, known)}")
+            if name in WORLDS:
+                WORLDS.known(name)
         if self.analysis.judge == "true" and set(self.tasks) & set(self.datasets):
             raise ValueError("analysis.judge cannot be `true`: nobody knows the true utility of a real data set")
         return self

@@ -11,7 +11,7 @@ from string import Template
 
 from aligngap.models.build import context_length, load_tokenizer
 from aligngap.models.spec import Checkpoint
-from aligngap.tasks.check import diagnose
+from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.worlds import WORLDS
 
@@ -22,7 +22,7 @@ def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = Non
     Reads the data once. Raises UserError where data or tokenizer cannot be read.
     """
     tokenizer = load_tokenizer(Checkpoint(path=policy))
-    found = diagnose(data, tokenizer, data.split)
+    found = describe(data, tokenizer, data.split)
     task = re.sub("[^A-Za-z0-9_-]+", "-", data.name).strip("-_") or "data"
     task = f"{task}-data" if task in WORLDS else task
     # What a twentieth of the data goes beyond is cut, and counted; a preference model reads a prompt and both answers.

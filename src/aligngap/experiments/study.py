@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 import yaml
@@ -19,7 +19,9 @@ from aligngap.models.build import SHIPPED
 from aligngap.models.check import check_alike, check_vocabulary
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Preference, Sft
-from aligngap.plugins import installed, load_plugins
+from aligngap.plugins import use_plugins
+
+T = TypeVar("T")
 
 _LARGEST = 100_000
 """Values in a study, far more than anybody writes."""
@@ -61,23 +63,24 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     plugins = content.get("plugins") or []
     if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
         raise UserError("plugins are a list of modules", where=f"{where}, plugins", mend="As in plugins: [my_losses].")
-    load_plugins([*installed(), *plugins], None if name in known else Path(name).resolve().parent)
+    use_plugins(plugins, None if name in known else Path(name).resolve().parent)
     try:
         study = StudySpec.model_validate(content)
         if name not in known:
             study = study.placed(Path(name).resolve().parent)
     except ValidationError as error:
         raise _explained(error, where) from None
-    for experiment in study.experiments:
-        if experiment not in EXPERIMENTS:
-            raise UserError(
-                f"there is no experiment '{experiment}'",
-                where=f"{where}, experiments",
-                mend=nearest(experiment, EXPERIMENTS),
-            )
+    for unknown in unknown_experiments(study):
+        mend = nearest(unknown, EXPERIMENTS)
+        raise UserError(f"there is no experiment '{unknown}'", where=f"{where}, experiments", mend=mend)
     if study.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("this machine has no CUDA device", where=f"{where}, device", mend="Use --set device=cpu.")
     return study.shrunk() if smoke else study
+
+
+def unknown_experiments(study: StudySpec) -> list[str]:
+    """Experiments of a study that nobody has registered: a misspelt one's, or a plugin's that has not been imported."""
+    return [name for name in study.experiments if name not in EXPERIMENTS]
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
         )
     base = _extended(_parse(shipped_text(parent), f"study '{parent}'"), f"study '{parent}'")
     base.pop("name", None)
-    if content.get("datasets"):
+    if _are_mappings(content.get("datasets")) and content["datasets"]:
         # Data of one's own: their pairs, and no built-in world's, unless the file says so.
         base.pop("sft_tasks", None)
         base["tasks"] = list(content["datasets"])
@@ -195,7 +198,9 @@ def _set(content: dict[str, Any], override: str) -> None:
         ) from None
     *parents, last = key.strip().split(".")
     place = content
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
+        if isinstance(place.get(parent), str) and "path" in _known_keys(parents[:depth]):
+            place[parent] = {"path": place[parent]}  # a model is a path alone, or a mapping that has it
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise UserError(
@@ -237,8 +242,22 @@ def _known_keys(path: Sequence[str]) -> list[str]:
 def obstacles(study: StudySpec, task: str) -> dict[str, str]:
     """The study's experiments that cannot be asked on a task, and why."""
     bench = Bench(study, task)
-    found = {name: EXPERIMENTS[name].obstacle(bench) for name in study.experiments}
+    found = {name: _said(name, "obstacle", EXPERIMENTS[name].obstacle, bench) for name in study.experiments}
     return {name: reason for name, reason in found.items() if reason}
+
+
+def _said(name: str, what: str, ask: Callable[[Bench], T], bench: Bench) -> T:
+    """What an experiment says of a bench. Raises UserError when it is a plugin's and fails to."""
+    try:
+        return ask(bench)
+    except Exception as error:
+        if isinstance(error, UserError) or EXPERIMENTS.code(name) is None:
+            raise
+        raise UserError(
+            f"the experiment '{name}' cannot say its {what} on {bench.task}: {type(error).__name__}: {error}",
+            where=EXPERIMENTS.place(name, error),
+            mend="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
+        ) from error
 
 
 def asked(study: StudySpec, task: str) -> list[str]:
@@ -250,7 +269,7 @@ def asked(study: StudySpec, task: str) -> list[str]:
 def arms(study: StudySpec, task: str) -> list[ArmEntry]:
     """Every arm that the study's experiments ask for on a task, each once, the golden policy last."""
     bench = Bench(study, task)
-    entries = [entry for name in asked(study, task) for entry in EXPERIMENTS[name].arms(bench)]
+    entries = [entry for name in asked(study, task) for entry in _said(name, "arms", EXPERIMENTS[name].arms, bench)]
     entries.append(ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True))
     return list({(entry.family, entry.stage.identity): entry for entry in entries}.values())
 
@@ -258,7 +277,9 @@ def arms(study: StudySpec, task: str) -> list[ArmEntry]:
 def measures(study: StudySpec, task: str) -> list[Measure]:
     """Every measure that the study's experiments ask for on a task, each once."""
     bench = Bench(study, task)
-    entries = [entry for name in asked(study, task) for entry in EXPERIMENTS[name].measures(bench)]
+    entries = [
+        entry for name in asked(study, task) for entry in _said(name, "measures", EXPERIMENTS[name].measures, bench)
+    ]
     return list({(entry.name, entry.stage.identity): entry for entry in entries}.values())
 
 
@@ -271,7 +292,8 @@ def targets(study: StudySpec) -> list[Stage]:
     for task in study.tasks:
         bench = Bench(study, task)
         wanted += [bench.agreement(seed) for seed in study.seeds]
-        wanted += [bench.evaluation(entry) for entry in arms(study, task)]
+        for entry in arms(study, task):
+            wanted += [bench.evaluation(entry), *bench.measured(entry)]
         wanted += [entry.stage for entry in measures(study, task)]
     bases = [stage.base for stage in all_stages(wanted) if isinstance(stage, Sft | Preference)]
     checkpoints = list({base.digest: base.checkpoint for base in bases}.values())

@@ -9,7 +9,7 @@ import torch
 from pydantic import field_validator
 from transformers import PreTrainedTokenizerBase
 
-from aligngap.errors import UserError, nearest
+from aligngap.errors import UserError
 from aligngap.judges.base import Judge, Orders, decision, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.models.build import base_path, load_tokenizer
@@ -77,19 +77,18 @@ class PreferenceJudgeSpec(JudgeSpec):
     @field_validator("model")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in PREFERENCE_MODELS:
-            raise ValueError(f"there is no preference model '{value}'. {nearest(value, PREFERENCE_MODELS)}")
-        return value
+        return PREFERENCE_MODELS.known(value)
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """The weights' digests. What else an artefact's folder holds, its record among it, has times in it."""
-        folder = self._folder(search)
+        folder, code = self._folder(search), PREFERENCE_MODELS.code(self.model)
         return {
             "kind": self.kind,
             "model": self.model,
             "backbone": digest_of(folder / "backbone"),
             "readout": digest_of(folder / "readout.safetensors"),
             "separator": separator_of(self._tokenizer(search)),
+            **({"model_code": code} if code else {}),
         }
 
     def build(self, given: JudgeIngredients) -> ModelJudge:

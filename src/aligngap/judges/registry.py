@@ -18,7 +18,7 @@ from aligngap.judges.model import PreferenceJudgeSpec
 from aligngap.judges.reward import RewardJudgeSpec
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.judges.true_utility import TrueUtilityJudgeSpec
-from aligngap.plugins import Registry, tagged
+from aligngap.plugins import Registry, kind_of, tagged
 
 JUDGES: Registry[type[JudgeSpec]] = Registry(
     "judge",
@@ -29,6 +29,7 @@ JUDGES: Registry[type[JudgeSpec]] = Registry(
         "endpoint": EndpointJudgeSpec,
         "true": TrueUtilityJudgeSpec,
     },
+    kind_of(JudgeSpec, "kind"),
 )
 
 

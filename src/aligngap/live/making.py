@@ -131,7 +131,7 @@ class Maker:
 
         from aligngap.experiments.results import reads
         from aligngap.experiments.spec import StudySpec
-        from aligngap.experiments.study import load_study
+        from aligngap.experiments.study import load_study, unknown_experiments
 
         if self._study is None or self._study[0] != given:
             # What a folder names is not imported: it may be anyone's. A file that the user gives is the user's own.
@@ -139,6 +139,8 @@ class Maker:
             try:
                 study = StudySpec.model_validate(_without_trust(given))
                 study = study.placed(place) if place else study
+                for unknown in unknown_experiments(study):
+                    raise UserError(f"there is no experiment '{unknown}'")
                 self._study = (given, study, {task: reads(study, task) for task in study.tasks})
             except (ValidationError, UserError) as error:
                 what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)

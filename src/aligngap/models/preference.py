@@ -21,6 +21,7 @@ from aligngap.models.build import load_backbone
 from aligngap.models.layout import Layout, detect, reads_apart
 from aligngap.models.packing import pack
 from aligngap.models.spec import Checkpoint
+from aligngap.plugins import Registry, kind_of
 from aligngap.types import Tokens
 
 
@@ -140,7 +141,10 @@ class PointwiseModel(PreferenceModel):
         return rewards
 
 
-PREFERENCE_MODELS: dict[str, type[PreferenceModel]] = {"pairwise": PairwiseModel, "pointwise": PointwiseModel}
+PREFERENCE_MODELS: Registry[type[PreferenceModel]] = Registry(
+    "preference model", {"pairwise": PairwiseModel, "pointwise": PointwiseModel}, kind_of(PreferenceModel, "kind")
+)
+"""A user's own module adds its by one line: `PREFERENCE_MODELS["mine"] = Mine`."""
 
 
 def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.Tensor, torch.Tensor]:

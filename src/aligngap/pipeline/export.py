@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from aligngap.models.lora import add_adapters, merge_adapters, save_adapters
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.rundir import RunDirectory
-from aligngap.store.store import Store, read_json
+from aligngap.store.store import Store, new_folder, read_json
 
 SFT = "sft"
 """The name that stands for the policy which all arms start from."""
@@ -55,8 +54,6 @@ def export(
 
     Raises UserError for what is not there, and for a folder that is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("the folder is not empty", where=str(out), mend="Give another folder.")
     found, task = _chosen(run, arm, task, seed)
     kept = Store(run.store_path(store))
     artefact = kept.get(found["identity"])
@@ -114,21 +111,13 @@ def export(
         identity=sft.identity if arm == SFT else artefact.identity,
         limit=limit,
     )
-    half = out.with_name(f".{out.name}.half")
-    try:
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
+    with new_folder(out) as half:
         if adapter:
             save_adapters(model, half)
         else:
             model.save_pretrained(half)
         tokenizer.save_pretrained(half)
         (half / "README.md").write_text(text, "utf-8")
-        half.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot be written: {error}", where=str(out), mend="Give another folder.") from error
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
     return f"{task}: {arm}, step {step}, seed {found['seed']}"
 
 

@@ -126,9 +126,13 @@ class Stage(BaseModel):
     @property
     def specification(self) -> dict[str, object]:
         """Everything but the inputs, as plain JSON values. Identity and record both come from here."""
-        code = code_of(type(self).__module__)  # of a plugin's own stage
         found = self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
-        return found | ({"code": code} if code else {})
+        return found | ({"code": self.code} if self.code else {})
+
+    @property
+    def code(self) -> str | None:
+        """The digest of the plugin that the stage, or what it runs, is of; None for what is ours."""
+        return code_of(type(self).__module__)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from aligngap.models.build import Architecture, byte_tokenizer, end_tokens, para
 from aligngap.models.policy import Policy
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
+from aligngap.store.store import new_folder
 from aligngap.tasks.datasets import DatasetSpec, Tally
 from aligngap.tasks.encode import Encoded, encode, prompt_text, train_pairs
 from aligngap.train.step import OptimSpec
@@ -32,10 +33,11 @@ class ScratchSpec(BaseModel):
 
 
 def scratch(data: DatasetSpec, spec: ScratchSpec, out: Path, report: Report) -> dict[str, float]:
-    """Make a base and save it, with its tokenizer, to `out` as a Hugging Face folder. Nothing of the held-out prompts
-    is read into it. Returns its measures: parameters, tokens of its vocabulary, pairs it was made from, last loss.
+    """Make a base and save it, with its tokenizer, to `out` as a Hugging Face folder, whole or not at all. Nothing of
+    the held-out prompts is read into it. Returns its measures: parameters, tokens of its vocabulary, pairs it was made
+    from, last loss.
 
-    Raises UserError for data that cannot be read or a shape that is none.
+    Raises UserError for data that cannot be read, a shape that is none, and a folder that is not empty.
     """
     width, odd = divmod(spec.shape.hidden, spec.shape.heads)
     if odd or width % 2:
@@ -44,27 +46,28 @@ def scratch(data: DatasetSpec, spec: ScratchSpec, out: Path, report: Report) -> 
             where="--heads",
             mend="Give a width that is a multiple of twice the heads.",
         )
-    pairs = list(train_pairs(data))
-    texts = (text for pair in pairs for text in (prompt_text(pair.prompt), pair.first, pair.second))
-    tokenizer = byte_tokenizer(texts, spec.vocabulary)
-    model = random_model(spec.shape, len(tokenizer), spec.seed, purpose="scratch").eval()
-    found: dict[str, float] = {
-        "parameters": parameter_count(model),
-        "vocabulary": len(tokenizer),
-        "pairs": len(pairs),
-    }
-    if spec.optim is not None:
-        policy = Policy(model, end_tokens(tokenizer), 1)
-        documents = _documents((item for item in encode(pairs, tokenizer, Tally()) if item), spec.shape.context)
+    with new_folder(out) as half:
+        pairs = list(train_pairs(data))
+        texts = (text for pair in pairs for text in (prompt_text(pair.prompt), pair.first, pair.second))
+        tokenizer = byte_tokenizer(texts, spec.vocabulary)
+        model = random_model(spec.shape, len(tokenizer), spec.seed, purpose="scratch").eval()
+        found: dict[str, float] = {
+            "parameters": parameter_count(model),
+            "vocabulary": len(tokenizer),
+            "pairs": len(pairs),
+        }
+        if spec.optim is not None:
+            policy = Policy(model, end_tokens(tokenizer), 1)
+            documents = _documents((item for item in encode(pairs, tokenizer, Tally()) if item), spec.shape.context)
 
-        def watched(done: int, total: int, metrics: Mapping[str, float]) -> None:
-            found.update(metrics)
-            report(done, total, metrics)
+            def watched(done: int, total: int, metrics: Mapping[str, float]) -> None:
+                found.update(metrics)
+                report(done, total, metrics)
 
-        source = Recorded(documents, prompt_schedule(spec.seed))
-        fit(model, lambda batch, step: sft_loss(policy, batch), source, spec.optim, watched)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+            source = Recorded(documents, prompt_schedule(spec.seed))
+            fit(model, lambda batch, step: sft_loss(policy, batch), source, spec.optim, watched)
+        model.save_pretrained(half)
+        tokenizer.save_pretrained(half)
     return found
 
 

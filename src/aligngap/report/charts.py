@@ -493,18 +493,22 @@ def _win_spec(look: Look, over: Literal["kl", "step", "rate_sft_proxy"] = "kl") 
 
 
 @functools.lru_cache(maxsize=64)
-def _step_spec(look: Look, measure: str, title: str, reference: float | None) -> dict[str, Any]:
-    """A measure over optimiser steps (Tang et al., figures 7 and 8)."""
+def _measure_spec(
+    look: Look, measure: str, title: str, reference: float | None = None, over: Literal["step", "kl"] = "step"
+) -> dict[str, Any]:
+    """A measure over optimiser steps (Tang et al., figures 7 and 8), or over KL."""
     import altair as alt
 
+    drawable = _DRAWABLE_KL if over == "kl" else "isValid(datum.step)"
     rows = alt.Chart(alt.NamedData("points")).transform_filter(
-        f"{_IN_VIEW} && {_OF_SPLIT} && isValid(datum.step) && isValid(datum['{measure}'])"
+        f"{_IN_VIEW} && {_OF_SPLIT} && {drawable} && isValid(datum['{measure}'])"
     )
     of = _family_encodings(look)
     share = measure in ("accuracy", "self_accuracy")
     axis = alt.Axis(format=".1~%" if share else ".3~r", tickCount=5)
     y = alt.Y(f"{measure}:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=True))
-    x = alt.X("step:Q", title="optimiser steps", axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5))
+    steps = alt.X("step:Q", title="optimiser steps", axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5))
+    x = _kl_axis() if over == "kl" else steps
     tooltip = [
         *_tooltips(arm="arm", seed="seed", step="step"),
         alt.Tooltip("kl:Q", title="KL", format=".3~g"),
@@ -516,7 +520,7 @@ def _step_spec(look: Look, measure: str, title: str, reference: float | None) ->
         color=of["color"],
         strokeDash=of["dash"],
         detail="run:N",
-        order=alt.Order("step:Q"),
+        order=alt.Order(f"{over}:Q"),
         strokeWidth=_standing_out(2, 1),
         opacity=_standing_out(0.85, 0.3),
     )
@@ -800,10 +804,27 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
         "log-ratio margin predicts the golden label (dashed: chance). Drift: how far the log-probability of golden "
         "winners has moved from SFT’s (dashed: not at all).",
         panels=tuple(
-            Panel(f"step-{measure}", title, functools.partial(_step_spec, look, measure, title, reference))
+            Panel(f"step-{measure}", title, functools.partial(_measure_spec, look, measure, title, reference))
             for measure, title, reference in _STEP_PANELS
             if _any_number(points, [measure])
         ),
+    )
+    more = Figure(
+        **common,
+        name="measures",
+        title="Further measures of the responses",
+        caption="What the study asked of every arm beside the above: means over prompts, over training and over KL.",
+        panels=tuple(
+            Panel(
+                f"{over}-{column}",
+                f"{family_name(measure)} over {words}",
+                functools.partial(_measure_spec, look, column, measure, over=over),
+            )
+            for column, measure in data.measures.items()
+            if _any_number(points, [column])
+            for over, words in _OVERS
+        ),
+        span="whole",
     )
     runs = data.runs.filter((pl.col("task") == name) & pl.col("end_rate").is_not_null())
     cost = Figure(
@@ -819,7 +840,7 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
         ),
         by_split=False,
     )
-    return [figure for figure in (win, other, judges, training, cost) if figure.panels]
+    return [figure for figure in (win, other, judges, training, more, cost) if figure.panels]
 
 
 def experiment_figures(data: ReportData, task: Task, experiment: Experiment, look: Look) -> list[Figure]:
@@ -886,6 +907,7 @@ _STEP_PANELS: tuple[tuple[str, str, float | None], ...] = (
     ("tokens", "Response length, tokens", None),
     ("utility", "Mean true utility", None),
 )
+_OVERS: tuple[tuple[Literal["step", "kl"], str], ...] = (("step", "steps"), ("kl", "KL"))
 _COST_PANELS = (
     ("seconds", "Seconds of training"),
     ("judge_calls", "Judge calls"),

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +26,15 @@ OPPONENTS = ("golden_policy", "sft")
 JUDGES = ("golden", "true", "proxy")
 #: Held-out prompts first: where both exist, the page shows them first.
 SPLITS = ("held_out", "train")
-#: Measures of a checkpoint beside its win rates.
+#: Measures of a checkpoint that results always have, beside its win rates.
 MEASURES = ("proxy", "utility", "tokens", "accuracy", "drift", "self_accuracy")
 FAMILIES = ("online", "offline", "offline_proxy", "replay", "shuffled", "golden_policy")
 VERDICTS = ("supported", "contradicted", "inconclusive")
 #: Status of an arm or measure that is still to come, and the verdict of an experiment that waits for one: only seen
 #: while a study runs.
 PENDING, UNFINISHED = "pending", "unfinished"
+#: In a verdict's place: the analysis itself has failed.
+FAILED = "failed"
 
 _WIN_FIELDS = ("rate", "se", "n", "ties")
 WIN_COLUMNS = tuple(f"{what}_{who}_{judge}" for who in OPPONENTS for judge in JUDGES for what in _WIN_FIELDS)
@@ -181,6 +184,8 @@ class ReportData:
     samples: pl.DataFrame
     timings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
+    #: Further measures that the study asked for, by their column of `points`; the standard error is in COLUMN_se.
+    measures: dict[str, str] = field(default_factory=dict)
 
     @property
     def families(self) -> list[str]:
@@ -218,6 +223,7 @@ def load(folder: Path) -> ReportData:
 def parsed(content: dict[str, Any], samples: pl.DataFrame) -> ReportData:
     """What `results.json` holds as typed frames. samples: what `samples.parquet` holds, or an empty frame."""
     raw: dict[str, Any] = _readable(content)
+    measures = _measures(raw)
     point_rows: list[dict[str, Any]] = []
     run_rows: list[dict[str, Any]] = []
     tasks = []
@@ -234,7 +240,7 @@ def parsed(content: dict[str, Any], samples: pl.DataFrame) -> ReportData:
                 "baseline": bool(arm.get("baseline")),
                 "base": None if arm.get("base") is None else _name(arm["base"]),
             }
-            points = [_point(keys, _dict(point)) for point in _list(arm.get("points"))]
+            points = [_point(keys, _dict(point), measures) for point in _list(arm.get("points"))]
             point_rows += points
             run_rows.append(_run(keys, arm, points))
         holm = _dict(content.get("holm"))
@@ -244,22 +250,35 @@ def parsed(content: dict[str, Any], samples: pl.DataFrame) -> ReportData:
         )
         ours = [row for row in run_rows if row["task"] == name]
         stages = _dict(content.get("stages"))
-        measures = tuple(_dict(measure) for measure in _list(content.get("measures")))
+        stage_measures = tuple(_dict(measure) for measure in _list(content.get("measures")))
         golden_kl = _golden_kl(ours, point_rows, name, stages)
         not_asked = {str(key): _line(reason) for key, reason in _dict(content.get("not_asked")).items()}
         yardstick = {key: str(value) for key, value in _dict(content.get("yardstick")).items()}
-        tasks.append(Task(name, arms, stages, experiments, measures, golden_kl, not_asked, yardstick))
+        tasks.append(Task(name, arms, stages, experiments, stage_measures, golden_kl, not_asked, yardstick))
     return ReportData(
         study=_dict(raw.get("study")),
         smoke=bool(raw.get("smoke")),
         revision=_dict(raw.get("revision")) or None,
         tasks=tuple(tasks),
-        points=pl.DataFrame(point_rows, schema=_POINT_SCHEMA),
+        points=pl.DataFrame(point_rows, schema=_POINT_SCHEMA | _measure_schema(measures)),
         runs=pl.DataFrame(run_rows, schema=_RUN_SCHEMA),
         samples=_samples(samples),
         timings=_dict(raw.get("timings")),
         versions=_dict(raw.get("versions")),
+        measures=measures,
     )
+
+
+def _measures(raw: dict[str, Any]) -> dict[str, str]:
+    """The further measures of any point, in their order, by column: a name could be any text, or another column's."""
+    arms = (_dict(arm) for task in _dict(raw.get("tasks")).values() for arm in _list(_dict(task).get("arms")))
+    points = (_dict(point) for arm in arms for point in _list(arm.get("points")))
+    names = dict.fromkeys(name for point in points for name in _dict(point.get("measures")))
+    return {f"measure_{index}": name for index, name in enumerate(names)}
+
+
+def _measure_schema(measures: Mapping[str, str]) -> dict[str, Any]:
+    return {column: pl.Float64 for name in measures for column in (name, f"{name}_se")}
 
 
 def _read_results(path: Path) -> dict[str, Any]:
@@ -371,7 +390,7 @@ def _line(value: object) -> str:
     return " ".join(_text(value).split())
 
 
-def _point(keys: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+def _point(keys: dict[str, Any], point: dict[str, Any], measures: Mapping[str, str]) -> dict[str, Any]:
     row = keys | {
         "step": _whole(point.get("step")),
         "split": _name(point.get("split")) or "none",
@@ -379,6 +398,9 @@ def _point(keys: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
         "kl_se": number(point.get("kl_se")),
     }
     row |= {measure: number(point.get(measure)) for measure in MEASURES}
+    for column, name in measures.items():
+        found = _dict(_dict(point.get("measures")).get(name))
+        row |= {column: number(found.get("mean")), f"{column}_se": number(found.get("se"))}
     wins = _dict(point.get("wins"))
     for who in OPPONENTS:
         for judge in JUDGES:
@@ -437,7 +459,7 @@ def _experiment(name: str, content: dict[str, Any], holm: float | None) -> Exper
         question=_text(content.get("question")),
         finding=_text(content.get("finding")),
         rule=_text(content.get("rule")),
-        verdict=verdict if verdict in (*VERDICTS, UNFINISHED) else "inconclusive",
+        verdict=verdict if verdict in (*VERDICTS, UNFINISHED, FAILED) else "inconclusive",
         sentence=_text(content.get("sentence")),
         estimates=tuple(_estimate(key, _dict(value)) for key, value in _dict(content.get("estimates")).items()),
         figures=tuple(_drawing(name, _dict(figure)) for figure in _list(content.get("figures"))),

@@ -173,9 +173,9 @@
       const box = numbers.querySelector("div");
       if (!numbers.open || box.firstChild) return;
       const columns = ["arm", "seed", "split", "step", "kl", "kl_se", "rate_golden_policy_golden", "se_golden_policy_golden",
-        "rate_golden_policy_true", "rate_sft_golden", "rate_sft_true", "rate_sft_proxy", "accuracy", "drift", "tokens", "utility"];
+        "rate_golden_policy_true", "rate_sft_golden", "rate_sft_true", "rate_sft_proxy", "accuracy", "drift", "tokens", "utility", ...Object.keys(shared.measures)];
       const titles = ["arm", "seed", "prompts", "step", "KL", "se", "vs golden policy, golden", "se", "vs golden policy, true",
-        "vs SFT, golden", "vs SFT, true", "vs SFT, proxy", "accuracy", "drift", "tokens", "utility"];
+        "vs SFT, golden", "vs SFT, true", "vs SFT, proxy", "accuracy", "drift", "tokens", "utility", ...Object.values(shared.measures)];
       const table = make("table");
       const head = table.createTHead().insertRow();
       titles.forEach((title, i) => head.append(Object.assign(make("th", i > 2 ? "n" : "", title), { scope: "col" })));

@@ -25,6 +25,7 @@ import polars as pl
 from aligngap.pipeline.executors.progress import Spent, time_spent
 from aligngap.report import charts
 from aligngap.report.load import (
+    FAILED,
     PENDING,
     UNFINISHED,
     VERDICTS,
@@ -173,6 +174,7 @@ def shared_by_scripts(data: ReportData, look: charts.Look) -> dict[str, Any]:
         "config": charts.config(look),
         "seeds": data.seeds,
         "judges": charts.JUDGE_NAMES,
+        "measures": data.measures,
         "splits": {task.name: next(iter(charts.splits_of(data, task.name)), None) for task in data.tasks},
     }
 
@@ -441,7 +443,7 @@ def _verdicts(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _tally(verdicts: list[dict[str, Any]]) -> str:
     found = [cell["experiment"].verdict for row in verdicts for cell in row["cells"] if cell]
-    shown = VERDICTS + ((UNFINISHED,) if UNFINISHED in found else ())
+    shown = [*VERDICTS, *(state for state in (UNFINISHED, FAILED) if state in found)]
     return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in shown)
 
 

@@ -8,14 +8,16 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from aligngap.plugins import Registry, tagged
+from aligngap.plugins import Registry, kind_of, tagged
 from aligngap.sources.base import SourceSpec
 from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 
 SOURCES: Registry[type[SourceSpec]] = Registry(
-    "source", {"sampled": SampledSpec, "recorded": RecordedSpec, "mixture": MixtureSpec}
+    "source",
+    {"sampled": SampledSpec, "recorded": RecordedSpec, "mixture": MixtureSpec},
+    kind_of(SourceSpec, "kind"),
 )
 
 

@@ -24,7 +24,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -443,6 +443,35 @@ def disk_errors(root: Path, *, strict: bool) -> Iterator[None]:
         if not strict and any(word in str(error) for word in words):
             _refuse_folder(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), root, cause=error)
         raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to that becomes `path` when the block has ended well; else nothing is left of it. Raises
+    UserError when `path` is there and not empty, or cannot be written.
+    """
+    mend = "Give another folder."
+    half = path.with_name(f".{path.name}.half")
+    missing = [parent for parent in path.parents if not parent.exists()]
+    begun = written = False
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError("the folder is not empty", where=str(path), mend=mend)
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        begun = True
+        yield half
+        half.replace(path)
+        written = True
+    except OSError as error:
+        if begun and not is_of_the_disk(error) and not _is_below(half, error.filename):
+            raise
+        raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), mend=mend) from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+        for parent in missing if not written else ():
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def _is_below(root: Path, filename: object) -> bool:

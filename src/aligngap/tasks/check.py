@@ -33,7 +33,7 @@ class Leak(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Contents:
     """What `check` found. Shares are of the pairs counted beside them, and None where that count is 0.
 
     dropped: reason -> count and the first rows. lengths: prompt, chosen, rejected -> quantiles, in `unit`; responses
@@ -125,9 +125,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
-def diagnose(
-    spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase | None = None, split: str | None = None
-) -> Diagnosis:
+def describe(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase | None = None, split: str | None = None) -> Contents:
     """Read a set, or one split of it, and describe it. Lengths are in words, or in tokens with a tokenizer.
 
     Raises UserError where the data cannot be read or leave no pair.
@@ -164,7 +162,7 @@ def diagnose(
     train = next((name for name in ("train", *sorted(splits)) if name in splits), None) if len(splits) > 1 else None
     decided, positioned = frame.filter(pl.col("preference") != 0.5), frame.filter(pl.col("positioned"))
     both_ways = frame.group_by("pair_key").agg(pl.len(), pl.col("chosen_key").n_unique().alias("ways"))
-    return Diagnosis(
+    return Contents(
         source=spec.source,
         format=schema.name,
         about=schema.about,

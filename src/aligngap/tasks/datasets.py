@@ -175,10 +175,10 @@ class Reading:
     def _same_format(self, record: Record, where: str) -> None:
         found, schema = shape(record), self.schema
         assert schema is not None
-        alien = not any(column in record for column in schema.columns)
+        alien = bool(record) and not any(column in record for column in schema.columns)
         self._shape = self._shape or found
         if alien or (found is not None and found != self._shape):
-            what = f"columns {', '.join(record) or 'none'}" if alien else found
+            what = f"columns {', '.join(record)}" if alien else found
             raise UserError(
                 f"the formats are mixed: this row has {what}, the rows before it {self._shape or schema.name}",
                 where=where,
@@ -219,7 +219,7 @@ def _local(spec: DatasetSpec) -> Path | None:
         return path
     is_path = path.is_absolute() or spec.source.startswith((".", "~")) or _suffix(path) in _READERS
     if is_path or spec.source.count("/") != 1 or not all(spec.source.split("/")):
-        folder = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        folder = [p.name for p in path.parent.iterdir() if p.exists()] if path.parent.is_dir() else []
         close = nearest(path.name, folder).partition(" Known:")[0] if folder else ""
         hint = close if close.startswith("Did you mean") else ""
         raise UserError(
@@ -261,17 +261,17 @@ def _hub_parts(spec: DatasetSpec) -> list[Part]:
         options["revision"] = spec.revision
     if spec.config and "data_files" not in options:
         options["data_dir" if spec.source in _FOLDERS_AS_CONFIGS else "name"] = spec.config
-    with _library_errors(spec.source):
-        return _loaded_parts(spec.source, datasets.load_dataset(spec.source, **options))
+    with _library_errors(spec.source, _MEND_HUB):
+        return _loaded_parts(spec.source, datasets.load_dataset(spec.source, **options), _MEND_HUB)
 
 
 def _folder_parts(path: Path, spec: DatasetSpec) -> list[Part]:
     if spec.config and (path / spec.config).is_dir():
         path = path / spec.config
     datasets = _datasets(str(path))
-    with _library_errors(str(path)):
+    with _library_errors(str(path), _MEND_FOLDER):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():  # by `save_to_disk`
-            return _loaded_parts(str(path), datasets.load_from_disk(str(path)))
+            return _loaded_parts(str(path), datasets.load_from_disk(str(path)), _MEND_FOLDER)
         files = datasets.load_dataset_builder(str(path)).config.data_files
     # The library says which file is of which split; reading them here keeps file, line and byte of what is broken.
     return [
@@ -281,14 +281,14 @@ def _folder_parts(path: Path, spec: DatasetSpec) -> list[Part]:
     ]
 
 
-def _loaded_parts(place: str, loaded: Any) -> list[Part]:
+def _loaded_parts(place: str, loaded: Any, mend: str) -> list[Part]:
     splits = loaded if isinstance(loaded, Mapping) else {getattr(loaded, "split", None): loaded}
 
     def part(split: object, rows: Iterable[Any]) -> Part:
         name = f"{place} [{split}]" if split else place
 
         def records() -> Iterator[tuple[int, Any]]:
-            with _library_errors(name):
+            with _library_errors(name, mend):
                 yield from enumerate(rows, 1)
 
         return Part(name, str(split) if split else None, records)
@@ -308,8 +308,15 @@ def _datasets(source: str) -> Any:
     return datasets
 
 
+_MEND_HUB = (
+    "Check name, configuration (--config), revision and network; a gated set needs `hf auth login` and its conditions "
+    "accepted on the hub."
+)
+_MEND_FOLDER = "Give a folder that `datasets` takes (files of one kind, as train.jsonl and test.jsonl), or one file."
+
+
 @contextmanager
-def _library_errors(place: str) -> Iterator[None]:
+def _library_errors(place: str, mend: str) -> Iterator[None]:
     """What the library says, as the user's error. It raises anything: its own, Arrow's, the network's, ValueError."""
     try:
         yield
@@ -320,8 +327,7 @@ def _library_errors(place: str) -> Iterator[None]:
         raise UserError(
             f"it cannot be loaded: {text[:500]}",
             where=place,
-            mend="Check name, configuration (--config), revision and network; a gated set needs `hf auth login` and "
-            "its conditions accepted on the hub.",
+            mend=mend,
         ) from error
 
 
@@ -339,13 +345,19 @@ def _file_part(path: Path, place: str, split: str | None) -> Part:
     return Part(place, split, lambda: _READERS[suffix](path, place))
 
 
+_LFS = b"version https://git-lfs"
+
+
 @contextmanager
 def _opened(path: Path, place: str) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked. By its first bytes, not by its name, a file is known to be gzip."""
     try:
         with open(path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
+            head = raw.read(len(_LFS))
+            packed = head.startswith(b"\x1f\x8b")
             raw.seek(0)
+            if head == _LFS:
+                raise UserError("it is a pointer of Git LFS, and not the data", where=place, mend="git lfs pull")
             if not packed and path.name.lower().endswith(".gz") and path.stat().st_size:
                 raise UserError("it is no gzip file", where=place, mend="Take .gz off its name, or pack it with gzip.")
             if not packed:
@@ -358,7 +370,8 @@ def _opened(path: Path, place: str) -> Iterator[IO[bytes]]:
             f"the gzip file is damaged or cut short: {error}", where=place, mend="Get the file again."
         ) from error
     except OSError as error:
-        raise UserError(f"it cannot be read: {error.strerror or error}", where=place) from error
+        what = f"it cannot be read: {error.strerror or error}"
+        raise UserError(what, where=place, mend="Check the file, or get it again.") from error
 
 
 def _not_utf8(place: str, offset: int, line: int | None = None) -> UserError:
@@ -486,15 +499,22 @@ def _read_csv(path: Path, place: str) -> Iterator[tuple[int, Any]]:
         reader = csv.DictReader(_lines(stream, place), delimiter=delimiter, strict=True)
         number = 0
         try:
+            header = reader.fieldnames or ()
+            if len(header) == 1 and (mark := next((mark for mark in ";\t|," if mark in header[0]), None)):
+                raise UserError(
+                    f"the header is one column, '{header[0]}': the cells seem to be parted by {mark!r}",
+                    where=f"{place}, line 1",
+                    mend="Part them by commas; in a file that ends in .tsv, by tabs.",
+                )
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
                     have = sum(v is not None for k, v in row.items() if k is not None) + len(row.get(None) or ())
                     raise UserError(
-                        f"{have} cells below a header of {len(reader.fieldnames or ())}",
+                        f"{have} cells below a header of {len(header)}",
                         where=f"{place}, row {number} (line {reader.line_num})",
                         mend="Put cells with commas, quotes or line ends into double quotes.",
                     )
-                yield number, {column: _cell(value) for column, value in row.items()}
+                yield number, {column: _cell(column, value) for column, value in row.items()}
         except csv.Error as error:
             raise UserError(
                 f"malformed CSV: {error}",
@@ -503,13 +523,14 @@ def _read_csv(path: Path, place: str) -> Iterator[tuple[int, Any]]:
             ) from None
 
 
-def _cell(value: str) -> object:
-    """A cell; an empty one is missing, and JSON lists or objects of the nested formats are what they say."""
+def _cell(column: str, value: str) -> object:
+    """A cell; an empty one is missing. Messages, and what the nested formats hold in these columns, are JSON; an answer
+    that is JSON stays text.
+    """
     if value == "":
         return None
-    if value.lstrip()[:1] in ("[", "{") and any(
-        key in value for key in ('"content"', '"text"', '"post"', '"response"')
-    ):
+    nested = column in ("info", "summaries", "completions") or ('"role"' in value and '"content"' in value)
+    if value.lstrip()[:1] in ("[", "{") and nested:
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
@@ -528,6 +549,9 @@ def _read_parquet(path: Path, place: str) -> Iterator[tuple[int, Any]]:
             if not isinstance(source, io.BufferedReader):  # gzip, and Parquet is read from its end
                 shutil.copyfileobj(stream, unpacked)
                 source = unpacked
+                source.seek(0)
+            if source.read(4) not in (b"PAR1", b""):  # Arrow looks at the end alone
+                raise pa.ArrowInvalid("it does not begin as one")
             for batch in pq.ParquetFile(source).iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1

@@ -6,6 +6,7 @@ counts; a whole set that fits no format, or several, is the user's to mend.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -145,11 +146,12 @@ def _unknown(records: Sequence[Record], where: str) -> UserError:
 
 
 def _hints(missing: Sequence[str], present: Sequence[str]) -> str:
+    """Which columns may be meant for one that is missing."""
     known = {column for schema in SCHEMAS for column in schema.columns}
     others = [column for column in present if column not in known]
-    close = ((name, get_close_matches(name, others, n=1, cutoff=0.6)) for name in missing)
+    close = ((get_close_matches(column.lower(), missing, n=1, cutoff=0.6), column) for column in others)
     return "".join(
-        f"'{found[0]}' may be meant for '{name}' (--column {name}={found[0]}). " for name, found in close if found
+        f"'{column}' may be meant for '{found[0]}' (--column {found[0]}={column}). " for found, column in close if found
     )
 
 
@@ -214,9 +216,12 @@ def _number(value: object, name: str) -> float:
     if value is None:
         raise Dropped(f"{name} is missing")
     try:
-        return float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise Dropped(f"{name} is not a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise Dropped(f"{name} is not a number")
+    return number
 
 
 def _preference(record: Record) -> TextPair:

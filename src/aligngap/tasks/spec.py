@@ -93,14 +93,29 @@ class TaskData:
     max_new_tokens: int
 
 
+_REPEATS = 1000
+"""So many prompts in a row that have come before are taken to say that there are no others."""
+
+
 def make_pairs(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-    """The rater's data of a built-in world. Prompts are numbered from 0, held-out after train."""
+    """The rater's data of a built-in world. Prompts are numbered from 0, held-out after train. Raises UserError for a
+    world that has too few prompts.
+    """
     place = world(spec.world)
     writers = place.writers()
     texts: dict[str, None] = {}
     rng = numpy_stream("task", spec.world, "prompts", spec.seed)
-    while len(texts) < spec.train_pairs + spec.held_out_pairs:
+    repeats = 0
+    while len(texts) < spec.count and repeats < _REPEATS:
+        before = len(texts)
         texts[place.prompt(rng)] = None
+        repeats = repeats + 1 if len(texts) == before else 0
+    if len(texts) < spec.count:
+        raise UserError(
+            f"the world '{spec.world}' seems to have {len(texts)} different prompts, and {spec.count} are asked for",
+            where=WORLDS.place(spec.world),
+            mend="Let its prompts differ more, or set data.train_pairs and data.held_out_pairs lower.",
+        )
     rows = []
     for number, prompt in enumerate(texts):
         draw = numpy_stream("task", spec.world, "pair", spec.seed, number)

@@ -41,9 +41,7 @@ class LossSpec(BaseModel):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in LOSSES:
-            raise ValueError(LOSSES.hint(value))
-        return value
+        return LOSSES.known(value)
 
     @model_serializer(mode="wrap")
     def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import altair as alt
@@ -52,10 +53,42 @@ def test_no_results_is_an_error_of_the_users(tmp_path: Path) -> None:
         aligngap.open_run(tmp_path)
 
 
-def test_what_cannot_be_run_is_an_error_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_run_is_an_error_of_the_users() -> None:
     with pytest.raises(UserError, match="Did you mean 'quick'"):
         aligngap.run("quik")
-    assert "there is no study" in capsys.readouterr().out
+    with pytest.raises(UserError, match="loaded already"):
+        aligngap.run(aligngap.load("quick"), seeds=2)
+
+
+def test_settings_are_values_or_words() -> None:
+    changes: dict[str, object] = {"baseline.optim.lr": 1e-5, "tasks": ["arena"], "sft": None, "title": "a: [b]"}
+    study = aligngap.load("quick", changes, seeds=2, smoke=True)
+    assert (study.baseline.optim.lr, study.tasks, study.sft, study.title) == (1e-5, ("arena",), None, "a: [b]")
+    assert study.smoke
+    words = aligngap.load(
+        "quick", ["baseline.optim.lr=0.00001", "tasks=[arena]", "sft=null", "title='a: [b]'"], seeds=2
+    )
+    assert words.shrunk() == study
+
+
+def test_what_is_missing_is_listed(results: aligngap.Results) -> None:
+    listed = [
+        (task, arm["name"], arm["seed"], arm["status"], arm["reason"])
+        for task, part in results.raw["tasks"].items()
+        for arm in part["arms"]
+        if arm["status"] != "finished"
+    ]
+    arms = results.missing.filter(pl.col("what") == "arm")
+    assert arms.select("task", "name", "seed", "status", "reason").rows() == listed
+    assert listed
+    assert "Missing from these results" in results._repr_html_()
+
+
+def test_a_notebook_shows_text_as_text(results: aligngap.Results) -> None:
+    shown = replace(results)
+    shown.__dict__["verdicts"] = results.verdicts.with_columns(sentence=pl.lit("<script>" + "long " * 100))
+    assert "<script>" not in shown._repr_html_()
+    assert "long " * 100 in shown._repr_html_()
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

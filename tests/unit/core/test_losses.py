@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,9 @@ import aligngap.losses
 import aligngap.train.loop
 import aligngap.train.step
 import aligngap.train.supervised
-from aligngap.losses import LOSSES, POSITIVE, LogProbs, Reduction, margin, pair_loss
+from aligngap.errors import UserError
+from aligngap.losses import LOSSES, POSITIVE, LogProbs, PairLoss, Reduction, margin, pair_loss
+from aligngap.testing.losses import LOSS_CHECKS
 from aligngap.train.loop import LossSpec
 
 # Two responses, summed log-probabilities: winner 6 tokens, loser 3 tokens.
@@ -49,6 +52,12 @@ def test_every_loss_is_checked_here() -> None:
     assert set(LOSSES) == {"ipo", "dpo", "hinge", "best_of_2", "dpo_positive", "rloo"}
     for name in LOSSES:
         assert LossSpec(name=name).name == name
+
+
+@pytest.mark.parametrize("check", LOSS_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", LOSSES)
+def test_contract(name: str, check: Callable[[PairLoss], None]) -> None:
+    check(LOSSES[name])
 
 
 def test_margin() -> None:
@@ -232,11 +241,21 @@ def test_never_reads_provenance(module: ModuleType) -> None:
     assert "provenance" not in {word for word in words if isinstance(word, str)}
 
 
-def test_losses_import_nothing_of_the_project_but_their_registry() -> None:
-    imports = [
-        node
-        for node in ast.walk(ast.parse(inspect.getsource(aligngap.losses)))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
+@pytest.mark.parametrize("given", [lambda *sides: sides[0].ratio.mean(), lambda *sides: 1.0])
+def test_a_loss_that_is_no_number_a_pair_is_refused(given: Any) -> None:
+    """Broadcasting would take it, and train on something else."""
+    LOSSES["tried"] = given
+    try:
+        with pytest.raises(UserError, match=r"'tried' gives .* for 2 pairs") as caught:
+            pair_loss("tried", side(W, L), side(L, W), torch.ones(2), BETA)
+    finally:
+        del LOSSES["tried"]
+    assert "test_losses.py, line" in str(caught.value.where)
+
+
+def test_losses_import_nothing_of_the_project_but_what_registers_them() -> None:
+    nodes = ast.walk(ast.parse(inspect.getsource(aligngap.losses)))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
-    assert not [name for name in names if name.startswith(("aligngap", ".")) and name != "aligngap.plugins"]
+    ours = {name for name in names if name.startswith(("aligngap", "."))}
+    assert ours == {"aligngap.plugins", "aligngap.errors"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,6 +23,7 @@ from aligngap.tasks.worlds.base import Written
 from aligngap.tasks.worlds.harmlessness import Harmlessness
 from aligngap.tasks.worlds.helpfulness import Helpfulness
 from aligngap.tasks.worlds.summarisation import Summarisation
+from aligngap.testing.worlds import WORLD_CHECKS
 from aligngap.types import Tokens
 
 POST = "sadly captain won anyway wife escaped finally doctor cried tl;dr"  # two important facts, one side fact
@@ -319,16 +321,13 @@ def test_markers_and_facts_are_alike_in_documents() -> None:
     assert np.abs(counts / counts.mean() - 1).max() < 0.12
 
 
-def test_every_word_is_in_the_vocabulary(place: World, tokenizer: PreTrainedTokenizerBase) -> None:
-    known = {*place.words(), *SPECIAL_TOKENS}
-    assert len(known) == len(tokenizer)
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        assert set(place.document(rng).split()) <= known
-        prompt = place.prompt(rng)
-        assert set(prompt.split()) <= set(place.words())
-        for writer in place.writers():
-            assert set(place.write(rng, prompt, writer).text.split()) <= set(place.words())
+@pytest.mark.parametrize("check", WORLD_CHECKS, ids=lambda check: check.__name__)
+def test_contract(place: World, check: Callable[[World], None]) -> None:
+    check(place)
+
+
+def test_the_vocabulary_is_the_words(place: World, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert {*place.words(), *SPECIAL_TOKENS} == set(tokenizer.get_vocab())
 
 
 def test_text_to_ids_and_back(place: World, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def test_shipped_studies_load_and_plan(name: str, smoke: bool) -> None:
 def test_overrides_reach_what_they_name() -> None:
     study = load_study("quick", ["baseline.optim.lr=1e-3", "sweep.betas=[0.2, 0.4]", "analysis.judge=true"], seeds=3)
     assert (study.baseline.optim.lr, study.sweep.betas, study.seeds) == (1e-3, (0.2, 0.4), (0, 1, 2))
+
+
+def test_an_override_goes_below_a_model_that_is_a_path_alone(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("{extends: quick, models: {policy: medium, golden: medium, proxy: small}}")
+    for name, path in (("quick", "small"), (str(file), "medium")):
+        policy = load_study(name, ["models.policy.lora.r=4", "models.policy.dtype=bfloat16"]).models.policy
+        assert policy.lora is not None
+        assert (policy.path, policy.lora.r, policy.dtype) == (path, 4, "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +179,7 @@ def test_measures_are_targets_and_stand_on_the_arms_of_others() -> None:
 
 
 def test_a_measure_that_two_experiments_ask_for_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    twin = EXPERIMENTS["classification"]
+    twin = replace(EXPERIMENTS["classification"], name="twin")
     monkeypatch.setitem(EXPERIMENTS, "twin", twin)
     study = load_study("quick", ["experiments=[classification, twin]"])
     (entry,) = measures(study, "summarisation")

@@ -127,8 +127,10 @@ def test_one_line_registers_a_kind() -> None:
     assert section.judge == CoinSpec(side=1)
     assert section.model_dump() == {"judge": {"kind": "coin", "side": 1}}
     pairs = pairs_of([[1]], [[3, 2]], [[3, 3, 2]], [1.0])
-    made = GivenJudge.of(section.judge).build(JudgeIngredients(tokenizer=TOKENIZER))
+    made = section.judge.build(JudgeIngredients(tokenizer=TOKENIZER))
     assert made.prefer(pairs.prompts, pairs.first, pairs.second).tolist() == [0.0]
+    with pytest.raises(UserError, match="'coin' was registered outside a plugin"):
+        GivenJudge.of(section.judge)  # in a study: its code would be part of no identity
 
 
 # In a stage

@@ -161,6 +161,12 @@ def test_a_plugin_is_imported_for_a_file_that_is_given_and_never_for_a_folder(
     foreign = maker.make(Request(given, None, request.store, None, request.pending, {}, None))
     assert isinstance(foreign, Page)  # the plugin has no part in this study's identities
     assert not (tmp_path / "imported").exists()
+    unknown = Maker().make(
+        Request(given | {"experiments": ["of_plugin"]}, None, request.store, None, request.pending, {}, None)
+    )
+    assert isinstance(unknown, NoPage)
+    assert "no experiment 'of_plugin'" in str(unknown.problem)
+    assert "say --study FILE" in str(unknown.problem)
     own = Maker().make(Request(given, file, request.store, None, request.pending, {}, None))
     assert isinstance(own, Page)
     assert (tmp_path / "imported").exists()

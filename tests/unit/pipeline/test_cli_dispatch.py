@@ -43,6 +43,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
             title="A [try]",
             smoke=smoke,
             device="cpu",
+            plugins=(),
+            folder=None,
             experiments=sorted({name for names in asked.values() for name in names}),
             model_dump=lambda mode: {"title": "A [try]"} | settings,
         )
@@ -56,11 +58,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         return folder / "report.html"
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
-    monkeypatch.setattr("aligngap.experiments.results.collect", collect)
-    monkeypatch.setattr(
-        "aligngap.experiments.results.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"]
-    )
-    monkeypatch.setattr("aligngap.report.page.publish", publish)
+    monkeypatch.setattr("aligngap.runner.collect", collect)
+    monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"])
+    for module in ("aligngap.runner", "aligngap.report.page"):
+        monkeypatch.setattr(f"{module}.publish", publish)
 
     def install(*stages: Stage, **of: Sequence[Stage]) -> None:
         """The stages of the study, or of each of its experiments by name."""
@@ -69,7 +70,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         for name, some in wanted.items():
             for stage in all_stages(some):
                 asked.setdefault(stage.identity, []).append(name)
-        monkeypatch.setattr("aligngap.experiments.study.targets", lambda spec: [s for v in wanted.values() for s in v])
+        monkeypatch.setattr("aligngap.runner.targets", lambda spec: [s for v in wanted.values() for s in v])
         monkeypatch.setattr("aligngap.experiments.study.asked_by", lambda spec: asked)
 
     return install
@@ -207,7 +208,7 @@ def test_a_full_disk_while_results_are_written(
         raise pl.exceptions.ComputeError("No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("aligngap.experiments.results.collect", collect)
+        patch.setattr("aligngap.runner.collect", collect)
         assert main(["run", "try"]) == 2
     assert capsys.readouterr().err.splitlines()[0] == "error: no room left to write"
     assert main(["run", "try"]) == 0
@@ -291,7 +292,7 @@ def test_stopped_outside_the_stages(
         os.kill(os.getpid(), number)
         time.sleep(60)
 
-    monkeypatch.setattr("aligngap.experiments.results.collect", collect)
+    monkeypatch.setattr("aligngap.runner.collect", collect)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["run", "try"]) == 130
     assert "aligngap run try" in capsys.readouterr().err
@@ -360,7 +361,7 @@ def test_what_is_tracked_is_no_part_of_the_study(study: Install, monkeypatch: py
 
 def test_a_defect_keeps_its_traceback(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     study(Fake(name="a"))
-    monkeypatch.setattr("aligngap.experiments.results.summary", lambda results: 1 / 0)
+    monkeypatch.setattr("aligngap.runner.summary", lambda results: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["run", "try"])
 

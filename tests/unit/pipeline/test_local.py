@@ -377,3 +377,31 @@ def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited for too long"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_the_main_program_is_not_run_again_in_every_process(tmp_path: Path, file: bool) -> None:
+    """A script needs no guard around what it starts; nor has a notebook a file to be run again."""
+    code = (
+        "print('main')\n"
+        "from pathlib import Path\n"
+        "from aligngap.pipeline.executors.local import run_graph\n"
+        "from aligngap.store import Store\n"
+        "from unit.pipeline.fake_stages import Fake\n"
+        "stages = [Fake(name='a'), Fake(name='b')]\n"
+        "outcome = run_graph(stages, Store(Path('store')), jobs=2, device='cpu', on_event=lambda event: None)\n"
+        "print(sorted(outcome.status.values()), __name__)\n"
+    )
+    (tmp_path / "script.py").write_text(code, "utf-8")
+    words = ["script.py"] if file else ["-"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        input=None if file else code,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "main\n['finished', 'finished'] __main__\n"

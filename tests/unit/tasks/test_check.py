@@ -11,7 +11,7 @@ import pytest
 
 from aligngap.cli import main
 from aligngap.models.build import word_tokenizer
-from aligngap.tasks.check import Diagnosis, diagnose
+from aligngap.tasks.check import Contents, describe
 from aligngap.tasks.datasets import DatasetSpec
 from unit.tasks import rows
 from unit.tasks.rows import Row, battle, hh
@@ -38,8 +38,8 @@ def saved(path: Path, data: list[Row]) -> Path:
     return path
 
 
-def found(path: Path, **options: Any) -> Diagnosis:
-    return diagnose(DatasetSpec(source=str(path)), **options)
+def found(path: Path, **options: Any) -> Contents:
+    return describe(DatasetSpec(source=str(path)), **options)
 
 
 def test_every_number_in_words(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_every_number_in_words(tmp_path: Path) -> None:
 def test_lengths_in_tokens_and_limits(tmp_path: Path) -> None:
     path = saved(tmp_path / "pairs.jsonl", TRAIN)
     spec = DatasetSpec(source=str(path), max_prompt_tokens=3, max_response_tokens=3)
-    d = diagnose(spec, word_tokenizer("a b c d e f g h one two".split()))
+    d = describe(spec, word_tokenizer("a b c d e f g h one two".split()))
     assert d.unit == "tokens"
     assert d.lengths["prompt"]["max"] == 1 + 4  # begin
     assert d.lengths["chosen"]["max"] == 3 + 1  # end
@@ -79,7 +79,7 @@ def test_balance_and_ties_of_what_a_rater_saw(tmp_path: Path) -> None:
     d = found(path)
     assert (d.positioned, d.first_preferred, d.ties) == (4, 0.25, 0)
     assert d.dropped == {"a tie": {"count": 1, "rows": ["row 5"]}}
-    d = diagnose(DatasetSpec(source=str(path), ties="keep"))
+    d = describe(DatasetSpec(source=str(path), ties="keep"))
     assert (d.positioned, d.ties, d.decided) == (5, 1, 4)
 
 

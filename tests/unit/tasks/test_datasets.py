@@ -92,6 +92,12 @@ def test_csv_holds_messages_as_json(tmp_path: Path) -> None:
     assert (pair.chosen, pair.rejected) == ("Blue.", "Green.")
     (pair,) = reading(write(tmp_path / "code.csv", [{"prompt": "JSON?", "chosen": '{"a": 1}', "rejected": "[1]"}]))
     assert pair.chosen == '{"a": 1}'  # an answer that is JSON stays text
+    answers = [('{"content": "x"}', '{"text": 1}'), ('[{"response": 1}]', '[{"role": "x"}]')]
+    data = [{"prompt": "JSON?", "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
+    assert [(p.chosen, p.rejected) for p in reading(write(tmp_path / "answers.csv", data))] == answers
+    nested = {name: json.dumps(value) for name, value in rows.comparison().items()}
+    (pair,) = reading(write(tmp_path / "comparisons.csv", [nested]))
+    assert (pair.first, pair.preference) == (" Cat left.", 0.0)
 
 
 def test_rows_are_dropped_with_their_numbers(tmp_path: Path) -> None:
@@ -104,6 +110,12 @@ def test_rows_are_dropped_with_their_numbers(tmp_path: Path) -> None:
         "the answer in chosen is empty: 7 (row 2, row 5, row 6, row 7, row 8, ...)",
         "chosen is missing: 1 (row 4)",
     ]
+
+
+def test_rows_without_anything_in_them_are_dropped(tmp_path: Path) -> None:
+    source = reading(write(tmp_path / "pairs.jsonl", [rows.TLDR, {}, {"prompt": "p"}, rows.TLDR]))
+    assert [pair.row for pair in source] == [1, 4]
+    assert dict(source.tally.dropped) == {"prompt is missing": 1, "chosen is missing": 1}
 
 
 def test_ties_are_dropped_unless_kept(tmp_path: Path) -> None:
@@ -239,9 +251,26 @@ def test_broken_csv_and_parquet_are_placed(tmp_path: Path) -> None:
     assert error_of(path).what == "4 cells below a header of 3"
     path.write_text('prompt,chosen,rejected\na,b,"c\n')
     assert "malformed CSV" in error_of(path).what
+    path.write_text("prompt;chosen;rejected\na;b;c\n")
+    assert "parted by ';'" in error_of(path).what
+    assert (
+        "one column, 'prompt,chosen,rejected'"
+        in error_of(write(tmp_path / "x.csv", TEXTS).rename(tmp_path / "x.tsv")).what
+    )
     path = write(tmp_path / "pairs.parquet", TEXTS)
-    path.write_bytes(path.read_bytes()[:-30])
-    assert "no readable Parquet" in error_of(path).what
+    whole = path.read_bytes()
+    for broken in (b"", whole[:-30], b"XXXX" + whole[4:], whole[:-4] + b"XXXX", b"[]" * 50):
+        path.write_bytes(broken)
+        assert "no readable Parquet" in error_of(path).what
+    path.write_bytes(whole[:20] + bytes(255 - byte for byte in whole[20:120]) + whole[120:])
+    assert error_of(path).where == str(path)
+
+
+def test_a_pointer_in_the_datas_place_is_named(tmp_path: Path) -> None:
+    for name in ("pairs.jsonl", "pairs.parquet", "pairs.csv", "pairs.json.gz"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        error = error_of(tmp_path / name)
+        assert ("Git LFS" in error.what, error.mend) == (True, "git lfs pull")
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
@@ -249,6 +278,8 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     assert "Did you mean 'pairs.jsonl'" in str(error_of(tmp_path / "pair.jsonl").mend)
     assert "no such file" in error_of("data/pairs.jsonl").what
     assert "no such file" in error_of("nothing").what
+    (tmp_path / "led.jsonl").symlink_to(tmp_path / "nowhere")
+    assert "'led.jsonl'" not in str(error_of(tmp_path / "led.jsonl").mend)
     (tmp_path / "pairs.txt").write_text("x")
     assert "no known kind" in error_of(tmp_path / "pairs.txt").what
 
@@ -275,6 +306,10 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     assert "Did you mean 'train'" in str(error_of(folder, split="trian").mend)
     broken.write_bytes(broken.read_bytes()[:-9])
     assert error_of(folder).where == "test.jsonl.gz"
+    (tmp_path / "empty").mkdir()
+    error = error_of(tmp_path / "empty")
+    assert "any data files" in error.what
+    assert "hub" not in str(error.mend)
 
 
 def test_a_folder_saved_by_the_library(tmp_path: Path) -> None:

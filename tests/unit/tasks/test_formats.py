@@ -128,7 +128,11 @@ def test_scores() -> None:
     assert pair_of({**rows.ULTRAFEEDBACK, "score_rejected": 8.5}).preference == 0.5
     assert reason({**rows.ULTRAFEEDBACK, "score_rejected": 9.0}, "scored") == "the scores contradict the order"
     assert reason({**rows.ULTRAFEEDBACK, "score_chosen": None}, "scored") == "score_chosen is missing"
-    assert reason({**rows.ULTRAFEEDBACK, "score_chosen": float("nan")}, "scored") == "the scores contradict the order"
+    for value in (float("nan"), float("inf"), "N/A", {}):
+        assert reason({**rows.ULTRAFEEDBACK, "score_chosen": value}, "scored") == "score_chosen is not a number"
+    unrated = {"response": "Red.", "overall_score": float("nan")}
+    completions = {**rows.COMPLETIONS, "completions": [unrated, *rows.COMPLETIONS["completions"]]}
+    assert reason(completions, "completions") == "a completion's score is not a number"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +156,12 @@ def test_wrong_field_names_are_named_with_the_nearest() -> None:
     assert error.value.where == "pairs.jsonl, row 1"
     assert "'chosen' is missing" in error.value.what
     assert "--column chosen=choosen" in str(error.value.mend)
+    for row in ({"Prompt": "p", "Chosen": "a", "Rejected": "b"}, {"promt": "p", "choosen": "a", "rejcted": "b"}):
+        with pytest.raises(UserError) as error:
+            detect([row], "x")
+        names = zip(("prompt", "chosen", "rejected"), row, strict=True)
+        assert [f"--column {name}={theirs}" in str(error.value.mend) for name, theirs in names] == [True] * 3
+        assert str(error.value.mend).count("--column") == 3
 
 
 def test_a_set_of_another_kind_is_told_the_known_formats() -> None:

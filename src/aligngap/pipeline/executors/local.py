@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from aligngap.errors import UserError
@@ -173,7 +173,8 @@ class _Run:
         try:
             given = (_packed(stage), self.store.root, self.device, self.checkpoint_seconds, send, log)
             process = self.context.Process(target=_work, args=given, name=stage.identity)
-            process.start()
+            with _without_main():
+                process.start()
         except Exception as error:  # a stage that cannot be pickled, or no process to be had
             receive.close()
             self._fail(stage, _describe(error))
@@ -326,6 +327,19 @@ def _process_context(stages: Sequence[Stage]) -> ForkServerContext | SpawnContex
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that starts runs the main program again, to have what is defined there. No stage needs that, and a
+    script without a guard around `aligngap.run` would start the study once more in every process.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -6,7 +6,7 @@ and the executor's order, nothing else.
 """
 
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
-from aligngap.pipeline.stages.evaluation import Evaluate, Responses, evaluation_prompts, utilities
+from aligngap.pipeline.stages.evaluation import Evaluate, Measured, Responses, evaluation_prompts, utilities
 from aligngap.pipeline.stages.generated import Generate
 from aligngap.pipeline.stages.judging import Agreement, Given, Preference, agreement
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
@@ -21,6 +21,7 @@ __all__ = [
     "Generate",
     "Given",
     "JudgeStage",
+    "Measured",
     "Pairs",
     "PairsStage",
     "Preference",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,8 +12,12 @@ import torch
 
 from aligngap.judges.base import Judge
 from aligngap.judges.true_utility import TrueUtilityJudge
+from aligngap.measure.base import Answers, values_of
 from aligngap.measure.classify import correct, pair_log_probs, winner_drift
 from aligngap.measure.kl import sequence_kl
+from aligngap.measure.registry import MEASURES
+from aligngap.models.build import load_tokenizer
+from aligngap.models.policy import Policy
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_spent
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
@@ -126,13 +132,7 @@ class Evaluate(Stage):
             "true": truth,
         }
         splits = evaluation_prompts(context.one("task"), self.prompts)
-        against = {
-            stage.who: {
-                split: Tokens.collate(pl.read_parquet(folder / f"{split}.parquet")["response_ids"].to_list())
-                for split in SPLITS
-            }
-            for stage, folder in zip(self.opponents, context.many("opponents"), strict=True)
-        }
+        against = opponents_of(self.opponents, context)
         labelled, fixed = {}, {}
         for split in SPLITS:
             pairs = read_pairs(context.one("golden_pairs") / f"{split}.parquet")
@@ -179,6 +179,98 @@ class Evaluate(Stage):
                 write_checked(self.file(context.partial, kind, step), pl.concat(frames).write_parquet)
             context.progress(self.arm.keep.index(step) + 1, len(self.arm.keep), {})
         write_spent(judges.values(), context.out)
+
+
+class Measured(Stage):
+    """One more measure of an arm along its checkpoints, on the responses that its evaluation has sampled: neither the
+    arm nor its evaluation is made again for it. measure.parquet: step, split, prompt_number, value.
+    """
+
+    kind: ClassVar[str] = "measured"
+
+    measure: str
+    evaluation: Evaluate
+    arm: Arm
+    sft: Sft
+    task: Pairs
+    golden: JudgeStage
+    proxy: JudgeStage
+    opponents: tuple[Responses, ...]
+
+    @classmethod
+    def of(cls, measure: str, evaluation: Evaluate) -> Measured:
+        """A measure of what has been evaluated."""
+        same = ("arm", "sft", "task", "golden", "proxy", "opponents")
+        return cls(measure=measure, evaluation=evaluation, **{name: getattr(evaluation, name) for name in same})
+
+    @property
+    def code(self) -> str | None:
+        return super().code or MEASURES.code(self.measure)
+
+    @property
+    def label(self) -> str:
+        return f"{self.measure} of {self.arm.label}"
+
+    @property
+    def work(self) -> float:
+        return 1e-4 * len(SPLITS) * self.evaluation.prompts * len(self.arm.keep) * self.sft.base.size + 1
+
+    def run(self, context: Context) -> None:
+        table = pl.read_parquet(context.one("evaluation") / "per_prompt.parquet")
+        prompts = evaluation_prompts(context.one("task"), self.evaluation.prompts)
+        tokenizer = load_tokenizer(self.sft.base.checkpoint.at(context.one("sft") / "model"))
+        against = opponents_of(self.opponents, context)
+        judges: dict[str, Judge | None] = {}
+        policies: dict[int, tuple[Policy, Policy]] = {}
+
+        def judge(name: str) -> Judge | None:
+            if name not in judges:
+                stages = {"golden": self.golden, "proxy": self.proxy}
+                judges[name] = (
+                    load_judge(stages[name], context.one(name), context) if name in stages else self.task.truth()
+                )
+            return judges[name]
+
+        def models(step: int) -> tuple[Policy, Policy]:
+            if step not in policies:
+                policy, reference = next(iter(policies.values()), None) or load_arm(context, self.sft)
+                policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
+                policies.clear()
+                policies[step] = policy, reference
+            return policies[step]
+
+        frames = []
+        for step in self.arm.keep:
+            for split, (numbers, asked) in prompts.items():
+                rows = table.filter((pl.col("step") == step) & (pl.col("split") == split))
+                assert rows["prompt_number"].to_list() == numbers.tolist()
+                answers = Answers(
+                    step,
+                    split,
+                    numbers,
+                    asked,
+                    Tokens.collate(rows["response_ids"].to_list()),
+                    {who: drawn[split] for who, drawn in against.items()},
+                    tokenizer,
+                    partial(models, step),
+                    judge,
+                )
+                values = values_of(MEASURES[self.measure], answers, self.measure, MEASURES.place(self.measure))
+                frames.append(rows.select("step", "split", "prompt_number").with_columns(value=values.numpy()))
+            context.progress(self.arm.keep.index(step) + 1, len(self.arm.keep), {})
+        pl.concat(frames).write_parquet(context.out / "measure.parquet")
+        write_spent(judges.values(), context.out)
+
+
+def opponents_of(stages: Iterable[Responses], context: Context) -> dict[str, dict[str, Tokens]]:
+    """What the opponents that are the context's input `opponents` answered, by name and split."""
+    return {
+        stage.who: {
+            split: Tokens.collate(pl.read_parquet(folder / f"{split}.parquet")["response_ids"].to_list())
+            for split in SPLITS
+        }
+        for stage, folder in zip(stages, context.many("opponents"), strict=True)
+    }
 
 
 def utilities(truth: TrueUtilityJudge | None, prompts: Tokens, responses: Tokens) -> pl.Series:

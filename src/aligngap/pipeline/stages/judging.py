@@ -15,7 +15,11 @@ from aligngap.judges.spec import JudgeIngredients
 from aligngap.measure.winrate import win_rate
 from aligngap.models.build import load_tokenizer, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
-from aligngap.models.preference import PairwiseModel, build_preference_model, load_preference_model
+from aligngap.models.preference import (
+    PREFERENCE_MODELS,
+    build_preference_model,
+    load_preference_model,
+)
 from aligngap.pipeline.graph import Context, Stage, all_stages
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
 from aligngap.pipeline.stages.pairs import Pairs, Relabel, check_fits
@@ -53,6 +57,10 @@ class Preference(JudgeStage):
     @property
     def work(self) -> float:
         return 0.03 * self.base.size * self.optim.steps + 3
+
+    @property
+    def code(self) -> str | None:
+        return super().code or PREFERENCE_MODELS.code(self.model)
 
     @property
     def seconds(self) -> float:
@@ -101,7 +109,7 @@ class Preference(JudgeStage):
         task = next(stage for stage in all_stages([self.pairs]) if isinstance(stage, Pairs))
         # It will judge what policies sample, up to the limit; in the built-in worlds few responses come near it.
         limit = task.task.dataset.max_response_tokens if isinstance(task.task, DatasetTask) else None
-        check_fits(self.base.checkpoint, task, pairs, response=limit, both=self.model == PairwiseModel.kind)
+        check_fits(self.base.checkpoint, task, pairs, response=limit, both=PREFERENCE_MODELS[self.model].reads_order)
 
 
 class Given(JudgeStage):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aligngap.errors import UserError, nearest
-from aligngap.plugins import Registry
+from aligngap.plugins import Registry, kind_of
 from aligngap.tasks.worlds.arena import Arena
 from aligngap.tasks.worlds.base import World, Writer
 from aligngap.tasks.worlds.harmlessness import Harmlessness
@@ -11,13 +11,14 @@ from aligngap.tasks.worlds.helpfulness import Helpfulness
 from aligngap.tasks.worlds.summarisation import Summarisation
 
 WORLDS: Registry[type[World]] = Registry(
-    "built-in world",
+    "world",
     {
         "summarisation": Summarisation,
         "helpfulness": Helpfulness,
         "harmlessness": Harmlessness,
         "arena": Arena,
     },
+    kind_of(World, "name"),
 )
 """A user's own module adds its by one line: `WORLDS["mine"] = Mine`."""
 

@@ -1,0 +1,201 @@
+"""A study from its specification to its report: what the command line and the Python interface share."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from aligngap.errors import UserError
+from aligngap.experiments.results import collect, summary
+from aligngap.experiments.spec import StudySpec
+from aligngap.experiments.study import targets
+from aligngap.losses import LOSSES
+from aligngap.measure.registry import MEASURES
+from aligngap.models.build import load_tokenizer
+from aligngap.pipeline.executors.local import default_jobs, run_graph
+from aligngap.pipeline.executors.progress import Ledger, clock, display
+from aligngap.pipeline.executors.schedule import estimate
+from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
+from aligngap.pipeline.rundir import RUNS, RunDirectory, chosen_store
+from aligngap.pipeline.stages import Arm, Measured, Pairs
+from aligngap.plugins import Registry, use_plugins
+from aligngap.report.page import publish
+from aligngap.store import Store, disk_errors
+from aligngap.tasks.spec import TaskSpec
+from aligngap.tasks.worlds import WORLDS, world
+from aligngap.testing import check_loss, check_measure, check_world
+from aligngap.trackers.tracking import tracking
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run has left in its folder. failures: all that is missing from the results, a line each."""
+
+    folder: Path
+    report: Path
+    failures: list[str]
+
+
+def default_folder(spec: StudySpec) -> Path:
+    """Where a study runs that was given no folder."""
+    return RUNS / (f"{spec.name}-smoke" if spec.smoke else spec.name)
+
+
+def wanted(spec: StudySpec) -> list[Stage]:
+    """What a study wants made. Its plugins, and no other study's, are there from now on, as their files are now.
+
+    Raises UserError as `targets` does, and when what a plugin gives to the study breaks its contract.
+    """
+    use_plugins(spec.plugins, spec.folder)
+    found = targets(spec)
+    stages = all_stages(found)
+    parts: list[object] = [*stages, *(stage.source for stage in stages if isinstance(stage, Arm))]
+    if own := next((part for part in parts if type(part).__module__ == "__main__"), None):
+        raise UserError(
+            f"{type(own).__name__} is a class of the main program, which the processes of a run do not have",
+            where="__main__",
+            mend="Put it into a module of its own, and name that under `plugins` in the study.",
+        )
+    _keep_contracts(stages)
+    return found
+
+
+def run(
+    spec: StudySpec,
+    out: Path | None = None,
+    *,
+    console: Console,
+    jobs: int | None = None,
+    store: Path | None = None,
+    checkpoint_seconds: float | None = None,
+    trackers: Sequence[str] = (),
+) -> Ran:
+    """Make what is not made yet, then write results and report. What is missing from them is told on standard error.
+
+    out: the run's folder; None: `default_folder`. jobs: processes side by side; None: one a core. store: where
+    artefacts are kept; None: as `chosen_store` says. checkpoint_seconds: how much work a kill may cost. trackers: as
+    `trackers.base.chosen` gave them.
+
+    Raises UserError, and what `run_graph` raises.
+    """
+    start = time.monotonic()
+    folder = out or default_folder(spec)
+    targeted = wanted(spec)
+    stages = all_stages(targeted)
+    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
+        kept = Store(chosen_store(folder, store))
+        jobs = jobs or default_jobs(spec.device)
+        kept.register(folder, [stage.identity for stage in stages])
+        done = {stage.identity for stage in stages if kept.has(stage.identity)}
+        ledger = Ledger(stages, jobs)
+        directory.begin(ledger, kept.root)
+        say = partial(_say, console=console)
+        say(
+            f"{spec.title}\n{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
+            f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}."
+        )
+        # Open until the report is written: so long, trackers have time that nobody waits for.
+        note = stack.enter_context(tracking(trackers, spec, kept, folder, directory.logs, say))
+        with display(console, ledger) as show:
+
+            def on_event(event: Event) -> None:
+                ledger.update(event)
+                directory.note(event)
+                show(event)
+                note(event)
+
+            outcome = run_graph(
+                targeted,
+                kept,
+                jobs=jobs,
+                device=spec.device,
+                on_event=on_event,
+                log_folder=directory.logs,
+                checkpoint_seconds=CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds,
+            )
+        with disk_errors(folder, strict=False):
+            results = collect(spec, kept, outcome, folder)
+            for line in summary(results):
+                say(line)
+            report = publish(folder)
+    failures = _failures(stages, outcome, results, directory.logs)
+    for line in failures:
+        print(line, file=sys.stderr)
+    say(f"Report: {report} ({clock(time.monotonic() - start)})")
+    return Ran(folder, report, failures)
+
+
+def _say(text: str, console: Console) -> None:
+    # Text, not markup: names and paths may hold brackets.
+    console.print(Text(text), soft_wrap=True)
+
+
+def _failures(stages: Sequence[Stage], outcome: Outcome, results: dict[str, Any], logs: Path) -> list[str]:
+    missing = [stage for stage in stages if outcome.status.get(stage.identity) in ("failed", "blocked")]
+    lines = []
+    for stage in missing:
+        state, reason = outcome.status[stage.identity], outcome.reasons[stage.identity]
+        log = logs / f"{stage.identity}.log"
+        where = f" (log: {log})" if state == "failed" and log.exists() else ""
+        lines.append(f"{state}: {stage.label}: {reason}{where}")
+    if missing:
+        lines.append(f"{len(missing)} of {len(stages)} stages are missing from the results.")
+    for task, content in results.get("tasks", {}).items():
+        for name, concluded in content["experiments"].items():
+            if concluded["error"] is not None:
+                lines.append(f"failed: analysis of {name} on {task}: {concluded['error']}")
+    return lines
+
+
+def _keep_contracts(stages: Sequence[Stage]) -> None:
+    """Before anything is trained on it: what a plugin gives keeps the contract that ours keep."""
+    for name in sorted({stage.loss.name for stage in stages if isinstance(stage, Arm)}):
+        _check(LOSSES, name, check_loss)
+    for name in sorted({stage.measure for stage in stages if isinstance(stage, Measured)}):
+        _check(MEASURES, name, check_measure)
+    pairs = [stage for stage in stages if isinstance(stage, Pairs)]
+    for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
+        if _check(WORLDS, name, check_world):
+            _knows_the_words(name, stage)
+
+
+def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> bool:
+    """Whether there was anything to check: ours are tested."""
+    if registry.code(name) is None:
+        return False
+    try:
+        check(registry[name])
+    except UserError as error:
+        raise UserError(error.what, where=error.where or registry.place(name), mend=error.mend) from error
+    except Exception as error:
+        what = str(error) if isinstance(error, AssertionError) else f"it fails: {type(error).__name__}: {error}"
+        raise UserError(
+            f"the {registry.what} '{name}' breaks its contract: {what}",
+            where=registry.place(name, error),
+            mend=f"Mend it; `aligngap.testing.{check.__name__}` tries it again.",
+        ) from error
+    return True
+
+
+def _knows_the_words(name: str, pairs: Pairs) -> None:
+    """A word that a base does not know would be the same unknown token as every other."""
+    tokenizer = load_tokenizer(pairs.base.checkpoint)
+    if tokenizer.unk_token_id is None:
+        return
+    unknown = [word for word in world(name).words() if tokenizer.unk_token_id in tokenizer(word)["input_ids"]]
+    if unknown:
+        some = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise UserError(
+            f"the base '{pairs.base.name}' does not know {len(unknown)} of the words of the world '{name}': {some}",
+            where=WORLDS.place(name),
+            mend="Use words that it knows, or a base of your own whose tokenizer has them.",
+        )
