@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quick test lint bench smoke
+.PHONY: help install quick test lint bench smoke cluster
 
 help:
 	@echo "make quick    install what is needed and run the quick study"
@@ -21,6 +21,7 @@ help:
 	@echo "make test     run the tests            (ARGS=... goes to pytest)"
 	@echo "make lint     style, types, direction of imports"
 	@echo "make smoke    every experiment and task, cut down to a check of the machinery"
+	@echo "make cluster  tests on real Ray clusters of several node processes"
 	@echo "make bench    speed, beside other libraries"
 
 # One stamp a set of extras, so that nothing is installed twice unless what to install has changed.
@@ -43,11 +44,20 @@ $(VENV)/.installed-peers: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[dev,peers]'
 	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
+$(VENV)/.installed-ray: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[dev,ray]'
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
+
 quick: $(VENV)/.installed
 	$(BIN)/aligngap run quick $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# One process: each test has a cluster.
+cluster: $(VENV)/.installed-ray
+	$(BIN)/python -m pytest -n 0 -m slow tests/e2e/test_ray.py tests/unit/pipeline/test_slurm.py \
+	  tests/contract/test_executors.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -35,7 +35,8 @@ from aligngap.measure.typicality import typicality
 from aligngap.models.build import load_language_model, load_tokenizer
 from aligngap.models.policy import Policy
 from aligngap.models.preference import load_preference_model
-from aligngap.pipeline.executors.local import run_graph
+from aligngap.pipeline.executors.local import LocalExecutor
+from aligngap.pipeline.executors.run import run_stages
 from aligngap.pipeline.graph import Event, Stage
 from aligngap.seeds import numpy_stream, uniforms
 from aligngap.store import Store
@@ -88,7 +89,8 @@ def prepare(bench: Bench, store: Store, prompts: int) -> Made:
         if event.kind in ("started", "finished", "failed"):
             print(f"{time.strftime('%H:%M:%S')}  {event.kind}  {event.stage.label}", flush=True)
 
-    outcome = run_graph(wanted, store, jobs=1, device="cpu", on_event=say)
+    with LocalExecutor(store, jobs=1, device="cpu") as executor:
+        outcome = run_stages(wanted, executor, say)
     if missing := [stage.label for stage in wanted if not store.has(stage.identity)]:
         raise SystemExit(f"not made: {missing}: {outcome.reasons}")
 

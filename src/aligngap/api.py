@@ -25,7 +25,7 @@ from aligngap.diagnosis.report import Diagnosis, diagnose_named
 from aligngap.errors import UserError
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
-from aligngap.pipeline.executors.local import Interrupted
+from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.rundir import RUNS, chosen_store
 from aligngap.report import charts
 from aligngap.report.load import OPPONENTS, SPLITS, ReportData

@@ -54,6 +54,15 @@ StorePath = Annotated[
         help="Where artefacts are kept.  [default: $ALIGNGAP_STORE, or runs/store, or DIR/store with --out]",
     ),
 ]
+RunStore = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="PATH or URL",
+        help="Where artefacts are kept.  [default: $ALIGNGAP_STORE, or runs/store, or DIR/store with --out]; "
+        "with --executor ray also a URL, through which nodes without a common disk exchange them",
+    ),
+]
 Track = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
@@ -63,6 +72,16 @@ Checkpoint = Annotated[
     float | None,
     typer.Option(
         "--checkpoint-seconds", min=0, metavar="N", help="How much of its work a kill may cost a stage.  [default: 120]"
+    ),
+]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", metavar="NAME", help="local: processes of this machine; ray: a Ray cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="With --executor ray: the cluster's head, or auto.  [default: $RAY_ADDRESS, or a cluster of its own here]",
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
@@ -86,9 +105,11 @@ def run(
     seeds: Seeds = None,
     jobs: Jobs = None,
     smoke: Smoke = False,
-    store: StorePath = None,
+    store: RunStore = None,
     track: Track = None,
     checkpoint_seconds: Checkpoint = None,
+    executor: ExecutorName = "local",
+    address: Address = None,
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
     with _stoppable():
@@ -105,15 +126,33 @@ def run(
             store=store,
             checkpoint_seconds=checkpoint_seconds,
             trackers=trackers,
+            executor=executor,
+            address=address,
         )
     if ran.failures:
         raise typer.Exit(1)
 
 
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def slurm(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="STUDY [OPTION]...", help="What `aligngap run` is to be given.")
+    ],
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes of the cluster.")] = 1,
+    cpus: Annotated[int, typer.Option(min=1, metavar="N", help="Cores of each: a stage takes one.")] = 8,
+    gpus: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs of each, for studies with device=cuda.")] = 0,
+    time: Annotated[str, typer.Option(metavar="TIME", help="Limit of one job; the next goes on.")] = "4:00:00",
+) -> None:
+    """Print an sbatch file that runs a study on a Slurm cluster: Ray in the allocation, job after job to its end."""
+    from aligngap.pipeline.executors.cluster.slurm import sbatch_file
+
+    print(sbatch_file(arguments, nodes=nodes, cpus=cpus, gpus=gpus, time=time), end="")
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and SIGTERM are one thing, which is told at the end; typer would swallow it."""
-    from aligngap.pipeline.executors.local import Interrupted
+    from aligngap.pipeline.executors.run import Interrupted
     from aligngap.pipeline.graph import Outcome
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -756,7 +795,7 @@ def pretrain(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console entry. Returns the exit code: 0, 1 (something failed), 2 (the user's to mend) or 130 (stopped)."""
-    from aligngap.pipeline.executors.local import Interrupted
+    from aligngap.pipeline.executors.run import Interrupted
     from aligngap.store.store import is_of_the_disk
 
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -14,15 +14,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, nearest
 from aligngap.experiments.results import collect, summary
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import targets
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
 from aligngap.models.build import load_tokenizer
-from aligngap.pipeline.executors.local import default_jobs, run_graph
+from aligngap.pipeline.depot import is_address
+from aligngap.pipeline.executors.cluster.executor import RayExecutor
+from aligngap.pipeline.executors.local import LocalExecutor
 from aligngap.pipeline.executors.progress import Ledger, clock, display
+from aligngap.pipeline.executors.run import Executor, run_stages
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RUNS, RunDirectory, chosen_store
@@ -75,32 +78,40 @@ def run(
     *,
     console: Console,
     jobs: int | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     checkpoint_seconds: float | None = None,
     trackers: Sequence[str] = (),
+    executor: str = "local",
+    address: str | None = None,
 ) -> Ran:
     """Make what is not made yet, then write results and report. What is missing from them is told on standard error.
 
-    out: the run's folder; None: `default_folder`. jobs: processes side by side; None: one a core. store: where
-    artefacts are kept; None: as `chosen_store` says. checkpoint_seconds: how much work a kill may cost. trackers: as
-    `trackers.base.chosen` gave them.
+    out: the run's folder; None: `default_folder`. jobs: stages side by side; None: one a core. store: where artefacts
+    are kept; None: as `chosen_store` says; on a cluster also a URL. checkpoint_seconds: how much work a kill may cost.
+    trackers: as `trackers.base.chosen` gave them. executor: local, or ray, with the address of a cluster.
 
-    Raises UserError, and what `run_graph` raises.
+    Raises UserError, and what `run_stages` raises.
     """
     start = time.monotonic()
     folder = out or default_folder(spec)
+    depot = store if isinstance(store, str) and is_address(store) else None
+    root = chosen_store(folder, None if depot or store is None else Path(store))
+    seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+    executor_of = _executor(executor, address, jobs, spec.device, seconds, depot)
     targeted = wanted(spec)
     stages = all_stages(targeted)
     with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
-        kept = Store(chosen_store(folder, store))
-        jobs = jobs or default_jobs(spec.device)
+        kept = Store(root)
         kept.register(folder, [stage.identity for stage in stages])
         done = {stage.identity for stage in stages if kept.has(stage.identity)}
+        say = partial(_say, console=console)
+        say(spec.title)
+        place = stack.enter_context(executor_of(kept, directory.logs))
+        jobs = place.jobs
         ledger = Ledger(stages, jobs)
         directory.begin(ledger, kept.root)
-        say = partial(_say, console=console)
         say(
-            f"{spec.title}\n{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
+            f"{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
             f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}."
         )
         # Open until the report is written: so long, trackers have time that nobody waits for.
@@ -113,15 +124,8 @@ def run(
                 show(event)
                 note(event)
 
-            outcome = run_graph(
-                targeted,
-                kept,
-                jobs=jobs,
-                device=spec.device,
-                on_event=on_event,
-                log_folder=directory.logs,
-                checkpoint_seconds=CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds,
-            )
+            outcome = run_stages(targeted, place, on_event)
+        place.close()
         with disk_errors(folder, strict=False):
             results = collect(spec, kept, outcome, folder)
             for line in summary(results):
@@ -132,6 +136,28 @@ def run(
         print(line, file=sys.stderr)
     say(f"Report: {report} ({clock(time.monotonic() - start)})")
     return Ran(folder, report, failures)
+
+
+def _executor(
+    name: str, address: str | None, jobs: int | None, device: str, seconds: float, depot: str | None
+) -> Callable[[Store, Path], Executor]:
+    """What makes the executor, from the store and the folder of logs. Raises UserError for what it could not do."""
+    if name not in ("local", "ray"):
+        raise UserError(f"there is no executor '{name}'", where="--executor", mend=nearest(name, ("local", "ray")))
+    if name == "ray":
+        RayExecutor.check(device)
+        return lambda store, logs: RayExecutor(
+            store, address=address, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds, depot=depot
+        )
+    if address:
+        raise UserError("--address is for --executor ray", where=f"--address {address}", mend="Give both, or none.")
+    if depot:
+        mend = "Give a folder, or --executor ray."
+        raise UserError("artefacts at a URL are for --executor ray", where=f"--store {depot}", mend=mend)
+    LocalExecutor.check(device)
+    return lambda store, logs: LocalExecutor(
+        store, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds
+    )
 
 
 def _say(text: str, console: Console) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-import torch
 import yaml
 from pydantic import ValidationError
 
@@ -73,8 +72,6 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     for unknown in unknown_experiments(study):
         mend = nearest(unknown, EXPERIMENTS)
         raise UserError(f"there is no experiment '{unknown}'", where=f"{where}, experiments", mend=mend)
-    if study.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("this machine has no CUDA device", where=f"{where}, device", mend="Use --set device=cpu.")
     return study.shrunk() if smoke else study
 
 

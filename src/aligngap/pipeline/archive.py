@@ -24,7 +24,7 @@ import secrets
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +41,14 @@ _SCHEMA = 1
 _INDEX = "pack.json"
 _INDEX_LIMIT = 1 << 26
 _CHUNK = 1 << 20
+_TOPS = {True: "artefacts", False: "partial"}
 _OF_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(json|jsonl|parquet)|logs/[A-Za-z0-9][A-Za-z0-9._-]*\.log")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MEND = "Get the file again from where it was packed, and do not use this one."
+
+
+class Refused(UserError):
+    """Something in an archive is not as it should be."""
 
 
 @dataclass(frozen=True)
@@ -85,28 +90,57 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
                 members[f"run/{name}"] = path.read_bytes()  # as of now: a live run replaces them
         for top, folders in (("artefacts", {name: store.get(name).path for name in made}), ("partial", partials)):
             for name, folder in folders.items():
-                files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file())
-                members |= {f"{top}/{name}/{path.relative_to(folder).as_posix()}": path for path in files}
-        if code := [name for name in members if is_code(name)]:
-            raise UserError(
-                "it holds code, which nobody would unpack",
-                where=code[0],
-                mend="A checkpoint that brings its own code cannot be packed: copy the run's folder and its store.",
-            )
-        entries = {name: _entry(content) for name, content in members.items()}
-        index = json.dumps({"schema": _SCHEMA, "aligngap": __version__, "files": entries}, indent=1).encode()
-        draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-        try:
-            with (
-                _packed(draft, plain=file.suffix == ".tar") as stream,
-                tarfile.open(fileobj=stream, mode="w") as tar,
-            ):
-                for name, content in {_INDEX: index, **members}.items():
-                    _add(tar, name, content)
-            os.replace(draft, file)
-        finally:
-            draft.unlink(missing_ok=True)
-    return Packed(len(made), 0, len(partials), sum(entry["size"] for entry in entries.values()))
+                members |= _files(top, name, folder)
+        size = _write(file, members)
+    return Packed(len(made), 0, len(partials), size)
+
+
+def _files(top: str, name: str, folder: Path) -> dict[str, Path | bytes]:
+    files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file())
+    return {f"{top}/{name}/{path.relative_to(folder).as_posix()}": path for path in files}
+
+
+def _write(file: Path, members: Mapping[str, Path | bytes]) -> int:
+    """Write an archive whole; returns the size of what is in it."""
+    if code := [name for name in members if is_code(name)]:
+        raise UserError(
+            "it holds code, which nobody would unpack",
+            where=code[0],
+            mend="A checkpoint that brings its own code cannot be packed: copy the run's folder and its store.",
+        )
+    entries = {name: _entry(content) for name, content in members.items()}
+    index = json.dumps({"schema": _SCHEMA, "aligngap": __version__, "files": entries}, indent=1).encode()
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        with _packed(draft, plain=file.suffix == ".tar") as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+            for name, content in {_INDEX: index, **members}.items():
+                _add(tar, name, content)
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
+    return sum(entry["size"] for entry in entries.values())
+
+
+def pack_one(folder: Path, name: str, file: Path, *, finished: bool) -> None:
+    """Write one artefact, or the step checkpoints of one, to `file`, for `unpack_one`. Raises OSError for a file that
+    has gone meanwhile, and UserError for code.
+    """
+    _write(file, _files(_TOPS[finished], name, folder))
+
+
+def unpack_one(file: Path, store: Store, name: str, *, finished: bool) -> None:
+    """Verify what `pack_one` wrote and take it into the store, where what is there already stays. Raises Refused when
+    it is not whole, or another's, and UserError when there is no room.
+    """
+    with store.incoming() as staging:
+        _extract(file, staging)
+        found = {top.name: list(_folders(top)) for top in _folders(staging).values()}
+        if found != {_TOPS[finished]: [name]}:
+            raise _refused(file, f"it does not hold {name}")
+        path = staging / _TOPS[finished] / name
+        if finished:
+            _check_artefact(name, path, file)
+        store.adopt(path, name, finished=finished)
 
 
 def _entry(content: Path | bytes) -> dict[str, Any]:
@@ -321,5 +355,5 @@ def _point(status: Path, store: Path, folder: Path) -> None:
     write_json(status, value)
 
 
-def _refused(file: Path, what: str) -> UserError:
-    return UserError(f"the archive is refused: {what}", where=str(file), mend=_MEND)
+def _refused(file: Path, what: str) -> Refused:
+    return Refused(f"the archive is refused: {what}", where=str(file), mend=_MEND)

@@ -23,14 +23,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.local import Interrupted
 from aligngap.pipeline.executors.progress import Ledger, Spent, time_spent
+from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
 from aligngap.store.store import Store, read_json, write_json
 
 _SCHEMA = 1
 _BETWEEN_WRITES = 0.5
 _HALF = re.compile(r"\..+\.[0-9a-f]{8}")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # with one slash: what a path makes of two
 RUNS = Path("runs")
 """Where runs go that were given no folder; they share a store, so that one study finds what another has made."""
 STORE_VARIABLE = "ALIGNGAP_STORE"
@@ -192,11 +193,18 @@ class RunDirectory:
 
 def chosen_store(folder: Path, option: Path | None) -> Path:
     """Where a new run keeps its artefacts: --store, else the environment's choice, else one store for all runs beside
-    each other in `runs/`, else inside the run's folder.
+    each other in `runs/`, else inside the run's folder. Raises UserError for an address in place of a folder.
     """
     variable = os.environ.get(STORE_VARIABLE)
     own = folder.parent if folder.parent == RUNS else folder
-    return option or (Path(variable) if variable else own / "store")
+    chosen = option or (Path(variable) if variable else own / "store")
+    if _ADDRESS.match(chosen.as_posix()):
+        raise UserError(
+            f"it is an address, and no folder: {chosen}",
+            where="--store" if option else STORE_VARIABLE,
+            mend="Give a folder. `aligngap run --executor ray --store URL` brings artefacts from node to node.",
+        )
+    return chosen
 
 
 def differences(old: object, new: object, key: str = "") -> list[str]:

@@ -37,11 +37,16 @@ def _environment() -> dict[str, object]:
         "git_revision": revision,
         "git_dirty": dirty,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": versions(),
         "platform": f"{platform.system()}-{platform.machine()}",
         "cpu_count": _cpu_count(),
         "devices": _devices(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages on which results depend; None for one that is not installed. Imports none of them."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -23,6 +23,7 @@ import os
 import platform
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ from aligngap.store.identity import file_digest, is_name
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DISK = _DISK_FULL | {errno.EROFS, errno.EIO}
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
+# Seconds after which a network disk that shows no file does not have it.
+_UNSEEN = 10.0
 
 
 class DiskError(UserError):
@@ -151,7 +154,7 @@ class Store:
     @contextmanager
     def _held(self, name: str, timeout: float | None, otherwise: str) -> Iterator[None]:
         # One object a path and process: a second one would wait for ever for the first, held by the same thread.
-        held = FileLock(self._locks / f"{name}.lock", is_singleton=True)
+        held = FileLock(self._lock_file(name), is_singleton=True)
         try:
             held.acquire(timeout=-1 if timeout is None else timeout)
         except Timeout as error:
@@ -277,6 +280,36 @@ class Store:
         with self._held("store.exclusive", None, "another process is tidying the store"):
             yield
 
+    @contextmanager
+    def shown(self) -> Iterator[str]:
+        """Hold a lock under a name that nobody can guess, for `sees` to be asked for it on another machine."""
+        name = f"shown.{secrets.token_hex(8)}"
+        with self._held(name, None, "never said"):
+            try:
+                yield name
+            finally:
+                self._lock_file(name).unlink(missing_ok=True)
+
+    def sees(self, name: str) -> str:
+        """What keeps this machine from sharing the store with the one that has `shown` it under this name; empty when
+        nothing does. Without locks that reach from one machine to the other, both would make the same artefact, and
+        either would clear away what the other is writing.
+        """
+        lock, deadline = self._lock_file(name), time.monotonic() + _UNSEEN
+        while not lock.is_file():
+            if time.monotonic() > deadline:
+                return f"it does not see the run's store at {self.root}"
+            time.sleep(0.5)
+        probe = FileLock(lock)
+        try:
+            probe.acquire(timeout=0)
+        except Timeout:
+            return ""
+        except (OSError, NotImplementedError) as error:
+            return f"it cannot lock files in the run's store at {self.root}: {error}"
+        probe.release()
+        return f"a lock that the run holds in its store at {self.root} does not hold there"
+
     def free(self, keep: Collection[str], dry_run: bool = False) -> list[Freed]:
         """Remove finished artefacts and step checkpoints of identities that are not in `keep`, and all that was set
         aside; what somebody is making stays. Call it within `exclusively`.
@@ -348,6 +381,9 @@ class Store:
             if is_name(folder.name) and self.has(folder.name):
                 self._remove_if_idle(folder, folder.name)
 
+    def _lock_file(self, name: str) -> Path:
+        return self._locks / f"{name}.lock"
+
     def _home(self, identity: str) -> Path:
         if not is_name(identity):
             raise ValueError(f"{identity!r} is not an identity")
@@ -366,7 +402,7 @@ class Store:
     @contextmanager
     def if_idle(self, identity: str) -> Iterator[bool]:
         """Hold the identity's lock if it is free. Who writes holds it until it dies: a free lock means it is dead."""
-        held = FileLock(self._locks / f"{identity}.lock", is_singleton=True)
+        held = FileLock(self._lock_file(identity), is_singleton=True)
         if held.is_locked:  # by this very thread, which could take it again
             yield False
             return

@@ -71,12 +71,6 @@ def test_a_mistake_is_named_with_its_place(override: str, words: list[str]) -> N
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="no CUDA device"):
-        load_study("quick", ["device=cuda"])
-
-
 def test_unreadable_files(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("title: [unclosed\nseeds: [0]\n")

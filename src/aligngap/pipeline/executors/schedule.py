@@ -40,9 +40,14 @@ class Schedule:
     def _missing(self, stage: Stage) -> set[str]:
         return {parent.identity for parent in stage.parents if parent.identity not in self._done}
 
+    @property
+    def ready(self) -> list[str]:
+        """What could start now, in the study's order."""
+        return [name for name in self._waiting if not self._needs[name]]
+
     def take(self) -> Stage | None:
         """The next stage to start, or None while none is ready."""
-        ready = [name for name in self._waiting if not self._needs[name]]
+        ready = self.ready
         if not ready:
             return None
         # Each is the first of its equals, so that two runs of a study start in the same order.

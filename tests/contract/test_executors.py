@@ -1,4 +1,4 @@
-"""The local executor, with real processes."""
+"""What becomes of stages, with real processes: on this machine, and on nodes of a Ray cluster (slow)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,35 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
-from aligngap.pipeline.executors.local import Interrupted, run_graph
+from aligngap.pipeline.executors.cluster.executor import RayExecutor
+from aligngap.pipeline.executors.local import LocalExecutor
+from aligngap.pipeline.executors.run import Executor, Interrupted, run_stages
 from aligngap.pipeline.graph import Event, Outcome, Stage
 from aligngap.store import DiskError, Store
+from ray_nodes import Nodes, nodes
 from unit.pipeline.fake_stages import Fake, Steps, read
+
+NO_RAY = "Ray is not installed: pip install 'aligngap[ray]'"
+
+
+class Go(Protocol):
+    """Runs stages and returns what came of them, and all events."""
+
+    def __call__(
+        self,
+        store: Store,
+        *stages: Stage,
+        jobs: int = 2,
+        on_event: Callable[[Event], None] | None = None,
+        log: Path | None = None,
+    ) -> tuple[Outcome, list[Event]]: ...
 
 
 @pytest.fixture
@@ -27,28 +46,62 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def go(
-    store: Store,
-    *stages: Stage,
-    jobs: int = 2,
-    on_event: Callable[[Event], None] | None = None,
-    log: Path | None = None,
-) -> tuple[Outcome, list[Event]]:
-    events: list[Event] = []
+def running_in(executor: Callable[[Store, int, Path | None], Executor]) -> Go:
+    def go(
+        store: Store,
+        *stages: Stage,
+        jobs: int = 2,
+        on_event: Callable[[Event], None] | None = None,
+        log: Path | None = None,
+    ) -> tuple[Outcome, list[Event]]:
+        events: list[Event] = []
 
-    def note(event: Event) -> None:
-        events.append(event)
-        if on_event:
-            on_event(event)
+        def note(event: Event) -> None:
+            events.append(event)
+            if on_event:
+                on_event(event)
 
-    return run_graph(stages, store, jobs=jobs, device="cpu", on_event=note, log_folder=log), events
+        with executor(store, jobs, log) as found:
+            return run_stages(stages, found, note), events
+
+    return go
+
+
+@pytest.fixture
+def here() -> Go:
+    return running_in(lambda store, jobs, log: LocalExecutor(store, jobs=jobs, device="cpu", log_folder=log))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two nodes with a core each, whatever this machine has."""
+    pytest.importorskip("ray", reason=NO_RAY)
+    with nodes(tmp_path_factory.mktemp("nodes")) as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in found.variables.items():
+            patch.setenv(name, value)
+        found.head()
+        found.node()
+        yield found
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
+def go(request: pytest.FixtureRequest, here: Go, tmp_path: Path) -> Go:
+    """Here, or on two nodes."""
+    if request.param == "local":
+        return here
+    address = request.getfixturevalue("cluster").address
+
+    def executor(store: Store, jobs: int, log: Path | None) -> Executor:
+        return RayExecutor(store, address=address, jobs=jobs, device="cpu", log_folder=log or tmp_path / "logs")
+
+    return running_in(executor)
 
 
 def kinds(events: Sequence[Event], stage: Stage) -> list[str]:
     return [event.kind for event in events if event.stage.identity == stage.identity]
 
 
-def test_inputs_first_and_handed_on_in_order(store: Store) -> None:
+def test_inputs_first_and_handed_on_in_order(go: Go, store: Store) -> None:
     a, b = Fake(name="a", seconds=0.2), Fake(name="b")
     c = Fake(name="c", after=(b, a))
     outcome, events = go(store, c)
@@ -60,7 +113,7 @@ def test_inputs_first_and_handed_on_in_order(store: Store) -> None:
     assert kinds(events, c) == ["started", "finished"]
 
 
-def test_record_says_how_it_was_made(store: Store) -> None:
+def test_record_says_how_it_was_made(go: Go, store: Store) -> None:
     a = Fake(name="a")
     b = Fake(name="b", after=(a,))
     outcome, _ = go(store, b)
@@ -75,15 +128,15 @@ def test_record_says_how_it_was_made(store: Store) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_as_many_side_by_side_as_jobs(store: Store, jobs: int) -> None:
+def test_as_many_side_by_side_as_jobs(here: Go, store: Store, jobs: int) -> None:
     a, b = Fake(name="a", seconds=2.0), Fake(name="b", seconds=2.0)
-    go(store, a, b, jobs=jobs)
+    here(store, a, b, jobs=jobs)
     one, two = (read(store.get(stage.identity).path) for stage in (a, b))
     overlap = min(one["end"], two["end"]) - max(one["start"], two["start"])
     assert (overlap > 0) == (jobs == 2)
 
 
-def test_one_thread_a_stage(store: Store) -> None:
+def test_one_thread_a_stage(go: Go, store: Store) -> None:
     stage = Fake(name="a")
     go(store, stage)
     found = read(store.get(stage.identity).path)
@@ -91,7 +144,7 @@ def test_one_thread_a_stage(store: Store) -> None:
     assert found["pid"] != os.getpid()
 
 
-def test_what_is_in_the_store_needs_no_process(store: Store) -> None:
+def test_what_is_in_the_store_needs_no_process(go: Go, store: Store) -> None:
     a = Fake(name="a")
     b = Fake(name="b", after=(a,))
     go(store, a)
@@ -101,7 +154,7 @@ def test_what_is_in_the_store_needs_no_process(store: Store) -> None:
     assert a.identity not in outcome.seconds
 
 
-def test_a_failure_stops_only_what_needs_it(store: Store, tmp_path: Path) -> None:
+def test_a_failure_stops_only_what_needs_it(go: Go, store: Store, tmp_path: Path) -> None:
     bad = Fake(name="bad", does="fail")
     needs = Fake(name="needs", after=(bad,))
     far = Fake(name="far", after=(needs,))
@@ -122,14 +175,14 @@ def test_a_failure_stops_only_what_needs_it(store: Store, tmp_path: Path) -> Non
     assert list((store.root / ".temporary").iterdir()) == []
 
 
-def test_a_users_mistake_keeps_its_words(store: Store, tmp_path: Path) -> None:
+def test_a_users_mistake_keeps_its_words(go: Go, store: Store, tmp_path: Path) -> None:
     stage = Fake(name="a", does="mistake")
     outcome, _ = go(store, stage, log=tmp_path)
     assert outcome.reasons[stage.identity] == "data.csv: no such column\nRename it."
     assert not (tmp_path / f"{stage.identity}.log").exists()
 
 
-def test_a_process_that_is_lost_again_and_again_is_a_failure_with_the_signals_name(store: Store) -> None:
+def test_a_process_that_is_lost_again_and_again_is_a_failure_with_the_signals_name(go: Go, store: Store) -> None:
     bad, good = Fake(name="bad", does="killed"), Fake(name="good", seconds=0.3)
     outcome, events = go(store, bad, good)
     assert outcome.status == {bad.identity: "failed", good.identity: "finished"}
@@ -139,7 +192,7 @@ def test_a_process_that_is_lost_again_and_again_is_a_failure_with_the_signals_na
 
 
 @pytest.mark.parametrize("what", ["killed", "killed twice", "terminated", "memory"])
-def test_a_stage_whose_process_is_lost_is_tried_again_and_at_last_alone(store: Store, what: str) -> None:
+def test_a_stage_whose_process_is_lost_is_tried_again_and_at_last_alone(go: Go, store: Store, what: str) -> None:
     bad = Fake(name="bad", does=f"at first {what}")
     good = Fake(name="good", seconds=1.0, after=(Fake(name="early"),))
     after = Fake(name="after", after=(bad, good))
@@ -153,14 +206,14 @@ def test_a_stage_whose_process_is_lost_is_tried_again_and_at_last_alone(store: S
         assert one["start"] > two["end"]  # when nothing else ran
 
 
-def test_out_of_memory_with_nothing_beside_it_fails_at_once(store: Store) -> None:
+def test_out_of_memory_with_nothing_beside_it_fails_at_once(here: Go, store: Store) -> None:
     bad = Fake(name="bad", does="at first memory")
-    outcome, events = go(store, bad, jobs=1)
+    outcome, events = here(store, bad, jobs=1)
     assert outcome.reasons == {bad.identity: "MemoryError: too much"}
     assert kinds(events, bad) == ["started", "failed"]
 
 
-def test_a_full_disk_stops_the_run_with_one_error(store: Store) -> None:
+def test_a_full_disk_stops_the_run_with_one_error(go: Go, store: Store) -> None:
     full, other = Fake(name="full", does="full", seconds=2.0), Steps(steps=10_000)
     with pytest.raises(DiskError, match="no room left") as caught:
         go(store, full, other, Fake(name="after", after=(full,)))
@@ -176,11 +229,11 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "file gone", "manifest cut", "manifest gone"])
-def test_a_damaged_artefact_is_set_aside_and_made_anew(store: Store, how: str) -> None:
+def test_a_damaged_artefact_is_set_aside_and_made_anew(here: Go, store: Store, how: str) -> None:
     a = Fake(name="a")
     b = Fake(name="b", after=(a,))
     c = Fake(name="c", after=(a,))
-    go(store, b)
+    here(store, b)
     home = store.get(a.identity).path
     file = home / ("manifest.json" if "manifest" in how else "times.json")
     if "gone" in how:
@@ -190,26 +243,26 @@ def test_a_damaged_artefact_is_set_aside_and_made_anew(store: Store, how: str) -
     else:
         file.write_bytes(file.read_bytes()[:-5])
     damaged = sorted(path.name for path in home.iterdir())
-    outcome, events = go(store, b, c)
+    outcome, events = here(store, b, c)
     assert outcome.status == {a.identity: "finished", b.identity: "cached", c.identity: "finished"}
     assert kinds(events, a) == ["damaged", "started", "finished"]
     assert store.verify() == []
     (aside,) = (store.root / ".aside").iterdir()
     assert sorted(path.name for path in aside.iterdir()) == damaged
-    _, events = go(store, b, c)
+    _, events = here(store, b, c)
     assert {event.kind for event in events} == {"cached"}
 
 
 @pytest.fixture
-def weights(store: Store) -> Fake:
+def weights(here: Go, store: Store) -> Fake:
     """A finished stage with a large file, which a run does not look into before somebody reads it."""
     stage = Fake(name="weights", does="weights")
-    go(store, stage)
+    here(store, stage)
     flip(store.get(stage.identity).path / "model.safetensors")
     return stage
 
 
-def test_damage_that_only_a_reader_finds(store: Store, weights: Fake) -> None:
+def test_damage_that_only_a_reader_finds(go: Go, store: Store, weights: Fake) -> None:
     b, c = (Fake(name=name, after=(weights,)) for name in "bc")
     d = Fake(name="d", after=(b,))
     outcome, events = go(store, d, c)
@@ -219,7 +272,7 @@ def test_damage_that_only_a_reader_finds(store: Store, weights: Fake) -> None:
     assert store.verify() == []
 
 
-def test_an_input_that_is_missing_is_made(store: Store) -> None:
+def test_an_input_that_is_missing_is_made(here: Go, store: Store) -> None:
     """As when somebody cleared it away while the run went on."""
     a, slow = Fake(name="a"), Fake(name="slow", seconds=1.0)
     b = Fake(name="b", after=(a, slow))
@@ -231,30 +284,30 @@ def test_an_input_that_is_missing_is_made(store: Store) -> None:
             shutil.rmtree(store.get(a.identity).path)
             cleared.append(a.identity)
 
-    outcome, events = go(store, b, on_event=clear)
+    outcome, events = here(store, b, on_event=clear)
     assert set(outcome.status.values()) == {"finished"}
     assert kinds(events, b) == ["started", "waiting", "started", "finished"]
 
 
-def test_a_stage_that_fails_because_its_input_was_damaged_meanwhile(store: Store) -> None:
+def test_a_stage_that_fails_because_its_input_was_damaged_meanwhile(here: Go, store: Store) -> None:
     a = Fake(name="a")
     b = Fake(name="b", after=(a,), does="damages its input at first")
-    outcome, events = go(store, b)
+    outcome, events = here(store, b)
     assert set(outcome.status.values()) == {"finished"}
     assert kinds(events, a) == ["started", "finished", "damaged", "started", "finished"]
     assert kinds(events, b) == ["started", "waiting", "started", "finished"]
 
 
-def test_an_input_that_is_damaged_every_time_fails_its_user(store: Store) -> None:
+def test_an_input_that_is_damaged_every_time_fails_its_user(here: Go, store: Store) -> None:
     a = Fake(name="a")
     b = Fake(name="b", after=(a,), does="damages its input")
-    outcome, _ = go(store, b, Fake(name="good"))
+    outcome, _ = here(store, b, Fake(name="good"))
     assert outcome.status[b.identity] == "failed"
     assert "as happens when a disk fails" in outcome.reasons[b.identity]
     assert sorted(outcome.status.values()) == ["failed", "finished", "finished"]
 
 
-def test_a_stage_that_cannot_be_sent_to_a_process_fails_alone(store: Store) -> None:
+def test_a_stage_that_cannot_be_sent_to_a_process_fails_alone(go: Go, store: Store) -> None:
     class Local(Fake):
         """Not to be found by a child, as it is defined in a function."""
 
@@ -263,16 +316,16 @@ def test_a_stage_that_cannot_be_sent_to_a_process_fails_alone(store: Store) -> N
     assert outcome.status == {bad.identity: "failed", good.identity: "finished"}
 
 
-def test_output_goes_to_the_log(store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_goes_to_the_log(go: Go, store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stage = Fake(name="a", does="print")
     go(store, stage, log=tmp_path)
     assert (tmp_path / f"{stage.identity}.log").read_text() == "a warning\n"
     assert capfd.readouterr().out == ""
 
 
-def test_progress_is_throttled_but_ends_at_the_end(store: Store) -> None:
+def test_progress_is_throttled_but_ends_at_the_end(here: Go, store: Store) -> None:
     stage = Steps(steps=400, seconds=0.001)
-    _, events = go(store, stage)
+    _, events = here(store, stage)
     progress = [event for event in events if event.kind == "progress"]
     assert len(progress) < 100
     assert (progress[-1].done, progress[-1].total) == (400, 400)
@@ -280,7 +333,7 @@ def test_progress_is_throttled_but_ends_at_the_end(store: Store) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_then_resume(store: Store, number: int) -> None:
+def test_interrupt_then_resume(go: Go, store: Store, number: int) -> None:
     stage = Steps(steps=60, seconds=0.05)
     waiting = Fake(name="other")
 
@@ -300,7 +353,7 @@ def test_interrupt_then_resume(store: Store, number: int) -> None:
     assert list((store.root / ".partial").iterdir()) == []
 
 
-def test_an_error_in_the_display_ends_the_processes(store: Store) -> None:
+def test_an_error_in_the_display_ends_the_processes(go: Go, store: Store) -> None:
     stage = Steps(steps=10_000)
     with pytest.raises(ZeroDivisionError):
         go(store, stage, on_event=lambda event: print(1 / (event.kind != "progress")))
@@ -308,7 +361,7 @@ def test_an_error_in_the_display_ends_the_processes(store: Store) -> None:
     assert gone(process)
 
 
-def test_two_runs_on_one_store_share_the_work(store: Store) -> None:
+def test_two_runs_on_one_store_share_the_work(go: Go, store: Store) -> None:
     stage = Fake(name="a", seconds=2.0)
     outcomes: list[Outcome] = []
     threads = [threading.Thread(target=lambda: outcomes.append(go(store, stage)[0])) for _ in range(2)]
@@ -321,27 +374,46 @@ def test_two_runs_on_one_store_share_the_work(store: Store) -> None:
 
 SCRIPT = """
 import sys
+from pathlib import Path
 from unit.pipeline.fake_stages import Steps
-from aligngap.pipeline.executors.local import Interrupted, run_graph
-from aligngap.store import DiskError, Store
+from aligngap.pipeline.executors.cluster.executor import RayExecutor
+from aligngap.pipeline.executors.local import LocalExecutor
+from aligngap.pipeline.executors.run import Interrupted, run_stages
+from aligngap.store import Store
 
 if __name__ == "__main__":
+    store, where = Store(sys.argv[1]), sys.argv[2]
     stages = [Steps(name=name, steps=10_000) for name in "ab"]
+    if where == "local":
+        executor = LocalExecutor(store, jobs=2, device="cpu")
+    else:
+        address, logs = None if where == "own" else where, Path(sys.argv[1]).parent / "logs"
+        executor = RayExecutor(store, address=address, jobs=2, device="cpu", log_folder=logs)
     try:
-        run_graph(stages, Store(sys.argv[1]), jobs=2, device="cpu", on_event=lambda event: None)
+        with executor:
+            run_stages(stages, executor, lambda event: None)
     except Interrupted:
         sys.exit(130)
 """
 
 
 @pytest.mark.parametrize("how", ["killed", "ctrl-c"])
-def test_no_process_outlives_the_run(store: Store, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    "where", ["local", pytest.param("ray", marks=pytest.mark.slow), pytest.param("own", marks=pytest.mark.slow)]
+)
+def test_no_process_outlives_the_run(
+    request: pytest.FixtureRequest, store: Store, tmp_path: Path, where: str, how: str
+) -> None:
+    """Of the run and of its stages, wherever they are; nor of the cluster that it has started."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    if where == "own":
+        pytest.importorskip("ray", reason=NO_RAY)
+    place = request.getfixturevalue("cluster").address if where == "ray" else where
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     stages = [Steps(name=name, steps=10_000) for name in "ab"]
     run = subprocess.Popen(
-        [sys.executable, str(script), str(store.root)],
+        [sys.executable, str(script), str(store.root), place],
         env=variables,
         stderr=subprocess.PIPE,
         text=True,
@@ -349,8 +421,9 @@ def test_no_process_outlives_the_run(store: Store, tmp_path: Path, how: str) -> 
     )
     try:
         checkpoints = [store.partial(stage.identity) / "checkpoint.json" for stage in stages]
-        until(lambda: all(path.exists() for path in checkpoints))
+        until(lambda: run.poll() is not None or all(path.exists() for path in checkpoints))
         processes = [json.loads(path.read_text())["pid"] for path in checkpoints]
+        assert not any(gone(process) for process in processes)
         if how == "killed":
             run.kill()
         else:
@@ -358,10 +431,23 @@ def test_no_process_outlives_the_run(store: Store, tmp_path: Path, how: str) -> 
         _, printed = run.communicate(timeout=60)
         assert run.returncode == (-signal.SIGKILL if how == "killed" else 130)
         assert printed == ""
-        until(lambda: all(gone(process) for process in processes))
+        until(lambda: all(gone(process) for process in processes), seconds=60)
+        until(lambda: session_of(run.pid) == [], seconds=60)
     finally:  # a test that fails must not leave ten thousand steps running
-        with suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
+        for process in session_of(run.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def session_of(leader: int) -> list[int]:
+    """Processes of a session, but for the dead."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(entry.name))
+    return found
 
 
 def gone(process: int) -> bool:
@@ -385,11 +471,13 @@ def test_the_main_program_is_not_run_again_in_every_process(tmp_path: Path, file
     code = (
         "print('main')\n"
         "from pathlib import Path\n"
-        "from aligngap.pipeline.executors.local import run_graph\n"
+        "from aligngap.pipeline.executors.local import LocalExecutor\n"
+        "from aligngap.pipeline.executors.run import run_stages\n"
         "from aligngap.store import Store\n"
         "from unit.pipeline.fake_stages import Fake\n"
         "stages = [Fake(name='a'), Fake(name='b')]\n"
-        "outcome = run_graph(stages, Store(Path('store')), jobs=2, device='cpu', on_event=lambda event: None)\n"
+        "with LocalExecutor(Store(Path('store')), jobs=2, device='cpu') as executor:\n"
+        "    outcome = run_stages(stages, executor, lambda event: None)\n"
         "print(sorted(outcome.status.values()), __name__)\n"
     )
     (tmp_path / "script.py").write_text(code, "utf-8")

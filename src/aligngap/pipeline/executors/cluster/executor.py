@@ -1,0 +1,209 @@
+"""Runs stages on a Ray cluster. One keeper task a stage, which asks for the stage's CPU and GPU; everything that
+decides what becomes of a stage is the run's (`executors/run.py`), as on one machine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Self
+
+from aligngap.errors import UserError
+from aligngap.pipeline.depot import Depot
+from aligngap.pipeline.executors.cluster.driver import OWN, Terms, drive
+from aligngap.pipeline.executors.cluster.node import Job, here
+from aligngap.pipeline.executors.local import modules_of
+from aligngap.pipeline.executors.process import GRACE, PackedStage
+from aligngap.pipeline.executors.run import Executor, Message
+from aligngap.pipeline.executors.worker import Settings, without_interrupts, without_main
+from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
+from aligngap.store.store import DiskError, Store, disk_errors
+
+LOG = "ray.log"
+"""In the folder of logs: what Ray had to say, kept when something went wrong."""
+_CONNECT = 420.0  # seconds to the first word, in which every node is asked whether it fits
+
+
+class RayExecutor(Executor):
+    """address: HOST:PORT of the cluster's head, or auto for the one that this machine is part of; None: RAY_ADDRESS,
+    and without that a cluster of one node is started here, which ends with the run. jobs: stages side by side, None: as
+    many as the cluster has room for, which may change. device: as `check` allows. log_folder: as for the local
+    executor; no node needs to see it. depot: address at which artefacts are brought from one machine to another; None:
+    all nodes see the store.
+
+    Entering raises UserError when there is no such cluster, or one of its nodes cannot make the run's stages.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        address: str | None,
+        jobs: int | None,
+        device: str,
+        log_folder: Path,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        depot: str | None = None,
+    ) -> None:
+        super().__init__(store)
+        self._depot = Depot(depot) if depot else None
+        self._address = address or os.environ.get("RAY_ADDRESS") or OWN
+        self._wanted_jobs, self._gpus = jobs, int(device != "cpu")
+        self._settings, self._log_folder = Settings(store.root, device, checkpoint_seconds), log_folder
+        self._room = 0
+        self._running: set[str] = set()
+        self._logged: set[str] = set()
+        self._last: list[tuple[str, Message]] = []  # last words of what has ended with the driver
+        self._over = self._broke = False
+        self._stack = ExitStack()
+        self._modules: list[str] = []
+
+    @staticmethod
+    def check(device: str) -> None:
+        """Raises UserError when Ray is not here, or has no such device to give."""
+        if device not in ("cpu", "cuda"):
+            mend = "Set device to cuda: Ray gives each stage a GPU of its own." if device.startswith("cuda:") else None
+            raise UserError(f"Ray cannot give stages the device '{device}'", where="device", mend=mend)
+        if find_spec("ray") is None:
+            mend = "Install it: pip install 'aligngap[ray]'."
+            raise UserError("Ray is not installed", where="--executor ray", mend=mend)
+
+    @property
+    def jobs(self) -> int:
+        return self._room
+
+    def __enter__(self) -> Self:
+        with disk_errors(self._log_folder, strict=True):
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+        with self._stack as stack:
+            shared = self._depot or self.store
+            place = self._depot.url if self._depot else str(self.store.root)
+            token = stack.enter_context(shared.shown())
+            terms = Terms(self._address, self._wanted_jobs, 1, self._gpus, here(), place, token)
+            context = multiprocessing.get_context("spawn")
+            self._driver, theirs = context.Pipe()
+            with without_interrupts(), without_main():
+                self._process: BaseProcess = context.Process(
+                    target=drive, args=(terms, theirs, self._log_folder / LOG), name="ray"
+                )
+                self._process.start()
+            theirs.close()
+            stack.callback(self._end_driver)
+            self._wait_until_ready()
+            self._stack = stack.pop_all()
+        return self
+
+    def _wait_until_ready(self) -> None:
+        if not self._driver.poll(_CONNECT):
+            raise self._broken(f"the Ray cluster did not answer within {_CONNECT:.0f} seconds")
+        try:
+            word, value = self._driver.recv()
+        except (EOFError, OSError) as error:
+            raise self._broken("the process that speaks with Ray died before it was connected") from error
+        if word == "refused":
+            self._drop_log()
+            raise value
+        self._room = value
+
+    def prepare(self, stages: Sequence[Stage]) -> None:
+        self._modules = modules_of(stages)
+
+    def start(self, stage: Stage) -> None:
+        inputs = tuple(dict.fromkeys(parent.identity for parent in stage.parents))
+        depot = self._depot.url if self._depot else None
+        job = Job(PackedStage.of(stage), self._settings, stage.identity, self._modules, depot, inputs)
+        if self._depot:  # what an earlier run has made here
+            for identity in (stage.identity, *inputs):
+                if self.store.has(identity) and not self._depot.has(identity) and not self.store.verify([identity]):
+                    self._depot.push(self.store, identity)
+        with suppress(OSError):  # the driver is gone, as `listen` will find
+            self._driver.send(("start", stage.identity, job.packed()))
+        self._running.add(stage.identity)
+        self._logged.discard(stage.identity)
+
+    def listen(self, seconds: float) -> Iterator[tuple[str, Message]]:
+        if not self._over:
+            yield from self._heard(seconds)
+        while self._last:
+            yield self._last.pop()
+
+    def _heard(self, seconds: float) -> Iterator[tuple[str, Message]]:
+        while self._driver.poll(seconds):
+            seconds = 0.0
+            try:
+                word, *rest = self._driver.recv()
+            except (EOFError, OSError):
+                raise self._give_up(self._broken("the connection to the Ray cluster is lost")) from None
+            if word == "room":
+                (self._room,) = rest
+            elif word == "broken":
+                raise self._give_up(rest[0])
+            else:
+                identity, message = rest
+                if message[0] == "log":
+                    self._log(identity, message[1])
+                    continue
+                if message[0] != "progress":
+                    self._running.discard(identity)
+                    message = self._brought(identity, message)
+                yield identity, message
+
+    def _brought(self, identity: str, message: Message) -> Message:
+        """A last word, when what was made has come here too."""
+        if self._depot and message[0] in ("finished", "cached") and not self.store.has(identity):
+            try:
+                if not self._depot.pull(self.store, identity):
+                    return ("vanished", f"what it made has not come whole to {self._depot.url}")
+            except DiskError as error:
+                return ("disk", error)
+            except UserError as error:
+                return ("failed", str(error))
+        return message
+
+    def _give_up(self, problem: UserError) -> UserError:
+        self._broke = True
+        self._end_driver()
+        return problem
+
+    def _broken(self, what: str) -> UserError:
+        where = "--executor ray" if self._address == OWN else f"--address {self._address}"
+        mend = f"See {self._log_folder / LOG}, and that the cluster runs. Then give the same command again: what is "
+        return UserError(what, where=where, mend=f"{mend}finished is kept, and training goes on from its checkpoints.")
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self._driver.send(("stop",))
+
+    def kill(self) -> None:
+        self._end_driver()
+
+    def _end_driver(self) -> None:
+        """However it ends, Ray ends with it what it has started."""
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(GRACE)
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._over = True
+        self._last += [(identity, ("vanished", "it was stopped")) for identity in self._running]
+        self._running.clear()
+
+    def close(self) -> None:
+        self._stack.close()
+        if not self._broke:
+            self._drop_log()
+
+    def _drop_log(self) -> None:
+        (self._log_folder / LOG).unlink(missing_ok=True)
+
+    def _log(self, identity: str, data: bytes) -> None:
+        mode = "ab" if identity in self._logged else "wb"
+        self._logged.add(identity)
+        with disk_errors(self._log_folder, strict=True), open(self._log_folder / f"{identity}.log", mode) as file:
+            file.write(data)
