@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 
 import aligngap
+from aligngap.pipeline.executors.cluster.executor import RayExecutor
+from aligngap.pipeline.executors.run import run_stages
 from aligngap.store import Store
 from faults.campaign import STUDY, contents, difference, results
 from ray_nodes import Nodes, nodes
 from tiny import Tiny
+from unit.pipeline.fake_stages import Fake, read
 
 pytestmark = pytest.mark.slow
 
@@ -212,25 +215,42 @@ def test_a_stopped_run_goes_on(lab: Lab) -> None:
     lab.check("own")
 
 
-OTHER = '__version__ = "9.9.9"\n'
-
-
-def test_a_node_with_another_version_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_a_node_with_another_version_or_other_code_is_refused(lab: Lab, tmp_path: Path) -> None:
     source = Path(aligngap.__file__).parent
-    shutil.copytree(source, tmp_path / "aligngap", ignore=shutil.ignore_patterns("bases", "__pycache__"))
-    for name, text, told in (
-        ("__init__.py", OTHER, "aligngap 9.9.9"),
-        ("losses.py", "# mended here\n", "losses.py differs"),
-    ):
-        shutil.copy(source / "__init__.py", tmp_path / "aligngap")
-        with (tmp_path / "aligngap" / name).open("a") as file:
-            file.write(text)
-        with cluster(tmp_path, {"PYTHONPATH": str(tmp_path)}) as found:
-            code, said = lab.run(f"other-{name}", "--executor", "ray", "--address", found.address,
-                                 variables=found.variables)  # fmt: skip
-        assert code == 2
-        assert told in said.splitlines()[0]
-        assert len(said.splitlines()) == 3
+    shutil.copytree(source, tmp_path / "aligngap", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    with cluster(tmp_path, {"PYTHONPATH": str(tmp_path)}) as found:
+        for name, text, told in (
+            ("losses.py", "# mended here\n", "not the same: losses.py differs"),
+            ("__init__.py", '__version__ = "9.9.9"\n', "it has aligngap 9.9.9"),
+        ):
+            with (tmp_path / "aligngap" / name).open("a") as file:
+                file.write(text)
+            more = ("--executor", "ray", "--address", found.address)
+            code, said = lab.run("other", *more, variables=found.variables)
+            assert code == 2
+            assert told in said.splitlines()[0]
+            assert len(said.splitlines()) == 3
+
+
+def test_a_stage_is_given_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose node says that it has two; the head has none."""
+    store = Store(tmp_path / "store")
+    with nodes(tmp_path) as found:
+        for name, value in found.variables.items():
+            monkeypatch.setenv(name, value)
+        found.head()
+        found.node(cpus=4, gpus=2)
+        stages = [Fake(name=name, seconds=2.0) for name in "abc"]
+        executor = RayExecutor(store, address=found.address, jobs=None, device="cuda", log_folder=tmp_path / "logs")
+        with executor:
+            assert executor.jobs == 2
+            outcome = run_stages(stages, executor, lambda event: None)
+    assert set(outcome.status.values()) == {"finished"}
+    made = [read(store.get(stage.identity).path) for stage in stages]
+    assert all(stage["devices"] in ("0", "1") for stage in made)
+    side_by_side = [b for b in made[1:] if b["start"] < made[0]["end"] and made[0]["start"] < b["end"]]
+    assert side_by_side
+    assert all(b["devices"] != made[0]["devices"] for b in side_by_side)
 
 
 def test_no_gpu_where_one_is_asked_for(lab: Lab) -> None:

@@ -59,6 +59,7 @@ class Fake(Stage):
         if self.does == "print":
             print("a warning")
         found = {"name": self.name, "seen": seen, "start": start, "end": time.monotonic(), "pid": os.getpid()}
+        found["devices"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         found |= {"threads": torch.get_num_threads(), "variable": os.environ.get("OMP_NUM_THREADS")}
         (context.out / "times.json").write_text(json.dumps(found))
 
