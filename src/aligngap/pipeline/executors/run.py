@@ -226,6 +226,7 @@ class _Run:
             self.schedule.again(stage.identity)
 
     def _elsewhere(self, stage: Stage, reason: str) -> None:
+        self.store.sweep()
         self.machines[stage.identity] += 1
         if self.machines[stage.identity] == _MACHINES:
             return self._fail(stage, f"{reason}; so were all of the {_MACHINES} on which it was tried")
