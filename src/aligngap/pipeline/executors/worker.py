@@ -53,7 +53,7 @@ class StageProcess:
         self._last: Message | None = None
         try:
             with without_main():
-                self._process.start()
+                _start(self._process)
         except BaseException:
             self.messages.close()
             raise
@@ -111,6 +111,14 @@ class StageProcess:
         code = self._process.exitcode
         self._process.close()
         return self._last or ("vanished", death(code))
+
+
+def _start(process: BaseProcess) -> None:
+    """Start it; again where the server that forks it is lost in that very moment, because there is a new one then."""
+    try:
+        process.start()
+    except (EOFError, ConnectionError):
+        process.start()
 
 
 def process_context(modules: Iterable[str]) -> ForkServerContext | SpawnContext:
