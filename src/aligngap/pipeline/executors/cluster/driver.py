@@ -171,7 +171,9 @@ class _Driver:
             if problem := self._problem(now, roomy):
                 _send(self.run, ("broken", problem))
                 return
-            if self.run.poll(0 if self.running else _PAUSE):
+            pause = 0.0 if self.running else _PAUSE
+            while self.run.poll(pause):
+                pause = 0.0
                 try:
                     word, *rest = self.run.recv()
                 except (EOFError, OSError):
