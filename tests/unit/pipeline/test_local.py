@@ -126,6 +126,7 @@ def test_a_users_mistake_keeps_its_words(store: Store, tmp_path: Path) -> None:
     stage = Fake(name="a", does="mistake")
     outcome, _ = go(store, stage, log=tmp_path)
     assert outcome.reasons[stage.identity] == "data.csv: no such column\nRename it."
+    assert outcome.mistakes[stage.identity].where == "data.csv"
     assert not (tmp_path / f"{stage.identity}.log").exists()
 
 

@@ -231,6 +231,8 @@ class _Run:
             self.tries[stage.identity] = _TRIES - 2
             self._try_again(stage, str(detail))
         else:
+            if word == "mistake":
+                self.outcome.mistakes[stage.identity] = detail
             self._fail(stage, str(detail))
 
     def _try_again(self, stage: Stage, reason: str) -> None:
@@ -368,8 +370,6 @@ def _death(code: int | None) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -389,7 +389,7 @@ def _work(
     packed: Packed, root: Path, device: str, checkpoint_seconds: float, messages: Connection, log: Path | None
 ) -> None:
     """The child's side. Its last word is one of ("finished", seconds), ("cached",), ("damaged", problems of inputs),
-    ("disk", error), ("memory", reason), ("vanished", reason) and ("failed", reason).
+    ("disk", error), ("mistake", error), ("memory", reason), ("vanished", reason) and ("failed", reason).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_stopped)
@@ -416,7 +416,7 @@ def _work(
     except DiskError as error:
         send.last(("disk", error))
     except UserError as error:
-        send.last(("failed", _describe(error)))
+        send.last(("mistake", UserError(error.what, where=error.where, mend=error.mend)))
     except BaseException as error:
         with suppress(OSError):  # the log's disk is full
             traceback.print_exc()
