@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -623,7 +623,8 @@ def diagnose(
         max_response_tokens=max_response_tokens,
         seed=seed,
     )
-    with Status("", console=Console(stderr=True)) as status:
+    # What a judge of the user's own prints is not what is asked for here, and least of all JSON.
+    with Status("", console=Console(stderr=True)) as status, redirect_stdout(sys.stderr):
         found = diagnose_named(
             policy,
             spec,

@@ -90,7 +90,8 @@ def run(
     are kept; None: as `chosen_store` says; on a cluster also a URL. checkpoint_seconds: how much work a kill may cost.
     trackers: as `trackers.base.chosen` gave them. executor: local, or ray, with the address of a cluster.
 
-    Raises UserError, and what `run_stages` raises.
+    Raises UserError, also when mistakes of the user's have kept everything from being made, and what `run_stages`
+    raises.
     """
     start = time.monotonic()
     folder = out or default_folder(spec)
@@ -126,6 +127,7 @@ def run(
 
             outcome = run_stages(targeted, place, on_event)
         place.close()
+        _raise_mistakes(targeted, outcome)
         with disk_errors(folder, strict=False):
             results = collect(spec, kept, outcome, folder)
             for line in summary(results):
@@ -165,16 +167,31 @@ def _say(text: str, console: Console) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
+def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
+    """Raises the first of the user's mistakes when nothing that was wanted could be made, and all for such mistakes."""
+    failed = [name for name, status in outcome.status.items() if status == "failed"]
+    made = any(outcome.status.get(stage.identity) in ("finished", "cached") for stage in targets)
+    if failed and not made and all(name in outcome.mistakes for name in failed):
+        first, *others = (outcome.mistakes[name] for name in failed)
+        for other in others:
+            if str(other) != str(first):
+                print(f"failed: {' '.join(str(other).split())}", file=sys.stderr)
+        raise first
+
+
 def _failures(stages: Sequence[Stage], outcome: Outcome, results: dict[str, Any], logs: Path) -> list[str]:
-    missing = [stage for stage in stages if outcome.status.get(stage.identity) in ("failed", "blocked")]
+    failed, blocked = (
+        [stage for stage in stages if outcome.status.get(stage.identity) == state] for state in ("failed", "blocked")
+    )
     lines = []
-    for stage in missing:
-        state, reason = outcome.status[stage.identity], outcome.reasons[stage.identity]
+    for stage in failed:
         log = logs / f"{stage.identity}.log"
-        where = f" (log: {log})" if state == "failed" and log.exists() else ""
-        lines.append(f"{state}: {stage.label}: {reason}{where}")
-    if missing:
-        lines.append(f"{len(missing)} of {len(stages)} stages are missing from the results.")
+        where = f" (log: {log})" if log.exists() else ""
+        lines.append(f"failed: {stage.label}: {' '.join(outcome.reasons[stage.identity].split())}{where}")
+    if blocked:
+        lines.append(f"blocked: {len(blocked)} stages need what failed")
+    if failed:
+        lines.append(f"{len(failed) + len(blocked)} of {len(stages)} stages are missing from the results.")
     for task, content in results.get("tasks", {}).items():
         for name, concluded in content["experiments"].items():
             if concluded["error"] is not None:

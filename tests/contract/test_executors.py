@@ -179,6 +179,7 @@ def test_a_users_mistake_keeps_its_words(go: Go, store: Store, tmp_path: Path) -
     stage = Fake(name="a", does="mistake")
     outcome, _ = go(store, stage, log=tmp_path)
     assert outcome.reasons[stage.identity] == "data.csv: no such column\nRename it."
+    assert outcome.mistakes[stage.identity].where == "data.csv"
     assert not (tmp_path / f"{stage.identity}.log").exists()
 
 

@@ -24,6 +24,7 @@ from unit.judges.texts import bpe
 PROMPTS = 24
 RULES = """
 def longer(prompts, pairs):
+    print("as a user debugs")
     return [0.5 + (len(a) - len(b)) / (2 * max(len(a), len(b), 1)) for a, b in pairs]
 
 def broken(prompts, pairs):

@@ -147,6 +147,28 @@ def test_a_mistake_is_one_error(folder: Path, change: dict[str, Any], words: lis
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("count", "ending", "words"),
+    [
+        (1, "", ["error: 1 pairs of 1 prompts cannot be split"]),
+        (60, "", ["error: 6 held-out prompts are too few", "mend: Hold out more"]),
+        (90, '{"prompt": "a", "chos', ["error: malformed JSON", "walks.jsonl, line 91"]),
+        (90, '{"chosen": "A b.", "rejected": "A c."}', ["error: the formats are mixed", "walks.jsonl, row 91"]),
+    ],
+)
+def test_broken_data_end_a_run_with_one_error(
+    folder: Path, tmp_path: Path, count: int, ending: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps(row) for row in rows()[:count]]
+    (tmp_path / "walks.jsonl").write_text("\n".join([*lines, ending]), "utf-8")
+    base = dict.fromkeys(("policy", "golden", "proxy"), str(folder / "base"))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(SETTINGS | {"models": base}), "utf-8")
+    assert main(["run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert [line.partition(":")[0] for line in said.splitlines()] == ["error", "where", "mend"]
+
+
 def test_init_writes_a_study_that_plans(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
         raise UserError(
             f"{len(chosen)} different prompts are too few: at least {MIN_PROMPTS} are needed",
             where=about["data"],
-            mend="Give more data.",
+            mend="Give more data, or let --prompts be larger.",
         )
     pairs = pairs.take(chosen)
     model = load_language_model(policy, device)

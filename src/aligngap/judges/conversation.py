@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from aligngap.models.build import written_by_template
 from aligngap.types import TokenIds
 
 Turn = dict[str, str]
@@ -59,7 +60,7 @@ class ConversationReader:
 
     def _written(self, turns: Sequence[Turn]) -> str | None:
         try:
-            return str(self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+            return written_by_template(self.tokenizer, turns, open_end=True)
         except TemplateError:  # some take no system turn
             return None
 

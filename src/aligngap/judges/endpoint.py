@@ -362,6 +362,9 @@ class EndpointJudge(TextJudge):
                 if 200 <= status < 300:
                     return self._message(body), body.decode(errors="replace")
                 question.trouble = f"HTTP status {status}, {self._quoted(body.decode(errors='replace'))}"
+                if 300 <= status < 400:  # not followed: the key and the texts are for this address alone
+                    elsewhere = self._quoted(headers.get("Location", ""))
+                    self._fail(f"HTTP status {status}: it sends us on to {elsewhere}", "url")
                 if status not in _PASSING and status < 500:
                     self._fail(question.trouble, "key" if status in (401, 403) else "request")
                 told_to_wait = _retry_after(headers.get("Retry-After", ""))
@@ -520,7 +523,7 @@ class _Choice(BaseModel):
 class _Completion(BaseModel):
     """What counts of a chat completion."""
 
-    choices: list[_Choice] = Field(min_length=1)
+    choices: list[_Choice] = Field(min_length=1, max_length=1)  # of several, none is the answer to one question
     usage: Any = None
 
 

@@ -17,7 +17,7 @@ from aligngap.errors import UserError
 from aligngap.judges.conversation import ConversationReader
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.judges.text import TextJudge, prompt_text
-from aligngap.models.build import SHIPPED, base_path
+from aligngap.models.build import SHIPPED, WHOLE, attempt, base_path, whole_model, written_by_template
 from aligngap.types import TokenIds, Tokens
 
 Form = Literal["chat", "joined", "pair"]
@@ -133,7 +133,7 @@ class RewardJudge(TextJudge):
         if self.form == "chat":
             turns = [*json.loads(prompt), {"role": "assistant", "content": response}]
             try:
-                text = self.own.apply_chat_template(turns, tokenize=False)
+                text = written_by_template(self.own, turns, open_end=False)
             except TemplateError as error:
                 raise UserError(
                     f"the reward model's chat template refuses a conversation: {error}",
@@ -201,40 +201,23 @@ class RewardJudgeSpec(JudgeSpec):
     def build(self, given: JudgeIngredients) -> RewardJudge:
         path = self._path(given.search)
         source: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        config: Any = self._read(AutoConfig, path, source)
+        config: Any = attempt(AutoConfig.from_pretrained, path, "reward model", **source)
         if config.num_labels != 1:
             raise UserError(
                 f"a reward model has one label, and this model has {config.num_labels}",
                 where=path,
                 mend="Give a sequence classifier that was trained with num_labels=1.",
             )
-        own: Any = self._read(AutoTokenizer, path, source)
-        wanted = {"dtype": getattr(torch, self.dtype), "output_loading_info": True}
-        model, loading = self._read(AutoModelForSequenceClassification, path, source | wanted)
-        if missing := sorted(loading["missing_keys"]):
-            # transformers fills them with random numbers, and the judge would be one.
-            raise UserError(
-                f"these weights of a sequence classifier are missing: {', '.join(missing[:5])}",
-                where=path,
-                mend="Give a checkpoint that was trained as a reward model and saved whole.",
-            )
+        own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **source)
+        kind, dtype = AutoModelForSequenceClassification, getattr(torch, self.dtype)
+        model = whole_model(attempt(kind.from_pretrained, path, "reward model", **source, **WHOLE, dtype=dtype), path)
         form = self.text or ("chat" if own.chat_template else "joined")
         if form == "chat" and not own.chat_template:
             raise UserError("the tokenizer has no chat template", where=path, mend="Use text: joined or text: pair.")
-        model = model.to(given.device).eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False).to(given.device)
         return RewardJudge(
             given.tokenizer, model, own, form, longest=self.max_length, batch=self.batch, name=f"reward model {path}"
         )
-
-    def _read(self, loader: Any, path: str, options: dict[str, Any]) -> Any:
-        try:
-            return loader.from_pretrained(path, **options)
-        except Exception as error:  # whatever broken files make of the libraries that read them
-            mend = "Check the folder or hub id, and the network."
-            if "trust_remote_code" in str(error):
-                mend = "Read the code that comes with it; trust_remote_code: true runs it."
-            what = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UserError(f"the reward model cannot be read: {what}", where=path, mend=mend) from error
 
     def _path(self, search: Path | None) -> str:
         path = beside(self.model, search)

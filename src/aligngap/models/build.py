@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from transformers.utils import logging as hf_logging
 
 from aligngap.errors import UserError, nearest
 from aligngap.seeds import torch_seed
+from aligngap.store.contents import is_pickle, is_pointer
 
 if TYPE_CHECKING:
     from aligngap.models.spec import Checkpoint
@@ -140,7 +141,9 @@ def base_path(name: str) -> str:
             raise UserError(
                 "this folder holds no Hugging Face model (no config.json)",
                 where=name,
-                mend="Give a folder saved by `save_pretrained`.",
+                mend="Merge the adapters into their base (`merge_and_unload`) and save that."
+                if (Path(name) / "adapter_config.json").is_file()
+                else "Give a folder saved by `save_pretrained`.",
             )
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -196,13 +199,25 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 _ANSWER = "\ue000"  # private use: no template contains it, none changes it
 
 
+def written_by_template(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, open_end: bool) -> str:
+    """A conversation as the tokenizer's chat template writes it; open_end: with what begins an answer behind it. Raises
+    TemplateError whatever goes wrong in the template, which is somebody else's program.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=open_end))
+    except TemplateError:
+        raise
+    except Exception as error:
+        raise TemplateError(f"{type(error).__name__}: {error}") from error
+
+
 def _template_end(tokenizer: Any) -> int | None:
     """The special token that the chat template writes behind an answer, if it writes one."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        _, found, behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(_ANSWER)
+        _, found, behind = written_by_template(tokenizer, turns, open_end=False).rpartition(_ANSWER)
     except TemplateError:
         return None
     ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if found else []
@@ -294,51 +309,87 @@ def load_backbone(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrain
 
 def _load(kind: Any, checkpoint: str | Checkpoint, device: str) -> PreTrainedModel:
     dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
-    model, found = _attempt(
-        kind.from_pretrained,
-        checkpoint,
-        "model",
-        dtype=dtype,
-        use_safetensors=True,  # no weights are unpickled
-        output_loading_info=True,
-    )
+    model = whole_model(_attempt(kind.from_pretrained, checkpoint, "model", **WHOLE, dtype=dtype), _path(checkpoint))
+    if not isinstance(checkpoint, str) and checkpoint.gradient_checkpointing:
+        _checkpoint_gradients(model)
+    return model.to(device).eval()  # type: ignore[no-any-return,arg-type]
+
+
+WHOLE: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Options of `from_pretrained` for `whole_model`: no weights are unpickled, and what does not fit is told by name."""
+
+
+def whole_model(loaded: tuple[PreTrainedModel, dict[str, Any]], where: str) -> PreTrainedModel:
+    """A model that was loaded with the options `WHOLE`. Raises UserError when the checkpoint has not all of its
+    weights, or has weights of other shapes or that are no numbers.
+    """
+    model, found = loaded
+    if found["mismatched_keys"]:
+        name, there, said = min(found["mismatched_keys"])
+        raise UserError(
+            f"weights are of another shape than config.json says: {name} is {list(there)}, not {list(said)}",
+            where=where,
+            mend="Save model and configuration together again.",
+        )
     if found["missing_keys"]:
         raise UserError(
             f"weights are missing from the checkpoint: {', '.join(sorted(found['missing_keys'])[:4])}",
-            where=_path(checkpoint),
-            mend="Save the whole model again; what is missing would have been random.",
+            where=where,
+            mend="Save the whole model again, with its head; what is missing would have been random.",
         )
-    if not isinstance(checkpoint, str) and checkpoint.gradient_checkpointing:
-        _checkpoint_gradients(model)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise UserError(
+            f"weights are infinite or no numbers: {', '.join(broken[:4])}",
+            where=where,
+            mend="Take an earlier checkpoint; a model that was saved in half precision may have overflowed.",
+        )
+    return model
 
 
 def _attempt(load: Callable[..., Any], model: str | Checkpoint, what: str, **options: Any) -> Any:
     """What one of the loaders of `transformers` gives, with the checkpoint's options; UserError when it fails."""
-    trusted = False
     if isinstance(model, str):
-        location = model
-    else:
-        location, trusted, options["revision"] = model.location, model.trust_remote_code, model.revision
+        return attempt(load, model, what, **options)
+    options |= {"trust_remote_code": model.trust_remote_code, "revision": model.revision}
+    return attempt(load, model.location, what, model.path, **options)
+
+
+def attempt(load: Callable[..., Any], place: str, what: str, where: str | None = None, **options: Any) -> Any:
+    """What one of the loaders of `transformers` gives. what: is to be read, for people; where: what they call it, if
+    that is not its place. Raises UserError, on whatever broken files make of the libraries that read them.
+    """
+    where = where or place
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # what it reports of unused weights is as meant; what matters is an error here
     try:
         # Never None, which would ask the person at the terminal.
-        return load(location, trust_remote_code=trusted, **options)
-    except Exception as error:  # whatever broken files make of the libraries that read them
+        return load(place, **{"trust_remote_code": False} | options)
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 "the checkpoint brings Python code of its own, which is not run unless you say so",
-                where=_path(model),
+                where=where,
                 mend="Read the code; if you trust it, write {path: ..., trust_remote_code: true} in place of the path.",
             ) from error
-        raise UserError(
-            f"the {what} cannot be read: {error}" if str(error) else f"the {what} cannot be read",
-            where=_path(model),
-            mend="Check the folder or hub id, and the network.",
-        ) from error
+        raise _unreadable(error, what, Path(place), where) from error
     finally:
         hf_logging.set_verbosity(level)
+
+
+def _unreadable(error: Exception, what: str, place: Path, where: str) -> UserError:
+    """What the libraries say, on one line, and what is likely to mend it."""
+    words = " ".join(str(error).split())[:400]
+    if isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError) or not words:
+        words = f"{type(error).__name__}: {words}".rstrip(": ")
+    mend = "Check the hub id, and the network."
+    if place.is_dir():
+        files = [path for path in sorted(place.iterdir()) if path.is_file()]
+        mend = "Save it again with `save_pretrained`, or get all of its files again."
+        if pointers := [path.name for path in files if is_pointer(path)]:
+            words, mend = f"{pointers[0]} is a pointer of Git LFS, and not the file", "git lfs pull"
+        elif "no file named model.safetensors" in words and (found := [f.name for f in files if is_pickle(f.name)]):
+            mend = f"{found[0]} is a pickle, which may hold code and is not read: save it as safetensors."
+    return UserError(f"the {what} cannot be read: {words}", where=where, mend=mend)
 
 
 def _path(model: str | Checkpoint) -> str:

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from aligngap.errors import UserError
 from aligngap.plugins import IDENTITY, code_of
 from aligngap.store.identity import identity
 
@@ -154,12 +155,13 @@ class Event:
 @dataclass
 class Outcome:
     """What became of each stage, by identity: `finished`, `cached`, `failed` or `blocked`; reasons of the failed and
-    blocked; seconds of the finished.
+    blocked; seconds of the finished; mistakes: of the failed, those that are the user's to mend.
     """
 
     status: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    mistakes: dict[str, UserError] = field(default_factory=dict)
 
 
 def all_stages(targets: Iterable[Stage]) -> list[Stage]:

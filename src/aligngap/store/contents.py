@@ -130,6 +130,15 @@ def is_pickle(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _REFUSED
 
 
+_POINTER = b"version https://git-lfs"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that it has not fetched. Raises OSError."""
+    with path.open("rb") as stream:
+        return stream.read(len(_POINTER)) == _POINTER
+
+
 def is_code(name: str) -> bool:
     """Whether a file's name says that it is a program, or part of one."""
     return PurePosixPath(name).suffix.lower() in _CODE

@@ -27,6 +27,7 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aligngap.errors import UserError, nearest
+from aligngap.store.contents import is_pointer
 from aligngap.store.identity import content_digest
 from aligngap.tasks.formats import Dropped, Record, Schema, TextPair, convert, detect, schema_named, shape
 
@@ -345,18 +346,14 @@ def _file_part(path: Path, place: str, split: str | None) -> Part:
     return Part(place, split, lambda: _READERS[suffix](path, place))
 
 
-_LFS = b"version https://git-lfs"
-
-
 @contextmanager
 def _opened(path: Path, place: str) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked. By its first bytes, not by its name, a file is known to be gzip."""
     try:
         with open(path, "rb") as raw:
-            head = raw.read(len(_LFS))
-            packed = head.startswith(b"\x1f\x8b")
+            packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            if head == _LFS:
+            if is_pointer(path):
                 raise UserError("it is a pointer of Git LFS, and not the data", where=place, mend="git lfs pull")
             if not packed and path.name.lower().endswith(".gz") and path.stat().st_size:
                 raise UserError("it is no gzip file", where=place, mend="Take .gz off its name, or pack it with gzip.")

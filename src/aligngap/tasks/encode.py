@@ -20,7 +20,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import end_tokens
+from aligngap.models.build import end_tokens, written_by_template
 from aligngap.seeds import digest
 from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select
 from aligngap.tasks.formats import Dropped, PromptText, TextPair
@@ -139,8 +139,7 @@ def prompt_text(prompt: PromptText, tokenizer: Any = None) -> str:
         turns = (f"\n\n{_NAMES.get(role, role.capitalize())}: {content}" for role, content in prompt)
         return "".join(turns) + "\n\nAssistant:"
     try:
-        messages = [message._asdict() for message in prompt]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return written_by_template(tokenizer, [message._asdict() for message in prompt], open_end=True)
     except TemplateError as error:  # some take no system message, or no two turns of one role
         raise Dropped(f"the chat template refuses the prompt: {error}") from None
 

@@ -29,7 +29,8 @@ class Asked:
 @dataclass
 class Reply:
     """What comes back. says: the assistant's words; body: raw bytes in place of a completion; usage: as a JSON value.
-    stall: seconds before anything is sent; drip: seconds between bytes; drop: close the connection instead.
+    stall: seconds before anything is sent; drip: seconds between bytes; drop: close the connection instead;
+    longer_by: how many bytes more are announced than come.
     """
 
     says: str | None = "A"
@@ -40,6 +41,7 @@ class Reply:
     stall: float = 0.0
     drip: float = 0.0
     drop: bool = False
+    longer_by: int = 0
 
     def content(self) -> bytes:
         if self.body is not None:
@@ -102,7 +104,8 @@ class ChatServer:
         handler.send_response(reply.status)
         for name, value in ({"Content-Type": "application/json"} | dict(reply.headers)).items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Content-Length", str(len(body) + reply.longer_by))
+        handler.close_connection |= reply.longer_by > 0
         handler.end_headers()
         for start in range(0, len(body), 1 if reply.drip else len(body)):
             handler.wfile.write(body[start:] if not reply.drip else body[start : start + 1])

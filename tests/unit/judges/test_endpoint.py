@@ -242,6 +242,17 @@ def test_dropped_connections_are_tried_again(serve: Serve) -> None:
     assert margins(judge(server)) == [1, -1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [Reply(longer_by=10), Reply(headers={"Content-Encoding": "gzip"}, body=b"not packed")],
+    ids=["cut short", "not what it says"],
+)
+def test_a_body_that_breaks_off_is_asked_for_again(serve: Serve, broken: Reply) -> None:
+    server = serve(lambda asked: broken if asked.number < 3 else longer(asked))
+    assert margins(judge(server)) == [1, -1, 0, 0]
+    assert len(server.asked) == 9
+
+
 def test_a_stalled_request_is_tried_again(serve: Serve) -> None:
     server = serve(lambda asked: Reply(stall=20) if asked.number < 2 else longer(asked))
     assert margins(judge(server, timeout=0.3)) == [1, -1, 0, 0]
@@ -311,7 +322,7 @@ def test_a_question_takes_no_longer_than_its_patience(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(400, "options"), (401, "key"), (403, "key"), (404, "url"), (422, "options"), (301, "url")]
+    ("status", "hint"), [(400, "options"), (401, "key"), (403, "key"), (404, "url"), (422, "options")]
 )
 def test_a_refusal_fails_at_once(serve: Serve, status: int, hint: str) -> None:
     server = serve(lambda asked: Reply(status=status, body=b'{"error": {"message": "I will not"}}'))
@@ -321,6 +332,18 @@ def test_a_refusal_fails_at_once(serve: Serve, status: int, hint: str) -> None:
     assert f"HTTP status {status}" in str(caught.value)
     assert "I will not" in str(caught.value)
     assert hint in str(caught.value.mend)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nobody_is_followed_elsewhere(serve: Serve, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-test-0123456789")
+    other = serve(longer)
+    server = serve(lambda asked: Reply(status=status, headers={"Location": f"{other.url}/chat/completions"}))
+    with pytest.raises(UserError) as caught:
+        margins(judge(server, concurrency=1, key_variable="JUDGE_KEY"))
+    assert (len(server.asked), len(other.asked)) == (1, 0)
+    assert f"HTTP status {status}: it sends us on to '{other.url}/chat" in caught.value.what
+    assert "url" in str(caught.value.mend)
 
 
 def test_where_nothing_listens_it_fails_at_once() -> None:
@@ -389,6 +412,11 @@ BODIES = [
     b'"A"',
     b"{}",
     b'{"choices": []}',
+    b'{"choices": [{"message": {"content": "A"}}, {"message": {"content": "B"}}]}',
+    b'{"choices": {"message": {"content": "A"}}}',
+    b'{"choices": [{"message": null}]}',
+    b'{"choices": [{"message": {"content": "A and B"}}]}',
+    b'{"error": {"message": "overloaded"}}',
     b'{"choices": [{"text": "A"}]}',
     b'{"choices": [{"message": {"content": ["A"]}}]}',
     b'{"choices": [{"message": {"content": "A"}}',

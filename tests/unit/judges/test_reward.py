@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -344,6 +345,14 @@ def test_a_model_without_the_head_is_refused(tmp_path: Path, make: Callable[[], 
     head(model.config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     refused(tmp_path, "are missing")
+
+
+def test_no_weights_are_unpickled(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(folders["llama"], folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "pytorch_model.bin is a pickle")
 
 
 def test_broken_folders_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

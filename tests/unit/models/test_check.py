@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from aligngap.errors import UserError
@@ -69,6 +70,74 @@ def test_missing_weights_are_not_drawn_at_random(folder: Path) -> None:
     )
     with pytest.raises(UserError, match=r"weights are missing .*lm_head\.weight"):
         load_language_model(Checkpoint(path=str(folder)))
+
+
+def sharded(folder: Path) -> list[Path]:
+    """The same model in several files."""
+    load_language_model(Checkpoint(path=str(folder))).save_pretrained(folder, max_shard_size="10KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_shards_are_all_needed(folder: Path) -> None:
+    whole = load_language_model(Checkpoint(path=str(folder))).state_dict()
+    first, second, *_ = sharded(folder)
+    found = load_language_model(Checkpoint(path=str(folder))).state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in whole.items())
+    second.write_bytes(second.read_bytes()[:100])
+    with pytest.raises(UserError, match="model cannot be read"):
+        load_language_model(Checkpoint(path=str(folder)))
+    first.unlink()
+    with pytest.raises(UserError, match=first.name):
+        load_language_model(Checkpoint(path=str(folder)))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../b"}}')
+    with pytest.raises(UserError, match="KeyError: 'metadata'") as caught:
+        load_language_model(Checkpoint(path=str(folder)))
+    assert "network" not in str(caught.value.mend)
+
+
+def test_weights_of_another_shape_are_named(folder: Path) -> None:
+    changed(folder / "config.json", vocab_size=999)
+    with pytest.raises(UserError, match=r"lm_head\.weight is \[\d+, \d+\], not \[999, \d+\]"):
+        load_language_model(Checkpoint(path=str(folder)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float) -> None:
+    weights = load_file(str(folder / "model.safetensors"))
+    weights["lm_head.weight"][3, 1] = value
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"no numbers: lm_head\.weight"):
+        load_language_model(Checkpoint(path=str(folder)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_saved_in_another_precision_are_computed_in_the_one_asked_for(folder: Path, dtype: torch.dtype) -> None:
+    load_language_model(Checkpoint(path=str(folder))).to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
+    assert {weight.dtype for weight in load_file(str(folder / "model.safetensors")).values()} == {dtype}
+    for name, asked in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = load_language_model(Checkpoint.model_validate({"path": str(folder), "dtype": name}))
+        assert {weight.dtype for weight in model.parameters()} == {asked}
+
+
+def test_what_the_likely_fault_is_is_said(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=r"model\.safetensors is a pointer of Git LFS") as caught:
+        load_language_model(Checkpoint(path=str(folder)))
+    assert caught.value.mend == "git lfs pull"
+    weights.rename(folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError) as caught:
+        load_language_model(Checkpoint(path=str(folder)))
+    assert "pytorch_model.bin is a pickle" in str(caught.value.mend)
+    changed(folder / "config.json", model_type="wonder")
+    with pytest.raises(UserError, match="wonder") as caught:
+        load_language_model(Checkpoint(path=str(folder)))
+    assert "\n" not in caught.value.what
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(UserError, match="no Hugging Face model") as caught:
+        load_language_model(Checkpoint(path=str(folder)))
+    assert "Merge the adapters" in str(caught.value.mend)
 
 
 def test_a_vocabulary_larger_than_the_embedding_names_both(tmp_path: Path) -> None:

@@ -254,10 +254,29 @@ def test_a_failed_arm_is_named_after_results_and_report(study: Install, capsys: 
     assert main(["run", "try", "--out", "here"]) == 1
     said = capsys.readouterr()
     assert "failed: fake [bad]: RuntimeError: out of luck (log: " in said.err
-    assert "blocked: fake [needs]: " in said.err
+    assert "blocked: 1 stages need what failed" in said.err
+    assert "2 of 3 stages are missing from the results." in said.err
     assert "Traceback" not in said.err + said.out
     assert (Path("here/results.json").exists(), Path("here/report.html").exists()) == (True, True)
     assert RunDirectory.open(Path("here")).status()["state"] == "failed"
+
+
+def test_a_mistake_that_leaves_nothing_is_one_error(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    mistake = Fake(name="data", does="mistake")
+    wanted = [Fake(name=f"arm {number}", after=(mistake,)) for number in range(3)]
+    study(*wanted)
+    assert main(["run", "try", "--out", "here"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: no such column\nwhere: data.csv\nmend: Rename it.\n"
+    assert said.out.count("no such column") == 1
+    assert not Path("here/report.html").exists()
+    assert RunDirectory.open(Path("here")).status()["state"] == "failed"
+    # What could be made is told of all the same; and what is no mistake of the user's stays a failure.
+    for more in (Fake(name="good"), Fake(name="bad", does="fail")):
+        study(*wanted, more)
+        assert main(["run", "try", "--out", more.name]) == 1
+        assert "failed: fake [data]: data.csv: no such column Rename it." in capsys.readouterr().err
+        assert Path(more.name, "report.html").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -89,6 +89,24 @@ def test_what_a_template_refuses_is_counted() -> None:
     assert list(tally.reasons()) == ["the chat template refuses the prompt: no system message: 1 (row 2)"]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content + 1 }}",
+        "{{ messages[9].content.text }}",
+        "{% for i in range(10000000) %}{{ i }}{% endfor %}",
+        "{{ messages[0].content.__class__.__mro__ }}",
+        "{% for m in messages %}{{ m.content }}",
+    ],
+)
+def test_a_template_may_fail_in_any_way(template: str) -> None:
+    tally = Tally()
+    (found,) = encode([TextPair(CHAT, "yes", "no", where="row 1")], byte_tokenizer(template), tally)
+    assert found is None
+    (reason,) = tally.reasons()
+    assert reason.startswith("the chat template refuses the prompt: ")
+
+
 def test_nothing_follows_an_end_token_that_the_data_wrote() -> None:
     tokenizer = byte_tokenizer()
     (item,) = encode([TextPair("x", " yes<eos> more", " no")], tokenizer, Tally())

@@ -196,7 +196,7 @@ class _Lines:
         elif event.kind == "finished":
             self._say("finished", entry.label, f"{entry.seconds:.1f} s; {self._ledger.overall}")
         else:
-            self._say(event.kind.upper(), entry.label, event.reason)
+            self._say(event.kind.upper(), entry.label, _reason(event))
 
     def _say(self, word: str, label: str, detail: str = "") -> None:
         line = f"[{clock(self._ledger.elapsed):>7}] {word:<8}  {label}" + (f": {detail}" if detail else "")
@@ -221,5 +221,11 @@ class _Bars:
             if name in self._bars:
                 self._progress.remove_task(self._bars.pop(name))
             if event.kind in ("failed", "blocked", *AGAIN):
-                self._progress.console.print(Text(f"{event.kind}: {entry.label}: {event.reason}", style="red"))
+                self._progress.console.print(Text(f"{event.kind}: {entry.label}: {_reason(event)}", style="red"))
         self._progress.update(self._overall, completed=self._ledger.fraction, pace=self._ledger.overall)
+
+
+def _reason(event: Event) -> str:
+    """On one line. Why what a blocked stage needs has failed was said when it did."""
+    words = " ".join(event.reason.split())
+    return words.partition(", which failed")[0] if event.kind == "blocked" else words

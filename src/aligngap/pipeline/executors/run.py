@@ -34,7 +34,8 @@ _REPAIRS = 3
 Message = tuple[Any, ...]
 """What a running stage says. ("progress", done, total, metrics, note) any number of times, then one last word:
 ("finished", seconds), ("cached",), ("damaged", problems of inputs), ("disk", error), ("memory", reason),
-("vanished", reason) when its process was lost, ("lost", reason) when the machine was, and ("failed", reason).
+("mistake", error) of the user's, ("vanished", reason) when its process was lost, ("lost", reason) when the machine was,
+and ("failed", reason).
 """
 
 
@@ -210,6 +211,8 @@ class _Run:
             self.tries[stage.identity] = _TRIES - 2
             self._try_again(stage, str(detail))
         else:
+            if word == "mistake":
+                self.outcome.mistakes[stage.identity] = detail
             self._fail(stage, str(detail))
 
     def _try_again(self, stage: Stage, reason: str) -> None:

@@ -197,7 +197,7 @@ def _work(packed: PackedStage, settings: Settings, messages: Connection) -> None
     except DiskError as error:
         send.last(("disk", error))
     except UserError as error:
-        send.last(("failed", describe(error)))
+        send.last(("mistake", UserError(error.what, where=error.where, mend=error.mend)))
     except BaseException as error:
         with suppress(OSError):  # the log's disk is full
             traceback.print_exc()

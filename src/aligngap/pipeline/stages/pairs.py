@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from aligngap.errors import UserError
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.models.build import load_tokenizer
 from aligngap.models.check import check_lengths
@@ -17,6 +18,9 @@ from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs
 from aligngap.tasks.worlds import world
 from aligngap.types import PairBatch
+
+_FEWEST = 8
+"""Held-out prompts, as many as an evaluation must take: an interval over fewer is far too narrow."""
 
 
 class Pairs(PairsStage):
@@ -60,6 +64,13 @@ class Pairs(PairsStage):
         if isinstance(self.task, DatasetTask):
             prepared = make_dataset_pairs(self.task.dataset, tokenizer)
             data = prepared.data
+            prompts = len({tuple(ids) for ids in data.held_out.prompts.rows()})
+            if prompts < _FEWEST:
+                raise UserError(
+                    f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
+                    where=self.task.dataset.source,
+                    mend="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
+                )
             write_json(context.out / "data.json", prepared.as_json())
         else:
             data = make_pairs(self.task, tokenizer)
