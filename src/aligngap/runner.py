@@ -172,10 +172,12 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
     failed = [name for name, status in outcome.status.items() if status == "failed"]
     made = any(outcome.status.get(stage.identity) in ("finished", "cached") for stage in targets)
     if failed and not made and all(name in outcome.mistakes for name in failed):
-        first, *others = (outcome.mistakes[name] for name in failed)
+        found: dict[str, UserError] = {}  # the same may be said of several places
+        for name in failed:
+            found.setdefault(outcome.mistakes[name].what, outcome.mistakes[name])
+        first, *others = found.values()
         for other in others:
-            if str(other) != str(first):
-                print(f"failed: {' '.join(str(other).split())}", file=sys.stderr)
+            print(f"failed: {' '.join(str(other).split())}", file=sys.stderr)
         raise first
 
 

@@ -236,6 +236,20 @@ def test_a_judge_that_cannot_be_is_one_error(folder: Path, golden: dict[str, Any
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_judge_that_fails_ends_a_run_with_one_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken_rules.py").write_text("def prefer(prompts, pairs):\n    return [2.0] * len(pairs)\n", "utf-8")
+    path = folder / "broken.yaml"
+    judge = {"judge": {"kind": "function", "function": "broken_rules:prefer"}}
+    path.write_text(yaml.safe_dump(SETTINGS | {"golden": judge}), "utf-8")
+    assert main(["run", str(path), "--out", str(tmp_path / "run")]) == 2
+    error, where, mend = capsys.readouterr().err.splitlines()
+    assert error == "error: the function returned 2.0, which is no number from 0 to 1"
+    assert where.startswith("where: judge function 'broken_rules:prefer', row 1 of ")
+    assert mend.startswith("mend: ")
+
+
 def test_nothing_is_analysed_by_a_truth_that_nobody_knows(folder: Path) -> None:
     with pytest.raises(UserError, match="nobody knows the true utility"):
         load_study(str(folder / "study.yaml"), ["analysis.judge=true"])

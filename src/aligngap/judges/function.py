@@ -75,7 +75,7 @@ class FunctionJudge(TextJudge):
                 break
         places = traceback.extract_tb(error.__traceback__)
         at = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if len(places) > 1 else ""
-        words = "".join(traceback.format_exception_only(error)).strip()
+        words = " ".join("".join(traceback.format_exception_only(error)).split())
         self._refuse(f"failed{at}: {words}", row, prompts, error)
 
     def _refuse(
