@@ -35,7 +35,7 @@ class Sft(Stage):
     """
 
     kind: ClassVar[str] = "sft"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     pairs: tuple[Pairs, ...]
     base: Base
