@@ -189,7 +189,8 @@ class _Places(NamedTuple):
 
     def move(self, x: torch.Tensor) -> torch.Tensor:
         """The rows at their places."""
-        return _Moved.apply(x, self)  # type: ignore[no-any-return]
+        moved: torch.Tensor = _Moved.apply(x, self)  # type: ignore[no-untyped-call]
+        return moved
 
     def returned(self, x: torch.Tensor) -> torch.Tensor:
         """What lies at a row's places, summed."""
@@ -293,7 +294,9 @@ class _Plan:
         """
         places, biases = (self.kept_queries, self.kept_biases) if final else (self.queries, self.biases)
         if self.by_hand:
-            return _ByHand.apply(queries, keys, values, asking, turning, places, self, biases)  # type: ignore[no-any-return]
+            given = (queries, keys, values, asking, turning, places, self, biases)
+            by_hand: torch.Tensor = _ByHand.apply(*given)  # type: ignore[no-untyped-call]
+            return by_hand
         rotated = _rotated(queries, asking)
         size = rotated.shape[2]
         rows = [bias.shape[0] * bias.shape[2] for bias in biases]
@@ -570,11 +573,11 @@ def _parts(projection: nn.Linear) -> Affine:
     return projection.weight, projection.bias
 
 
-def _side_by_side(projection: nn.Linear, size: int, scale: float = 1.0) -> Affine:
+def _side_by_side(projection: Any, size: int, scale: float = 1.0) -> Affine:
     """Weight and bias whose outputs come in the order in which `_rotated` leaves its own, times `scale`."""
 
     def ordered(part: torch.Tensor) -> torch.Tensor:
-        return part.unflatten(0, (-1, 2, size // 2)).transpose(1, 2).flatten(0, 2) * scale
+        return part.view(-1, 2, size // 2, *part.shape[1:]).transpose(1, 2).reshape(part.shape) * scale
 
     return ordered(projection.weight), None if projection.bias is None else ordered(projection.bias)
 
@@ -587,7 +590,7 @@ def _joined(parts: Sequence[Affine], scale: torch.Tensor) -> Affine:
     return weights, torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts])
 
 
-def _added(x: torch.Tensor, inner: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
+def _added(x: torch.Tensor, inner: torch.Tensor, projection: Any) -> torch.Tensor:
     found = torch.addmm(x, inner, projection.weight.t())
     return found if projection.bias is None else found.add_(projection.bias)
 
@@ -595,4 +598,5 @@ def _added(x: torch.Tensor, inner: torch.Tensor, projection: nn.Linear) -> torch
 def _unit(x: torch.Tensor, small: float) -> torch.Tensor:
     """Rows divided by their root mean square."""
     wide = x.float()
-    return (wide * torch.linalg.vecdot(wide, wide).mul_(1 / x.shape[1]).add_(small).rsqrt_()[:, None]).to(x.dtype)
+    squares: torch.Tensor = torch.linalg.vecdot(wide, wide)
+    return (wide * squares.mul_(1 / x.shape[1]).add_(small).rsqrt_()[:, None]).to(x.dtype)

@@ -69,7 +69,7 @@ def decode_cached(
             past_key_values=cache,
             use_cache=True,
         )
-        return output.logits[:, -1]
+        return output.logits[:, -1]  # type: ignore[no-any-return]
 
     return decoded(logits, following, limit, choose, ends)
 
