@@ -404,17 +404,19 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
-    def with_gradients(module: torch.nn.Module, *_: Any) -> None:
-        for layer in module.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.training = torch.is_grad_enabled()
-
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             for name, value in vars(layer).items():
                 if "drop" in name and isinstance(value, float):
                     setattr(layer, name, 0.0)
     model.register_forward_pre_hook(with_gradients)
+
+
+def with_gradients(module: torch.nn.Module, *_: Any) -> None:
+    """The hook that puts layers into training mode while gradients are taken, for their sake."""
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = torch.is_grad_enabled()
 
 
 def parameter_count(model: torch.nn.Module) -> int:

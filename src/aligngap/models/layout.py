@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from aligngap.errors import UserError
+from aligngap.models import lean
 from aligngap.models.packing import pack
 from aligngap.models.sampling import Choose, among, decode_cached, decode_generated, ended
 from aligngap.models.seq2seq import decoded_logits, decoder_start
@@ -25,12 +26,18 @@ from aligngap.types import Tokens
 @dataclass(frozen=True)
 class Layout:
     """packed: positions and 4-D masks hold. window: of attention, in tokens; a packed sequence may not be longer.
-    generates: what is not packed can be sampled by the model's own generation.
+    generates: what is not packed can be sampled by the model's own generation. lean: our own forward pass holds
+    (lean.py).
     """
 
     packed: bool
     window: int | None = None
     generates: bool = True
+    lean: bool = False
+
+    def reads_lean(self, model: Any) -> bool:
+        """Whether our own forward pass reads the model as it is now: hooks and training mode come and go."""
+        return self.lean and lean.suits(model)
 
     def packs(self, prompts: Tokens, segments: Sequence[Tokens], more: int = 0) -> bool:
         """Whether these may be packed. more: tokens that are yet to come."""
@@ -129,7 +136,7 @@ def detect(model: Any, *, predicting: bool = True) -> Layout:
         layout = replace(layout, packed=False)
     if predicting and not (layout.packed and layout.window is None):
         layout = replace(layout, generates=trial.generates())
-    return layout
+    return replace(layout, lean=layout.packed and lean.suits(model) and trial.reads_lean())
 
 
 def _by_architecture(model: Any) -> Layout:
@@ -226,6 +233,19 @@ class _Trial:
                 return False
             return not self.predicting or self._error(self._forced(decode_cached), (0, 0)) <= tolerance
         except Exception:  # an architecture refuses in its own way
+            return False
+
+    def reads_lean(self) -> bool:
+        """Whether our own forward pass, and sampling by it, say what each sequence says alone."""
+        tolerance = self.bound + 4 * self.noise
+        try:
+            read = lean.next_token_logits if self.predicting else lean.segment_states
+            if not self._error(read(self.model, self.prompts, self.segments)) <= tolerance:
+                return False
+            if not self.predicting or not lean.plain(self.model):
+                return True
+            return self._error(self._forced(lean.decode), (0, 0)) <= tolerance
+        except Exception:  # a model is of the type by name and not in what it does
             return False
 
     def generates(self) -> bool:

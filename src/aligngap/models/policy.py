@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import PreTrainedModel
 
+from aligngap.models import lean
 from aligngap.models.layout import Layout, decode_uncached, detect, reads_apart
 from aligngap.models.lora import adapters, adapters_off, copied, load_trained_state, trained_state
 from aligngap.models.packing import pack
@@ -40,6 +41,8 @@ class Policy:
 
         Returns per segment [n, width, vocabulary]; padding positions hold arbitrary values.
         """
+        if self.layout.reads_lean(self.model):
+            return lean.next_token_logits(self.model, prompts, segments)
         if not self.layout.packs(prompts, segments):
             return reads_apart(self.model, prompts, segments)
         logits, columns = self._packed_logits(prompts, segments)
@@ -47,6 +50,8 @@ class Policy:
 
     def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
         """log pi(segment | prompt), summed over each segment's real tokens; per segment [n]."""
+        if self.layout.reads_lean(self.model):
+            return lean.log_probs(self.model, prompts, segments)
         if not self.layout.packs(prompts, segments):
             said = zip(reads_apart(self.model, prompts, segments), segments, strict=True)
             return [
@@ -91,7 +96,9 @@ class Policy:
         noise. Another engine (continuous batching, vLLM) would stand here.
         """
         limit = noise.shape[1]
-        if self.layout.packs(prompts, [], more=limit):
+        if self.layout.reads_lean(self.model) and lean.plain(self.model):
+            decode = lean.decode
+        elif self.layout.packs(prompts, [], more=limit):
             decode = decode_cached
         else:
             decode = decode_generated if self.layout.generates else decode_uncached

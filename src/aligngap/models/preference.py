@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from aligngap.models import lean
 from aligngap.models.build import load_backbone
 from aligngap.models.layout import Layout, detect, reads_apart
 from aligngap.models.packing import pack
@@ -57,6 +58,8 @@ class PreferenceModel(nn.Module):
 
     def hidden(self, prompts: Tokens, segments: list[Tokens]) -> list[torch.Tensor]:
         """Last hidden states over each segment, [n, width, hidden]."""
+        if self.layout.reads_lean(self.backbone):
+            return lean.segment_states(self.backbone, prompts, segments)
         if not self.layout.packs(prompts, segments):
             return reads_apart(self.backbone, prompts, segments, predicting=False)
         packed = pack(prompts, segments)

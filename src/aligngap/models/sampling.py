@@ -59,17 +59,8 @@ def decode_cached(
     start = prompts.lengths.repeat_interleave(samples)[:, None]
     visible = torch.zeros((count, 1, 1, width + limit), dtype=torch.bool, device=logits.device)
     visible[:, 0, 0, :width] = packed.mask[:, 0, -1].repeat_interleave(samples, 0)
-    ids = torch.zeros((count, limit), dtype=torch.int64, device=logits.device)
-    lengths = torch.full((count,), limit, dtype=torch.int64, device=logits.device)
-    alive = torch.ones(count, dtype=torch.bool, device=logits.device)
-    for at in range(limit):
-        token = choose(logits, at)
-        ids[:, at] = token * alive
-        last = alive & among(token, ends)
-        lengths[last] = at + 1
-        alive = alive & ~last
-        if at + 1 == limit or not bool(alive.any()):
-            break
+
+    def following(token: torch.Tensor, at: int) -> torch.Tensor:
         visible[..., width + at] = True
         output = model(
             input_ids=token[:, None],
@@ -78,8 +69,31 @@ def decode_cached(
             past_key_values=cache,
             use_cache=True,
         )
-        logits = output.logits[:, -1]
-    return Tokens(ids[:, : int(lengths.max())], lengths)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    return decoded(logits, following, limit, choose, ends)
+
+
+def decoded(
+    logits: torch.Tensor,
+    following: Callable[[torch.Tensor, int], torch.Tensor],
+    limit: int,
+    choose: Choose,
+    ends: Sequence[int],
+) -> Tokens:
+    """Responses token by token until all have ended. logits: for the first token, [n, vocabulary]; following: those for
+    the next one, given a token of each response and its number.
+    """
+    ids = torch.zeros((len(logits), limit), dtype=torch.int64, device=logits.device)
+    done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    for at in range(limit):
+        token = choose(logits, at)
+        ids[:, at] = token
+        done = done | among(token, ends)
+        if at + 1 == limit or bool(done.all()):
+            break
+        logits = following(token, at)
+    return ended(ids[:, : at + 1], ends, limit)
 
 
 def _repeated(model: PreTrainedModel, prefix: DynamicCache, samples: int, size: int) -> StaticCache:

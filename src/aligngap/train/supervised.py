@@ -13,7 +13,7 @@ from aligngap.seeds import numpy_stream
 from aligngap.sources.base import PairSource
 from aligngap.train.checkpoint import Checkpointer, Stateful, advance
 from aligngap.train.step import Optimiser, OptimSpec
-from aligngap.types import PairBatch
+from aligngap.types import PairBatch, Tokens
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 
@@ -54,11 +54,7 @@ def sft_loss(policy: Policy, batch: PairBatch) -> torch.Tensor:
 def preference_loss(model: PreferenceModel, batch: PairBatch, step: int, seed: int) -> torch.Tensor:
     """Binary cross-entropy, the order of the two responses drawn anew for each pair (appendix A)."""
     flip = torch.from_numpy(numpy_stream("order", seed, step).random(len(batch)) < 0.5).to(batch.preference.device)
-    swapped = PairBatch(
-        batch.prompt_numbers, batch.prompts, batch.second, batch.first, 1 - batch.preference, batch.provenance
-    )
-    there, back = (torch.nonzero(~flip).squeeze(1), torch.nonzero(flip).squeeze(1))
-    parts = [part.take(index) for part, index in ((batch, there), (swapped, back)) if len(index)]
-    logits = torch.cat([model.logit(part.prompts, part.first, part.second) for part in parts])
-    target = torch.cat([part.preference for part in parts])
-    return functional.binary_cross_entropy_with_logits(logits, target)
+    responses, row = Tokens.stack([batch.first, batch.second]), torch.arange(len(batch), device=flip.device)
+    first, second = (responses.take(row + len(batch) * moved) for moved in (flip, ~flip))
+    target = torch.where(flip, 1 - batch.preference, batch.preference)
+    return functional.binary_cross_entropy_with_logits(model.logit(batch.prompts, first, second), target)

@@ -167,7 +167,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_no_sample(folder: Path) 
             weight.data.normal_(generator=torch.Generator().manual_seed(0))
         calls = []
         for layer in policy.model.model.layers:
-            layer.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            layer.input_layernorm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         (-policy.log_probs(PROMPTS, [PAIRS.first])[0].mean()).backward()
         count = len(calls)
         noise = torch.rand(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -40,6 +40,7 @@ class Preference(JudgeStage):
     """
 
     kind: ClassVar[str] = "preference"
+    version: ClassVar[int] = 2
 
     pairs: PairsStage
     base: Base
@@ -120,6 +121,7 @@ class Given(JudgeStage):
     """
 
     kind: ClassVar[str] = "given_judge"
+    version: ClassVar[int] = 2
 
     given: GivenJudge
     base: Base

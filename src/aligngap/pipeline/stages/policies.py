@@ -35,7 +35,7 @@ class Sft(Stage):
     """
 
     kind: ClassVar[str] = "sft"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     pairs: tuple[Pairs, ...]
     base: Base
@@ -235,9 +235,11 @@ def max_new_tokens(context: Context) -> int:
     return int(read_json(context.one("task") / "task.json")["max_new_tokens"])
 
 
-def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor, chunk: int = 32) -> Tokens:
+def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor) -> Tokens:
     """One response a prompt, on the CPU."""
     rows: list[list[int]] = []
+    # A pass takes hardly longer for many rows than for few; long ones need memory for their keys and values.
+    chunk = min(128, max(32, 8192 // (prompts.ids.shape[1] + noise.shape[1])))
     for index in torch.arange(len(prompts.ids)).split(chunk):
         rows += policy.sample(prompts.take(index).to(policy.device), 1, noise[index]).to("cpu").rows()
     return Tokens.collate(rows)

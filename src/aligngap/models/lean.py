@@ -1,0 +1,602 @@
+"""Decoders of Llama's type, read by a forward pass of our own: the same weights and the same maths with less work.
+
+`transformers` pads a batch to a rectangle and masks. Here a batch is one list of real tokens: norms, projections and
+feed-forward layers see no padding, and only attention is computed on grids, a segment's on its prompt and itself. The
+last layer computes what is asked of it and no more, the head only what predicts a token. Sampling keeps its own cache
+and multiplies by fused weights. `layout.detect` compares what comes of it with what the model itself says before it is
+used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralMLP, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2MLP, Qwen2RMSNorm
+
+from aligngap.models.build import with_gradients
+from aligngap.models.sampling import Choose, decoded
+from aligngap.types import Tokens
+
+_LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)
+_NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
+_FEED_FORWARD = (LlamaMLP, MistralMLP, Qwen2MLP)
+_ROTARY = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that know a token's position, and not how long its sequence is."""
+_FEW = 1 << 14
+"""Scores of a row up to which attention is two products and a softmax; PyTorch's own kernel needs less memory beyond,
+and is slower before (docs/lab-log.md)."""
+
+
+def suits(model: Any) -> bool:
+    """Whether a model is of the type, and nothing asks for more than its forward pass (dropout, hooks). Its projections
+    and feed-forward layers may be any modules, adapters included, and its gradients may be checkpointed.
+    """
+    backbone = backbone_of(model)
+    layers = getattr(backbone, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not all(type(layer) in _LAYERS for layer in layers):
+        return False
+    config = backbone.config
+    return (
+        set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+        and (getattr(config, "sliding_window", None) is None or not getattr(config, "use_sliding_window", True))
+        and (config.rope_parameters or {}).get("rope_type") in _ROTARY
+        and (config.attention_dropout == 0 or not backbone.training)
+        and not any(_hooked(part) for part in (model, backbone, *layers, *(layer.self_attn for layer in layers)))
+    )
+
+
+def backbone_of(model: Any) -> Any:
+    """The decoder beneath a language model's head."""
+    return getattr(model, "model", model)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """n prompts and their segments as one list of tokens: all prompts, then each segment of all rows, then a spare one
+    that stands for all padding.
+
+    ids, positions: int64 [tokens]. lengths: of the prompts, [n]. prompts, segments: the place of each token of
+    [n, width] and of [segments, n, width], the last one for padding. first: where the segments begin.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    lengths: torch.Tensor
+    prompts: torch.Tensor
+    segments: torch.Tensor
+    first: int
+    plans: dict[Any, _Plan] = field(default_factory=dict)
+
+    def plan(self, ends: bool, heads: tuple[int, int], dtype: torch.dtype) -> _Plan:
+        """How attention is computed. Made once: a policy and its reference read the same batch."""
+        if (ends, heads, dtype) not in self.plans:
+            self.plans[ends, heads, dtype] = _Plan(self, ends, heads, dtype)
+        return self.plans[ends, heads, dtype]
+
+
+_latest: tuple[list[torch.Tensor], Ragged] | None = None
+
+
+def ragged(prompts: Tokens, segments: Sequence[Tokens]) -> Ragged:
+    """Lay out prompts (n rows) and segments (n rows each) without padding. The very tensors of the last call are not
+    laid out again.
+    """
+    global _latest
+    given, last = [part for tokens in (prompts, *segments) for part in tokens], _latest
+    if last is not None and len(given) == len(last[0]) and all(a is b for a, b in zip(given, last[0], strict=True)):
+        return last[1]
+    device, rows = prompts.ids.device, len(prompts.ids)
+    width = max((part.ids.shape[1] for part in segments), default=0)
+    real = prompts.mask()
+    every = torch.arange(max(real.shape[1], width), device=device)
+    ids, positions, masks = [prompts.ids[real]], [every[: real.shape[1]].expand_as(real)[real]], [real.flatten()]
+    for part in segments:
+        inside, more = part.mask(), part.ids.shape[1]
+        ids.append(part.ids[inside])
+        positions.append((prompts.lengths[:, None] + every[:more])[inside])
+        masks.append(functional.pad(inside, (0, width - more)).flatten())
+    spare = torch.zeros(1, dtype=torch.int64, device=device)
+    listed, flat = torch.cat([*ids, spare]), torch.cat(masks)
+    places = torch.where(flat, flat.cumsum(0) - 1, len(listed) - 1)
+    in_prompts, in_segments = places.split([real.numel(), len(places) - real.numel()])
+    found = Ragged(
+        listed,
+        torch.cat([*positions, spare]),
+        prompts.lengths,
+        in_prompts.view_as(real),
+        in_segments.view(len(segments), rows, width),
+        len(ids[0]),
+    )
+    _latest = given, found
+    return found
+
+
+def states(
+    backbone: Any, batch: Ragged, *, ends: bool, cache: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+) -> torch.Tensor:
+    """Last hidden states, [tokens kept, hidden]: with `ends` those of the prompts' last tokens, then those of the
+    segments' tokens, then one that means nothing.
+
+    cache: takes each layer's keys and values, [tokens, heads, head size], keys as `_rotated` leaves them.
+    """
+    x = backbone.embed_tokens(batch.ids)
+    turns = _turns(backbone, x, batch.positions)
+    heads = backbone.config.num_attention_heads, backbone.config.num_key_value_heads
+    plan = batch.plan(ends, heads, x.dtype)
+
+    def through(layer: Any, x: torch.Tensor, *, final: bool) -> torch.Tensor:
+        attention = layer.self_attn
+        h = layer.input_layernorm(x)
+        keys, values = attention.k_proj(h), attention.v_proj(h)
+        if cache is not None:
+            rotated = _rotated(keys, turns)
+            cache.append((rotated, values.view_as(rotated)))
+        asking = turns * attention.scaling
+        if final:
+            x, h, asking = (plan.keep.move(part) for part in (x, h, asking))
+        x = x + attention.o_proj(plan.attend(attention.q_proj(h), keys, values, asking, turns, final=final))
+        return x + layer.mlp(layer.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+    for layer in backbone.layers:
+        run = partial(through, layer, final=layer is backbone.layers[-1])
+        again = layer.gradient_checkpointing and torch.is_grad_enabled()
+        x = checkpoint(run, x, use_reentrant=False) if again else run(x)
+    return backbone.norm(x)  # type: ignore[no-any-return]
+
+
+def _turns(backbone: Any, like: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Of each position the rotations as complex numbers, [positions, 1, half a head]."""
+    cos, sin = backbone.rotary_emb(like, positions[None])
+    half = cos.shape[-1] // 2
+    return torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
+
+
+def _rotated(projected: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of queries or keys, [tokens, heads, head size].
+
+    Numbers that turn together come out side by side, not half a head apart: products of queries and keys are the same.
+    """
+    halves = projected.float().view(len(projected), -1, 2, turns.shape[-1])
+    turned = torch.complex(halves[:, :, 0], halves[:, :, 1]) * turns
+    return torch.view_as_real(turned).flatten(2).to(projected.dtype)
+
+
+def _turned_back(gradient: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """The adjoint of `_rotated`: from [tokens * heads, head size] to [tokens, heads * head size]."""
+    back = torch.view_as_complex(gradient.view(len(turns), -1, turns.shape[-1], 2)) * turns.conj()
+    return torch.cat([back.real, back.imag], 2).flatten(1)
+
+
+class _Places(NamedTuple):
+    """Rows of a list to other places, and back.
+
+    there: which row goes to each place. back: the place of each row; where it has several, the first of them, and then
+    the others of the rows at the list's beginning.
+    """
+
+    there: torch.Tensor
+    back: tuple[torch.Tensor, ...]
+
+    def move(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows at their places."""
+        moved: torch.Tensor = _Moved.apply(x, self)  # type: ignore[no-untyped-call]
+        return moved
+
+    def returned(self, x: torch.Tensor) -> torch.Tensor:
+        """What lies at a row's places, summed."""
+        first, *others = self.back
+        found = x.index_select(0, first)
+        for more in others:
+            found[: len(more)] += x.index_select(0, more)
+        return found
+
+
+class _Moved(torch.autograd.Function):
+    """An ordinary index would add gradients up row by row: it does not know that most rows have one place.
+
+    Rows that stand for padding have no gradient, wherever they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, places: _Places) -> torch.Tensor:
+        ctx.places = places
+        return x.index_select(0, places.there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return ctx.places.returned(gradient), None
+
+
+class _Plan:
+    """Causal attention of a list of tokens, each prompt on itself, each segment on its prompt and itself: two groups of
+    grids, and a last place for the spare token. Rows of the grids are tokens; by hand, the heads of tokens, in an order
+    that leaves nothing to transpose.
+    """
+
+    def __init__(self, batch: Ragged, ends: bool, heads: tuple[int, int], dtype: torch.dtype) -> None:
+        device, spare, first = batch.ids.device, len(batch.ids) - 1, batch.first
+        (rows, width), (count, _, more) = batch.prompts.shape, batch.segments.shape
+        in_prompts, in_segments = batch.prompts < spare, batch.segments < spare
+        self.heads, self.dtype = heads, dtype
+        # Half precision needs the sums that PyTorch's own kernel keeps.
+        self.by_hand = device.type == "cpu" and dtype == torch.float32 and max(width, more) * (width + more) <= _FEW
+
+        every, own = (
+            torch.arange(spare + 1, device=device),
+            (batch.lengths.cumsum(0) - 1).clamp(min=0)[: rows if ends else 0],
+        )
+        keep = torch.cat([own, every[first:]])
+        # What is not kept has the spare token's gradient, which is 0.
+        kept_at = torch.full_like(every, len(keep) - 1).index_copy(0, keep, every[: len(keep)])
+        self.keep = _Places(keep, (kept_at,))
+
+        asking, answering = heads if self.by_hand else (1, 1)
+        segments = batch.segments.flatten(0, 1)
+        behind = torch.cat([batch.prompts.repeat(count, 1), segments], 1) if count else segments
+        there, (alone, after, last) = _places([batch.prompts, behind], spare, answering)
+        after = after.view(count, rows, behind.shape[1], answering)
+        back = torch.cat([alone[in_prompts], after[:, :, width:][in_segments], last])
+        self.keys = _Places(there, (back.flatten(), *(part[in_prompts].flatten() for part in after[:, :, :width])))
+        self.key_rows = [alone.numel(), after.numel(), last.numel()]
+        there, (alone, after, last) = _places([batch.prompts, segments], spare, asking)
+        back = torch.cat([alone[in_prompts], after.view(*in_segments.shape, asking)[in_segments], last])
+        self.queries = _Places(there, (back.flatten(),))
+        shift, final = first - len(own), every[: len(own), None]
+        there, (alone, after, last) = _places([final, segments - shift], spare - shift, asking)
+        back = torch.cat([alone[:, 0], after.view(*in_segments.shape, asking)[in_segments], last])
+        self.kept_queries = _Places(there, (back.flatten(),))
+
+        column, later = every[:width], every[:more]
+        ahead = (column > column[:, None]).expand(rows, -1, -1)
+        beyond = (column >= batch.lengths[:, None])[:, None]
+        unseen = torch.cat([beyond.expand(-1, more, -1), (later > later[:, None]).expand(rows, -1, -1)], 2)
+        among, of_ends, of_segments = (
+            self._bias(blind) for blind in (ahead, beyond[: len(own)], unseen.repeat(count, 1, 1))
+        )
+        self.biases, self.kept_biases = (among, of_segments), (of_ends, of_segments)
+
+    def _bias(self, blind: torch.Tensor) -> torch.Tensor:
+        """What is added to scores, given what a query may not look at, bool [n, queries, keys]. Not infinite: a prompt
+        without a token would have nothing to look at.
+        """
+        bias = torch.zeros(blind.shape, dtype=self.dtype, device=blind.device)
+        bias = bias.masked_fill(blind, torch.finfo(self.dtype).min / 2)[:, None]
+        if not self.by_hand:
+            return bias
+        heads, groups = self.heads
+        return bias.expand(-1, heads, -1, -1).reshape(
+            len(blind) * groups, heads // groups * blind.shape[1], blind.shape[2]
+        )
+
+    def attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        asking: torch.Tensor,
+        turning: torch.Tensor,
+        *,
+        final: bool,
+    ) -> torch.Tensor:
+        """What attention gives each token, [tokens, heads * head size], from projections, [tokens, heads * head size].
+
+        asking, turning: rotations of queries (and their scale), and of keys. final: in the last layer, of kept tokens.
+        """
+        places, biases = (self.kept_queries, self.kept_biases) if final else (self.queries, self.biases)
+        if self.by_hand:
+            given = (queries, keys, values, asking, turning, places, self, biases)
+            by_hand: torch.Tensor = _ByHand.apply(*given)  # type: ignore[no-untyped-call]
+            return by_hand
+        rotated = _rotated(queries, asking)
+        size = rotated.shape[2]
+        rows = [bias.shape[0] * bias.shape[2] for bias in biases]
+        q = places.move(rotated.flatten(1)).split([*rows, 1])
+        k, v = (self.keys.move(part).split(self.key_rows) for part in (_rotated(keys, turning).flatten(1), values))
+        found = []
+        for number, bias in enumerate(biases):
+            if not bias.numel():
+                continue
+            a, b, c = (part[number].view(len(bias), -1, part[number].shape[1] // size, size) for part in (q, k, v))
+            of_heads = functional.scaled_dot_product_attention(
+                a.transpose(1, 2),
+                b.transpose(1, 2),
+                c.transpose(1, 2),
+                attn_mask=bias,
+                scale=1.0,
+                enable_gqa=self.heads[0] != self.heads[1],
+            )
+            found.append(of_heads.transpose(1, 2).reshape(-1, self.heads[0] * size))
+        found.append(found[0].new_zeros(1, self.heads[0] * size))
+        return _Places(places.back[0], (places.there,)).move(torch.cat(found))
+
+
+def _places(grids: list[torch.Tensor], spare: int, heads: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Which row goes to each place, and the number of the place of each of a token's heads, [n, width, heads] a grid
+    and [1, heads] for the spare token. grids: of tokens, [n, width].
+    """
+    head = torch.arange(heads, device=grids[0].device)
+    there = [(grid[:, None] * heads + head[:, None]).flatten() for grid in grids]
+    number = torch.arange(sum(map(len, there)) + heads, device=head.device)
+    parts = number.split([*map(len, there), heads])
+    numbers = [
+        part.view(len(grid), heads, grid.shape[1]).transpose(1, 2) for part, grid in zip(parts, grids, strict=False)
+    ]
+    return torch.cat([*there, spare * heads + head]), [*numbers, parts[-1][None]]
+
+
+class _ByHand(torch.autograd.Function):
+    """Attention of many short sequences with small heads: two products and a softmax on rows sorted by head.
+
+    PyTorch's own kernel takes twice as long there (docs/lab-log.md), and its gradient too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        asking: torch.Tensor,
+        turning: torch.Tensor,
+        places: _Places,
+        plan: _Plan,
+        biases: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        size = 2 * turning.shape[2]
+        q = _rotated(queries, asking).view(-1, size).index_select(0, places.there)
+        k = _rotated(keys, turning).view(-1, size).index_select(0, plan.keys.there)
+        v = values.view(-1, size).index_select(0, plan.keys.there)
+        found = torch.zeros_like(q)
+        probabilities = []
+        for bias, a, out, b, c in _grouped(plan, biases, (q, found), (k, v)):
+            chosen = a.bmm(b.transpose(1, 2)).add_(bias).softmax(-1)
+            torch.bmm(chosen, c, out=out)
+            probabilities.append(chosen)
+        ctx.save_for_backward(q, k, v, asking, turning, *probabilities)
+        ctx.places, ctx.plan, ctx.biases = places, plan, biases
+        return found.index_select(0, places.back[0]).view(len(queries), -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        q, k, v, asking, turning, *probabilities = ctx.saved_tensors
+        places, plan = ctx.places, ctx.plan
+        out = gradient.reshape(-1, q.shape[1]).index_select(0, places.there)
+        to_q, to_k, to_v = (torch.zeros_like(part) for part in (q, k, v))
+        parts = _grouped(plan, ctx.biases, (q, out, to_q), (k, v, to_k, to_v))
+        for chosen, (_, a, g, to_a, b, c, to_b, to_c) in zip(probabilities, parts, strict=True):
+            torch.bmm(chosen.transpose(1, 2), g, out=to_c)
+            scores = torch.ops.aten._softmax_backward_data(g.bmm(c.transpose(1, 2)), chosen, -1, chosen.dtype)
+            torch.bmm(scores, b, out=to_a)
+            torch.bmm(scores.transpose(1, 2), a, out=to_b)
+        return (
+            _turned_back(places.returned(to_q), asking),
+            _turned_back(plan.keys.returned(to_k), turning),
+            plan.keys.returned(to_v).view(len(turning), -1),
+            *[None] * 5,
+        )
+
+
+def _grouped(
+    plan: _Plan, biases: tuple[torch.Tensor, ...], queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor]
+) -> Iterator[list[torch.Tensor]]:
+    """Of each group that is not empty its bias, and the rows of queries and of keys (and of what else lies as they do),
+    [sequences, length, size].
+    """
+    rows = [bias.shape[0] * bias.shape[1] for bias in biases]
+    of_queries = [part.split([*rows, plan.heads[0]]) for part in queries]
+    of_keys = [part.split(plan.key_rows) for part in keys]
+    size = queries[0].shape[1]
+    for number, bias in enumerate(biases):
+        if bias.numel():
+            yield [
+                bias,
+                *(part[number].view(*bias.shape[:2], size) for part in of_queries),
+                *(part[number].view(len(bias), bias.shape[2], size) for part in of_keys),
+            ]
+
+
+def log_probs(model: Any, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+    """log pi(segment | prompt), summed over each segment's tokens; per segment [n]."""
+    batch = ragged(prompts, segments)
+    wanted = batch.ids[batch.first : -1]
+    each = -functional.cross_entropy(_predicting(model, batch)[:-1], wanted, reduction="none")
+    places = batch.segments - batch.first
+    return list(functional.pad(each, (0, 1)).index_select(0, places.flatten()).view_as(places).sum(2))
+
+
+def next_token_logits(model: Any, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+    """Logits that predict each token of each segment, [n, width, vocabulary]; anything where there is none."""
+    batch = ragged(prompts, segments)
+    return _spread(_predicting(model, batch), batch, segments)
+
+
+def segment_states(backbone: Any, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+    """Last hidden states of each segment's tokens, [n, width, hidden]; anything where there is none."""
+    batch = ragged(prompts, segments)
+    return _spread(states(backbone, batch, ends=False), batch, segments)
+
+
+def _spread(rows: torch.Tensor, batch: Ragged, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+    """What belongs to the segments' tokens and the spare one, on a grid for each segment."""
+    places = batch.segments - batch.first
+    return [
+        rows.index_select(0, place[:, : part.ids.shape[1]].flatten()).view(*part.ids.shape, rows.shape[1])
+        for place, part in zip(places, segments, strict=True)
+    ]
+
+
+def _predicting(model: Any, batch: Ragged) -> torch.Tensor:
+    """Logits that predict each of the segments' tokens, in their order, and a spare row; [tokens + 1, vocabulary]."""
+    found = states(model.model, batch, ends=True)
+    rows = len(batch.lengths)
+    places = batch.segments - batch.first + rows - 1  # of the token before
+    places[:, :, :1] = torch.arange(rows, device=places.device)[:, None]
+    before = [places[batch.segments < len(batch.ids) - 1], torch.tensor([len(found) - 1], device=places.device)]
+    return model.lm_head(found.index_select(0, torch.cat(before))).float()  # type: ignore[no-any-return]
+
+
+def _hooked(module: nn.Module) -> bool:
+    before = set(module._forward_pre_hooks.values()) - {with_gradients}  # it concerns the model's own forward pass
+    return bool(before or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def plain(model: Any) -> bool:
+    """Whether a model that `suits` is made of plain matrices and norms, so that `decode` may multiply by them fused."""
+    backbone = backbone_of(model)
+    norms = [backbone.norm, *(part for layer in backbone.layers for part in _norms(layer))]
+    linear = [part for layer in backbone.layers for part in _projections(layer)]
+    return (
+        all(type(layer.mlp) in _FEED_FORWARD for layer in backbone.layers)
+        and all(type(part) in _NORMS for part in norms)
+        and all(type(part) is nn.Linear for part in linear)
+        and not any(_hooked(part) for part in (*norms, *linear, *(layer.mlp for layer in backbone.layers)))
+    )
+
+
+def _norms(layer: Any) -> list[Any]:
+    return [layer.input_layernorm, layer.post_attention_layernorm]
+
+
+def _projections(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [getattr(attention, f"{name}_proj") for name in "qkvo"] + [
+        getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")
+    ]
+
+
+@torch.no_grad()
+def decode(model: Any, prompts: Tokens, samples: int, limit: int, choose: Choose, ends: Sequence[int]) -> Tokens:
+    """As `sampling.decode_cached`, for a model that `suits` and is `plain`: each prompt is read once, then one pass a
+    token multiplies by fused weights, with a cache of fixed size.
+
+    A pass looks at as much of the cache as is filled. On a device that records its work (CUDA graphs) a pass over all
+    of it, with what is to come hidden, would stand here.
+    """
+    backbone, rows = model.model, len(prompts.ids)
+    batch, cache = ragged(prompts, []), list[tuple[torch.Tensor, torch.Tensor]]()
+    said = model.lm_head(states(backbone, batch, ends=True, cache=cache)[:rows])
+    layers = [
+        _Decoding(layer, part, batch.prompts, samples, limit)
+        for layer, part in zip(backbone.layers, cache, strict=True)
+    ]
+    width, start = batch.prompts.shape[1], prompts.lengths.repeat_interleave(samples)
+    turns = _turns(backbone, said, torch.arange(int(prompts.lengths.max()) + limit, device=said.device))
+    hidden, bias = (batch.prompts == len(batch.ids) - 1).repeat_interleave(samples, 0), None
+    if bool(hidden.any()):
+        bias = torch.zeros((len(start), width + limit), dtype=said.dtype, device=said.device)
+        bias[:, :width].masked_fill_(hidden, torch.finfo(said.dtype).min / 2)
+    scale, head = backbone.norm.weight, model.lm_head
+
+    def following(token: torch.Tensor, at: int) -> torch.Tensor:
+        x = backbone.embed_tokens(token)
+        turning = turns.index_select(0, start + at)
+        for layer in layers:
+            x = layer(x, turning, width + at, bias)
+        return head(_unit(x, backbone.norm.variance_epsilon).mul_(scale))  # type: ignore[no-any-return]
+
+    return decoded(said.repeat_interleave(samples, 0), following, limit, choose, ends)
+
+
+class _Decoding:
+    """A layer that reads one more token of each of n sequences: fused weights, keys and values so far.
+
+    At these sizes the time goes into the number of operations: the norms' weights are multiplied into the matrices
+    behind them, the queries' scale too.
+    """
+
+    def __init__(
+        self, layer: Any, cache: tuple[torch.Tensor, torch.Tensor], places: torch.Tensor, samples: int, limit: int
+    ) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.groups, self.size = cache[0].shape[1:]
+        self.heads = attention.q_proj.out_features // self.size
+        before, behind = layer.input_layernorm, layer.post_attention_layernorm
+        self.small = before.variance_epsilon, behind.variance_epsilon
+        asking = _side_by_side(attention.q_proj, self.size, attention.scaling)
+        turning = _side_by_side(attention.k_proj, self.size)
+        self.qkv = _joined([asking, turning, _parts(attention.v_proj)], before.weight)
+        self.gate_up = _joined([_parts(mlp.gate_proj), _parts(mlp.up_proj)], behind.weight)
+        self.act, self.out, self.down = mlp.act_fn, attention.o_proj, mlp.down_proj
+        self.keys, self.values = (
+            functional.pad(
+                part.index_select(0, places.flatten()).view(*places.shape, *part.shape[1:]).transpose(1, 2),
+                (0, 0, 0, limit),
+            ).repeat_interleave(samples, 0)
+            for part in cache
+        )
+
+    def __call__(self, x: torch.Tensor, turning: torch.Tensor, at: int, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer's output, [n, hidden], from its input. at: the token's column of the cache; bias: [n, columns]."""
+        n, heads, groups, size = len(x), self.heads, self.groups, self.size
+        both, many = heads + groups, n * groups
+        qkv = functional.linear(_unit(x, self.small[0]), *self.qkv)
+        pairs = torch.view_as_complex(qkv[:, : both * size].float().view(n, both, size // 2, 2))
+        turned = torch.view_as_real(pairs * turning).view(n, both, size).to(qkv.dtype)
+        self.keys[:, :, at] = turned[:, heads:]
+        self.values[:, :, at] = qkv[:, both * size :].view(n, groups, size)
+        if x.dtype == torch.float32:
+            queries = turned[:, :heads].reshape(many, heads // groups, size)
+            keys, values = (part.view(many, -1, size)[:, : at + 1] for part in (self.keys, self.values))
+            scores = torch.bmm(queries, keys.transpose(1, 2))
+            if bias is not None:
+                scores.view(n, heads, at + 1).add_(bias[:, None, : at + 1])
+            found = torch.bmm(scores.softmax(-1), values)
+        else:
+            found = functional.scaled_dot_product_attention(
+                turned[:, :heads, None],
+                self.keys[:, :, : at + 1],
+                self.values[:, :, : at + 1],
+                attn_mask=None if bias is None else bias[:, None, None, : at + 1],
+                scale=1.0,
+                enable_gqa=heads != groups,
+            )
+        x = _added(x, found.reshape(n, heads * size), self.out)
+        gate, up = functional.linear(_unit(x, self.small[1]), *self.gate_up).chunk(2, 1)
+        return _added(x, self.act(gate) * up, self.down)
+
+
+Affine = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _parts(projection: nn.Linear) -> Affine:
+    return projection.weight, projection.bias
+
+
+def _side_by_side(projection: Any, size: int, scale: float = 1.0) -> Affine:
+    """Weight and bias whose outputs come in the order in which `_rotated` leaves its own, times `scale`."""
+
+    def ordered(part: torch.Tensor) -> torch.Tensor:
+        return part.view(-1, 2, size // 2, *part.shape[1:]).transpose(1, 2).reshape(part.shape) * scale
+
+    return ordered(projection.weight), None if projection.bias is None else ordered(projection.bias)
+
+
+def _joined(parts: Sequence[Affine], scale: torch.Tensor) -> Affine:
+    """Projections of the same input as one that scales it first; a bias where one of them has one."""
+    weights = torch.cat([weight for weight, _ in parts]) * scale
+    if all(bias is None for _, bias in parts):
+        return weights, None
+    return weights, torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts])
+
+
+def _added(x: torch.Tensor, inner: torch.Tensor, projection: Any) -> torch.Tensor:
+    found = torch.addmm(x, inner, projection.weight.t())
+    return found if projection.bias is None else found.add_(projection.bias)
+
+
+def _unit(x: torch.Tensor, small: float) -> torch.Tensor:
+    """Rows divided by their root mean square."""
+    wide = x.float()
+    squares: torch.Tensor = torch.linalg.vecdot(wide, wide)
+    return (wide * squares.mul_(1 / x.shape[1]).add_(small).rsqrt_()[:, None]).to(x.dtype)
