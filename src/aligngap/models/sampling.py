@@ -17,6 +17,7 @@ from transformers import (
     StaticCache,
 )
 
+from aligngap import ranks
 from aligngap.models.packing import left_pad, pack
 from aligngap.models.seq2seq import decoder_start, encoded, start_column
 from aligngap.types import Tokens
@@ -68,7 +69,7 @@ def decode_cached(
         last = alive & among(token, ends)
         lengths[last] = at + 1
         alive = alive & ~last
-        if at + 1 == limit or not bool(alive.any()):
+        if at + 1 == limit or not ranks.unfinished(bool(alive.any())):
             break
         visible[..., width + at] = True
         output = model(
@@ -138,7 +139,12 @@ def _generated(
     # What a configuration leaves open, `generate` takes from the model's own: penalties, forced tokens and the like.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        sequences = model.generate(**given, generation_config=config, logits_processor=LogitsProcessorList([chosen]))
+        sequences = model.generate(
+            **given,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([chosen]),
+            synced_gpus=ranks.sharded(),
+        )
     finally:
         model.generation_config = own
     return sequences[:, before.shape[1] :]  # type: ignore[no-any-return]

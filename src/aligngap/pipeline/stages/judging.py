@@ -40,6 +40,7 @@ class Preference(JudgeStage):
     """
 
     kind: ClassVar[str] = "preference"
+    together: ClassVar[bool] = True
 
     pairs: PairsStage
     base: Base
