@@ -19,7 +19,7 @@ from aligngap.store.store import Store
 from aligngap.train.step import OptimSpec
 from tiny import SETTINGS, context_of, make
 
-STEPS, BATCH = 10, 32
+STEPS, BATCH = 6, 32
 CASES = {
     "two": Parallel(processes=2),
     "three": Parallel(processes=3),
@@ -31,10 +31,10 @@ def stages() -> dict[str, Stage]:
     """The stages that several processes make, by name: on the small base, in batches of 32."""
     settings = [f"models.{role}=small" for role in ("policy", "proxy", "golden")]
     settings += ["tasks=[summarisation]", "sft_tasks=[summarisation]", *SETTINGS]
-    settings += ["data.train_pairs=96", "data.held_out_pairs=40", "evaluation.prompts=40", "evaluation.pairs=40"]
-    settings += [f"baseline.optim.steps={STEPS}", f"baseline.optim.batch={BATCH}", "baseline.optim.lr=0.002"]
+    settings += ["data.train_pairs=96", "data.held_out_pairs=36", "evaluation.prompts=36", "evaluation.pairs=36"]
+    settings += [f"baseline.optim.steps={STEPS}", f"baseline.optim.batch={BATCH}", "baseline.optim.lr=0.0003"]
     settings += [f"{which}.batch={BATCH}" for which in ("sft", "golden.optim", "proxy.optim")]
-    settings += ["golden.optim.steps=10", "sft.steps=4"]
+    settings += ["golden.optim.steps=6", "sft.steps=4"]
     bench = Bench(load_study("paper", settings), "summarisation")
     online = bench.online(0)
     offline = bench.offline(0).stage

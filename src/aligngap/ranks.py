@@ -153,7 +153,7 @@ class _HasRows(Protocol):
 
 Rows = TypeVar("Rows", bound=torch.Tensor | _HasRows)
 Given = TypeVar("Given")
-Result = TypeVar("Result", torch.Tensor, Tokens)
+Result = TypeVar("Result", bound=torch.Tensor | Tokens)
 
 
 @dataclass(frozen=True)
@@ -186,15 +186,17 @@ def spread(function: Callable[..., Result], *batch: torch.Tensor | Tokens) -> Re
     if not _group.dividing or not count:
         return function(*batch)
     index = _padded(count)
-    with _within():
-        part = function(*(_taken(rows, index) for rows in batch)) if len(index) else None
-    where = batch[0].ids.device if isinstance(batch[0], Tokens) else batch[0].device
-    parts = [given.to(where) for given in everyones(None if part is None else part.to("cpu")) if given is not None]
-    whole: Any = Tokens.stack(parts) if isinstance(parts[0], Tokens) else torch.cat(parts)
-    if not _group.sharded:
-        return whole  # type: ignore[no-any-return]
-    each = _rows(parts[0]) // len(index)
-    return whole.take(torch.arange(count * each)) if isinstance(whole, Tokens) else whole[: count * each]
+    part: Any = None
+    if len(index):
+        with _within():
+            part = function(*(_taken(rows, index) for rows in batch))
+    given = everyones(None if part is None else (part.to("cpu"), _rows(part) // len(index)))
+    parts = [found for found in given if found is not None]
+    found = [rows for rows, _ in parts]
+    whole: Any = Tokens.stack(found) if isinstance(found[0], Tokens) else torch.cat(found)
+    whole = whole.to(batch[0].ids.device if isinstance(batch[0], Tokens) else batch[0].device)
+    # Repeated rows are at the end.
+    return _taken(whole, torch.arange(count * parts[0][1])) if _group.sharded else whole  # type: ignore[no-any-return]
 
 
 def chunked(function: Callable[[torch.Tensor], Given], rows: int, chunk: int) -> list[Given]:
@@ -302,10 +304,8 @@ def _rows(of: torch.Tensor | Tokens) -> int:
     return len(of.lengths) if isinstance(of, Tokens) else len(of)
 
 
-def _taken(rows: Rows, index: torch.Tensor) -> Rows:
-    if isinstance(rows, torch.Tensor):
-        return rows[index]
-    return rows.take(index)
+def _taken(rows: Any, index: torch.Tensor) -> Any:
+    return rows[index] if isinstance(rows, torch.Tensor) else rows.take(index)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -86,14 +86,14 @@ def together(
 
     work, arguments: picklable, unless forked.
     """
-    context = multiprocessing.get_context("fork" if forked else "spawn")
+    context = multiprocessing.get_context("fork") if forked else multiprocessing.get_context("spawn")
     group: list[_Rank] = []
     with tempfile.TemporaryDirectory(prefix="aligngap-") as folder:
         try:
             for number in range(parallel.processes):
                 receive, send = context.Pipe(duplex=False)
                 given = (number, parallel, device, Path(folder) / "rendezvous", send, work, arguments)
-                process: BaseProcess = context.Process(target=_rank, args=given, name=f"rank {number}")  # type: ignore[attr-defined]
+                process: BaseProcess = context.Process(target=_rank, args=given, name=f"rank {number}")
                 try:
                     process.start()
                 finally:
@@ -113,7 +113,8 @@ class _Rank:
     messages: Connection
     finished: bool = False
     error: tuple[float, BaseException, str] | None = None
-    ended: bool = field(default=False)
+    """When, what, and its traceback."""
+    ended: bool = False
 
     def end(self) -> None:
         """Kill it if need be."""
@@ -123,7 +124,7 @@ class _Rank:
 
 
 def _watch(group: list[_Rank], progress: Progress) -> None:
-    deadline = None
+    deadline: float | None = None
     while open_ones := {rank.messages: rank for rank in group if not rank.ended}:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
@@ -151,18 +152,16 @@ def _raise_the_cause(group: list[_Rank]) -> None:
     """One rank's end is all ranks' end. What each saw of it: the cause is an error of its own before a lost process,
     and that before an error in talking to the others.
     """
-    failed = sorted((rank for rank in group if rank.error), key=lambda rank: rank.error[0] if rank.error else 0.0)
-    own = [rank for rank in failed if rank.error and not _of_talking(rank.error[1])]
-    lost = [rank for rank in group if rank.ended and not rank.finished and not rank.error]
     of = f"of {len(group)}"
-    if lost and not own:
+    failed = [(*rank.error, rank.number) for rank in group if rank.error]
+    failed.sort(key=lambda said: (_of_talking(said[1]), said[0]))
+    lost = [rank for rank in group if rank.ended and not rank.finished and not rank.error]
+    if lost and not (failed and not _of_talking(failed[0][1])):
         rank = lost[0]
         rank.process.join()
         raise Lost(f"rank {rank.number} {of}: {death(rank.process.exitcode)}")
-    for rank in own or failed:
-        assert rank.error is not None
-        _, error, trace = rank.error
-        raise error from FromRank(f"in rank {rank.number} {of}:\n{trace}")
+    for _, error, trace, number in failed[:1]:
+        raise error from FromRank(f"in rank {number} {of}:\n{trace}")
 
 
 def _of_talking(error: BaseException) -> bool:
