@@ -160,9 +160,9 @@ def test_what_cannot_be_done_is_said_beforehand(monkeypatch: pytest.MonkeyPatch)
     two.check("cpu")
     with pytest.raises(UserError, match="2 processes need a device each, and `device: cuda:1` is one"):
         two.check("cuda:1")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    two.check("cuda", 2)
     with pytest.raises(UserError, match="this machine has 1"):
-        two.check("cuda")
+        two.check("cuda", 1)
     monkeypatch.setattr("aligngap.ranks.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install 'aligngap\\[distributed\\]'"):
         two.check("cpu")
