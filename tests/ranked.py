@@ -1,4 +1,4 @@
-"""Stages made by one process and by several, side by side: `python tests/ranked.py FOLDER CASE ...`.
+"""Stages made by one process and by several, side by side: `python tests/ranked.py FOLDER CASE`.
 
 A process of its own, because ranks are copies of a process that has computed nothing yet.
 """
@@ -9,14 +9,25 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+from transformers import BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
+
+from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.study import load_study
+from aligngap.measure.classify import pair_log_probs
+from aligngap.models.build import load_language_model
+from aligngap.models.layout import Layout
+from aligngap.models.policy import Policy
+from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.executors.together import together
 from aligngap.pipeline.graph import Progress, Stage
-from aligngap.ranks import Parallel, rank
+from aligngap.ranks import Parallel, first, rank
 from aligngap.sources.sampled import SampledSpec
 from aligngap.store.store import Store
 from aligngap.train.step import OptimSpec
+from fakes import END, random_pairs
 from tiny import SETTINGS, context_of, make
 
 STEPS, BATCH = 6, 32
@@ -75,7 +86,51 @@ def with_several(device: str, progress: Progress, store: Path, out: Path) -> Non
         stage.run(replace(context, device=device, progress=progress, partial=partial))
 
 
+PAIRS = random_pairs(0, 5, 24, 8)
+NOISE = torch.rand(10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def save_alibi(folder: Path) -> None:
+    """A decoder that cannot be packed, sharp enough that what it samples depends on what it reads; and a T5."""
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=24, hidden_size=16, n_layer=2, n_head=2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(12 if weight.ndim > 1 else 1)
+    model.save_pretrained(folder / "alibi")
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    ).save_pretrained(folder / "t5")
+
+
+def alibi(folder: Path) -> dict[str, torch.Tensor]:
+    """What it samples in either way of sampling it, whose rows end at different times, and the log-probabilities."""
+    policy = Policy(load_language_model(Checkpoint(path=str(folder / "alibi"))), range(END, 8), NOISE.shape[1])
+    assert policy.layout == Layout(packed=False, generates=True)
+    found = {}
+    for generates in (True, False):
+        policy.layout = Layout(packed=False, generates=generates)
+        drawn = policy.sample(PAIRS.prompts, 2, NOISE)
+        found |= {f"ids {generates}": drawn.ids, f"lengths {generates}": drawn.lengths}
+    found["log_probs"] = pair_log_probs(policy, PAIRS, chunk=2)
+    return found
+
+
+def alibi_with_several(device: str, progress: Progress, folder: Path) -> None:
+    """The same of a model that is divided; and what is said of one that cannot be."""
+    found = alibi(folder)
+    if first():
+        save_file(found, folder / "alibi.safetensors")
+    try:
+        load_language_model(Checkpoint(path=str(folder / "t5")))
+    except UserError as error:
+        (folder / "refusal.txt").write_text(str(error))
+
+
 if __name__ == "__main__":
     given = Path(sys.argv[1])
-    for case in sys.argv[2:]:
+    if sys.argv[2] == "alibi":
+        together(alibi_with_several, (given,), CASES["sharded"], "cpu", forked=True)
+    else:
+        case = sys.argv[2]
         together(with_several, (given / "store", given / case), CASES[case], "cpu", forked=True)

@@ -49,12 +49,16 @@ CASES = [pytest.param(case, marks=[] if case == "two" else [pytest.mark.slow]) f
 @pytest.fixture(params=CASES, scope="module")
 def case(request: pytest.FixtureRequest, folder: Path) -> str:
     """Its stages have been made."""
+    with_several(folder, request.param)
+    return str(request.param)
+
+
+def with_several(folder: Path, case: str) -> None:
     # Ranks are copies of a process that has computed nothing, which this one is no longer.
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, ranked.__file__, str(folder), request.param]
+    command = [sys.executable, ranked.__file__, str(folder), case]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    return str(request.param)
 
 
 def files(folder: Path, case: str, stages: dict[str, Stage], name: str, file: str) -> tuple[Path, Path]:
@@ -140,3 +144,18 @@ def test_samples_are_token_identical_at_equal_weights(
 
 def test_the_first_rank_alone_writes_what_is_large(folder: Path, case: str) -> None:
     assert not list((folder / case / "1").rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_what_cannot_be_packed_is_divided_too(tmp_path: Path) -> None:
+    """Rows that end at different times, in `generate` and without a cache: all ranks run as many passes."""
+    pytest.importorskip("accelerate")
+    ranked.save_alibi(tmp_path)
+    with_several(tmp_path, "alibi")
+    one, several = ranked.alibi(tmp_path), load_file(tmp_path / "alibi.safetensors")
+    ends = one["lengths True"].reshape(5, 2)
+    assert ends[:3].max() != ends[3:].max()  # the first rank's longest, the second's
+    for name in ("ids True", "lengths True", "ids False", "lengths False"):
+        assert torch.equal(one[name], several[name]), name
+    assert_near(one["log_probs"], several["log_probs"], {"max": 1e-4, "mean": 1e-5})
+    assert "an encoder-decoder cannot be divided among processes" in (tmp_path / "refusal.txt").read_text()
