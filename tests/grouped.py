@@ -138,9 +138,10 @@ def sleep(device: str, progress: Progress, out: Path) -> None:
 if __name__ == "__main__":
     case, where = sys.argv[1], Path(sys.argv[2])
     if case == "share":
-        for kind, parallel in (
-            ("none", Parallel(processes=3)),
-            ("full", Parallel(processes=3, sharding="full")),
+        for kind, parallel, forked in (
+            ("none", Parallel(processes=3), True),
+            ("full", Parallel(processes=3, sharding="full"), True),
+            ("spawned", Parallel(processes=2), False),
         ):
             said: list[Any] = []
             (where / kind).mkdir()
@@ -149,7 +150,7 @@ if __name__ == "__main__":
                 (where / kind,),
                 parallel,
                 "cpu",
-                forked=True,
+                forked=forked,
                 progress=lambda *what, said=said: said.append(what),  # type: ignore[misc]
             )
             (where / kind / "progress.json").write_text(json.dumps(said))

@@ -92,6 +92,15 @@ def test_a_judge_has_spent_what_all_ranks_spent(shared: Path, found: list[dict[s
     assert sorted(judge["seen"] for judge in plain) == [1, 2, 2]
 
 
+def test_ranks_need_not_be_copies(shared: Path) -> None:
+    """On accelerators each starts anew."""
+    found = [json.loads((shared / "spawned" / f"{k}.json").read_text()) for k in range(2)]
+    assert [rank["own"]["7"] for rank in found] == [[[0, 1, 2, 3], 4 / 7], [[4, 5, 6], 3 / 7]]
+    assert [rank["spread"] for rank in found] == [[k for k in range(7) for _ in range(2)]] * 2
+    assert {rank["threads"] for rank in found} == {1}
+    assert json.loads((shared / "spawned" / "progress.json").read_text()) == [[0, 2, {"x": 1.0}]]
+
+
 def test_the_first_rank_tells_how_far_it_is(shared: Path) -> None:
     assert json.loads((shared / "none" / "progress.json").read_text()) == [[0, 3, {"x": 1.0}]]
 
