@@ -5,7 +5,11 @@ A process of its own, because ranks are copies of a process that has computed no
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +27,7 @@ from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.executors.together import together
 from aligngap.pipeline.graph import Progress, Stage
-from aligngap.ranks import Parallel, first, rank
+from aligngap.ranks import Parallel, first, rank, sharded
 from aligngap.sources.sampled import SampledSpec
 from aligngap.store.store import Store
 from aligngap.train.step import OptimSpec
@@ -49,6 +53,8 @@ def stages() -> dict[str, Stage]:
     bench = Bench(load_study("paper", settings), "summarisation")
     online = bench.online(0)
     offline = bench.offline(0).stage
+    settings[0] = "models.policy={path: small, lora: {r: 2}}"
+    adapters = Bench(load_study("paper", settings), "summarisation").offline(0).stage
     return {
         "golden_pairs": bench.golden_pairs,
         "sft": bench.sft,
@@ -58,6 +64,8 @@ def stages() -> dict[str, Stage]:
         "uneven": offline.model_copy(update={"optim": _of(offline.optim, 33)}),
         "single": offline.model_copy(update={"optim": _of(offline.optim, 1)}),
         "stale": bench.arm(seed=0, source=SampledSpec(sync_period=4), judge=bench.proxy(0)),
+        "resumed": offline,
+        "adapters": adapters.model_copy(update={"optim": _of(adapters.optim, 33)}),
         "responses": bench.opponents[0],
         "evaluation": bench.evaluation(online),
         "generated": bench.sampled_pairs(0, None, "final"),
@@ -69,21 +77,45 @@ def _of(optim: OptimSpec, batch: int) -> OptimSpec:
 
 
 def with_one(folder: Path) -> None:
-    """Each stage, and all it needs, in the store at `folder`."""
-    store = Store(folder)
+    """Each stage, and all it needs, in folder/store; and in folder/begun what is left of `resumed` when it is stopped
+    behind its third step.
+    """
+    store = Store(folder / "store")
     for stage in stages().values():
         make(stage, store)
 
+    def stop(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if done == 3:
+            raise InterruptedError
+
+    stage = stages()["resumed"]
+    context = context_of(stage, store, folder / "nowhere")
+    with suppress(InterruptedError):
+        stage.run(replace(context, partial=folder / "begun", progress=stop, checkpoint_seconds=0))
+
 
 def with_several(device: str, progress: Progress, store: Path, out: Path) -> None:
-    """Each stage on the inputs that one process made; of every rank its files, in out/RANK/NAME."""
+    """Each stage on the inputs that one process made; of every rank its files, in out/RANK/NAME. Adapters are not
+    divided. out/steps.json: the first step of each that was done here.
+    """
+    steps: dict[str, int] = {}
     for name, stage in stages().items():
+        if sharded() and name == "adapters":
+            continue
         made = out / str(rank()) / name
         made.mkdir(parents=True)
         partial = out / "partial" / name
         partial.mkdir(parents=True, exist_ok=True)
+        if name == "resumed" and first():
+            shutil.copytree(store.parent / "begun", partial, dirs_exist_ok=True)
+
+        def note(done: int, total: int, metrics: Mapping[str, float], name: str = name) -> None:
+            steps.setdefault(name, done)
+
         context = context_of(stage, Store(store), made)
-        stage.run(replace(context, device=device, progress=progress, partial=partial))
+        stage.run(replace(context, device=device, progress=note, partial=partial))
+    if first():
+        (out / "steps.json").write_text(json.dumps(steps))
 
 
 PAIRS = random_pairs(0, 5, 24, 8)

@@ -39,7 +39,7 @@ def stages() -> dict[str, Stage]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("ranked")
-    ranked.with_one(folder / "store")
+    ranked.with_one(folder)
     return folder
 
 
@@ -78,9 +78,13 @@ def weights(path: Path) -> torch.Tensor:
     return torch.cat([named[name].flatten() for name in sorted(named)])
 
 
-@pytest.mark.parametrize("name", ["offline", "uneven", "single", "online", "stale"])
+@pytest.mark.parametrize("name", ["offline", "uneven", "single", "online", "stale", "resumed", "adapters"])
 def test_arms_end_where_one_process_does(folder: Path, case: str, stages: dict[str, Stage], name: str) -> None:
-    """uneven: 33 prompts; single: one prompt, fewer than there are ranks; stale: sampled from weights of before."""
+    """uneven: 33 prompts; single: one prompt, fewer than there are ranks; stale: sampled from weights of before;
+    resumed: by as many from one process's step checkpoint.
+    """
+    if (case, name) == ("sharded", "adapters"):
+        pytest.skip("adapters are not divided")
     one, several = files(folder, case, stages, name, "steps")
     found = sorted(path.name for path in several.iterdir())
     assert found == sorted(path.name for path in one.iterdir())
@@ -88,6 +92,11 @@ def test_arms_end_where_one_process_does(folder: Path, case: str, stages: dict[s
     assert float((end - start).abs().mean()) > 100 * WEIGHTS["mean"]  # it was trained
     for step in found:
         assert_near(weights(one / step), weights(several / step), WEIGHTS)
+
+
+def test_a_step_checkpoint_is_gone_on_with_by_any_number(folder: Path, case: str) -> None:
+    first = read_json(folder / case / "steps.json")
+    assert (first["offline"], first["resumed"]) == (1, 4)
 
 
 @pytest.mark.parametrize("name", ["online", "stale"])
