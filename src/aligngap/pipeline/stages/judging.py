@@ -163,6 +163,7 @@ class Agreement(Stage):
     """How raters, golden, proxy and the true utility agree with each other on held-out pairs."""
 
     kind: ClassVar[str] = "agreement"
+    together: ClassVar[bool] = True
 
     pairs: Pairs
     golden_pairs: Relabel
