@@ -199,7 +199,7 @@ def plan(
     _console().print(table)
     if len(spec.experiments) > 1:
         _console().print(_sharing(spec, stages, users))
-    jobs = jobs or default_jobs(spec.device)
+    jobs = jobs or default_jobs(spec.device, spec.parallel)
     seconds = sum(stage.work for stage in stages if stage.identity not in done)
     shared = sum(len(names) > 1 for names in users.values())
     _say(

@@ -98,7 +98,7 @@ def run(
     depot = store if isinstance(store, str) and is_address(store) else None
     root = chosen_store(folder, None if depot or store is None else Path(store))
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-    executor_of = _executor(executor, address, jobs, spec.device, seconds, depot)
+    executor_of = _executor(spec, executor, address, jobs, seconds, depot)
     targeted = wanted(spec)
     stages = all_stages(targeted)
     with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
@@ -141,24 +141,32 @@ def run(
 
 
 def _executor(
-    name: str, address: str | None, jobs: int | None, device: str, seconds: float, depot: str | None
+    spec: StudySpec, name: str, address: str | None, jobs: int | None, seconds: float, depot: str | None
 ) -> Callable[[Store, Path], Executor]:
     """What makes the executor, from the store and the folder of logs. Raises UserError for what it could not do."""
     if name not in ("local", "ray"):
         raise UserError(f"there is no executor '{name}'", where="--executor", mend=nearest(name, ("local", "ray")))
+    device, parallel = spec.device, spec.parallel
     if name == "ray":
-        RayExecutor.check(device)
+        RayExecutor.check(device, parallel)
         return lambda store, logs: RayExecutor(
-            store, address=address, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds, depot=depot
+            store,
+            address=address,
+            jobs=jobs,
+            device=device,
+            log_folder=logs,
+            checkpoint_seconds=seconds,
+            depot=depot,
+            parallel=parallel,
         )
     if address:
         raise UserError("--address is for --executor ray", where=f"--address {address}", mend="Give both, or none.")
     if depot:
         mend = "Give a folder, or --executor ray."
         raise UserError("artefacts at a URL are for --executor ray", where=f"--store {depot}", mend=mend)
-    LocalExecutor.check(device)
+    LocalExecutor.check(device, parallel)
     return lambda store, logs: LocalExecutor(
-        store, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds
+        store, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds, parallel=parallel
     )
 
 

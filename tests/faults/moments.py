@@ -18,7 +18,7 @@ from unittest import mock
 
 _CODE = 113
 _CALLS = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (os, "mkdir"), (shutil, "rmtree"))
-_WRITES = ("aligngap.train.checkpoint.save_file", "aligngap.train.checkpoint.save_model")
+_WRITES = ("aligngap.train.checkpoint.save_file", "aligngap.models.sharding.save_model")
 
 
 def moments(work: Callable[[], object], limit: int = 400) -> Iterator[int]:

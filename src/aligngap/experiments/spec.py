@@ -14,6 +14,7 @@ from aligngap.judges.registry import AnyJudge
 from aligngap.measure.registry import MEASURES
 from aligngap.models.preference import PREFERENCE_MODELS
 from aligngap.models.spec import Checkpoint
+from aligngap.ranks import ALONE, Parallel
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.worlds import WORLDS
 from aligngap.train.loop import LossSpec
@@ -135,6 +136,7 @@ class StudySpec(Section):
     plugins: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    parallel: Parallel = ALONE
     data: DataSpec = DataSpec()
     models: ModelsSpec = ModelsSpec()
     sft: OptimSpec | None
@@ -181,6 +183,16 @@ class StudySpec(Section):
                 WORLDS.known(name)
         if self.analysis.judge == "true" and set(self.tasks) & set(self.datasets):
             raise ValueError("analysis.judge cannot be `true`: nobody knows the true utility of a real data set")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_adapters(self) -> Self:
+        models = (self.models.policy, self.models.golden, self.models.proxy, *self.models.sizes)
+        if self.parallel.sharding == "full" and any(model.lora for model in models):
+            raise ValueError(
+                "adapters cannot be divided among processes: take `lora` out, or say parallel.sharding: none, where "
+                "each process holds the model beneath and they share the prompts"
+            )
         return self
 
     @field_validator("seeds")

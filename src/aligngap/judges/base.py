@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from aligngap import ranks
 from aligngap.types import Tokens
 
 
@@ -45,7 +46,20 @@ class Judge(ABC):
         Identical responses are a tie by definition: no judge may break it by rounding.
         """
         self.calls += len(prompts.ids)
-        return self.compare(prompts, first, second).masked_fill(same_rows(first, second), 0.0)
+        before = dict(self.spent)
+        found = ranks.spread(self.compare, prompts, first, second)
+        self._add_up(before)
+        return found.masked_fill(same_rows(first, second), 0.0)
+
+    def _add_up(self, before: dict[str, float]) -> None:
+        """Of several ranks that shared the work, each has spent what all have."""
+        if ranks.size() == 1:
+            return
+        parts = ranks.everyones({name: amount - before.get(name, 0.0) for name, amount in self.spent.items()})
+        self.spent.clear()
+        self.spent.update(before)
+        for name, amount in (item for part in parts for item in part.items()):
+            self.spent[name] = self.spent.get(name, 0.0) + amount
 
     def probability(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """How likely the first response is preferred, for judges that can say; else the decision; float32 [n]."""

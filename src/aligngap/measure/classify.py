@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from aligngap import ranks
 from aligngap.models.policy import Policy
 from aligngap.types import PairBatch
 
@@ -14,11 +15,12 @@ def pair_log_probs(policy: Policy, pairs: PairBatch, chunk: int = 32) -> torch.T
 
     Two policies' difference is the pairs' log-ratios; the SFT policy's part is the same at every checkpoint.
     """
-    parts = []
-    for index in torch.arange(len(pairs)).split(chunk):
+
+    def scored(index: torch.Tensor) -> torch.Tensor:
         part = pairs.take(index).to(policy.device)
-        parts.append(torch.stack(policy.log_probs(part.prompts, [part.first, part.second])).cpu().double())
-    return torch.cat(parts, 1)
+        return torch.stack(policy.log_probs(part.prompts, [part.first, part.second])).cpu().double()
+
+    return torch.cat(ranks.chunked(scored, len(pairs), chunk), 1)
 
 
 def correct(first: torch.Tensor, second: torch.Tensor, preference: torch.Tensor) -> torch.Tensor:

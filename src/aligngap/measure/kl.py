@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from aligngap import ranks
 from aligngap.models.policy import Policy
 from aligngap.models.sampling import exact
 from aligngap.types import Tokens
@@ -17,12 +18,13 @@ def sequence_kl(policy: Policy, reference: Policy, prompts: Tokens, responses: T
     summed over the response's real positions (Tang et al. 2024, appendix D). Unbiased when `responses` are sampled
     from `policy`.
     """
-    values = []
-    for index in torch.arange(len(prompts.ids)).split(chunk):
+
+    def part(index: torch.Tensor) -> torch.Tensor:
         prompt, response = prompts.take(index).to(policy.device), responses.take(index).to(policy.device)
         log_p, log_q = (
             exact(model.next_token_logits(prompt, [response])[0]).log_softmax(-1) for model in (policy, reference)
         )
         per_position = (log_p.exp() * (log_p - log_q)).sum(-1)
-        values.append((per_position * response.mask().to(per_position.device)).sum(-1).cpu())
-    return torch.cat(values)
+        return (per_position * response.mask().to(per_position.device)).sum(-1).cpu()
+
+    return torch.cat(ranks.chunked(part, len(prompts.ids), chunk))

@@ -33,6 +33,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
 from aligngap.errors import UserError, nearest
+from aligngap.models.sharding import sharded
 from aligngap.seeds import torch_seed
 from aligngap.store.contents import is_pickle, is_pointer
 
@@ -312,7 +313,8 @@ def _load(kind: Any, checkpoint: str | Checkpoint, device: str) -> PreTrainedMod
     model = whole_model(_attempt(kind.from_pretrained, checkpoint, "model", **WHOLE, dtype=dtype), _path(checkpoint))
     if not isinstance(checkpoint, str) and checkpoint.gradient_checkpointing:
         _checkpoint_gradients(model)
-    return model.to(device).eval()  # type: ignore[no-any-return,arg-type]
+    # Divided before it is moved: no device need hold all of it.
+    return sharded(model).to(device).eval()  # type: ignore[no-any-return,arg-type]
 
 
 WHOLE: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}

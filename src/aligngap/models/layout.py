@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from aligngap import ranks
 from aligngap.errors import UserError
 from aligngap.models import lean
 from aligngap.models.packing import pack
@@ -89,7 +90,7 @@ def decode_uncached(
         # Its last token is yet to be chosen; no token is predicted from itself.
         response = Tokens(ids[:, : at + 1], torch.full_like(repeated.lengths, at + 1))
         ids[:, at] = choose(reads_apart(model, repeated, [response])[0][:, at], at)
-        if bool(among(response.ids, ends).any(1).all()):
+        if not ranks.unfinished(not bool(among(response.ids, ends).any(1).all())):
             break
     return ended(ids[:, : at + 1], ends, limit)
 

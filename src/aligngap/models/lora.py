@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 
 from aligngap.errors import UserError
+from aligngap.models.sharding import load_state, state_of
 from aligngap.seeds import torch_seed
 
 _ADAPTER = "default"
@@ -123,35 +124,20 @@ def copied(model: ModelT) -> ModelT:
 def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that tell a policy from the model it started from: the adapters, or all where there are none."""
     own = adapters(model)
-    return {name: weight.detach() for name, weight in own.items()} if own else model.state_dict()
+    return {name: weight.detach() for name, weight in own.items()} if own else state_of(model)
 
 
 def load_trained_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Take over what `trained_state` gave of a model of the same shape. Raises ValueError for another's."""
     own = adapters(model)
     if not own:
-        model.load_state_dict(state)
+        load_state(model, state)
         return
     if own.keys() != state.keys():
         raise ValueError("these are not the weights of this model's adapters")
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(state[name])
-
-
-class Trained:
-    """A model as step checkpoints see it: with adapters, they are all of its state."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """See `trained_state`."""
-        return trained_state(self._model)
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """See `load_trained_state`."""
-        load_trained_state(self._model, state)
 
 
 def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:

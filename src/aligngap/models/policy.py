@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from aligngap import ranks
 from aligngap.models import lean
 from aligngap.models.layout import Layout, decode_uncached, detect, reads_apart
 from aligngap.models.lora import adapters, adapters_off, copied, load_trained_state, trained_state
 from aligngap.models.packing import pack
 from aligngap.models.sampling import by_noise, decode_cached, decode_generated
+from aligngap.models.sharding import load_weights, parts, save_weights
 from aligngap.types import Tokens
 
 
@@ -93,8 +96,15 @@ class Policy:
         """`samples` responses to each prompt, rows grouped by prompt.
 
         noise: uniform numbers, [n * samples, max_new_tokens]; the responses are a function of weights, prompts and
-        noise. Another engine (continuous batching, vLLM) would stand here.
+        noise, so several ranks can share the prompts. Another engine (continuous batching, vLLM) would stand here.
         """
+        return ranks.spread(
+            lambda prompts, noise: self._sample(prompts, samples, noise.flatten(0, 1)),
+            prompts,
+            noise.unflatten(0, (len(prompts.ids), samples)),
+        )
+
+    def _sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
         limit = noise.shape[1]
         if self.layout.reads_lean(self.model) and lean.plain(self.model):
             decode = lean.decode
@@ -106,6 +116,8 @@ class Policy:
 
     def frozen_copy(self) -> Policy:
         """A copy that later training does not change. With adapters, it shares the weights beneath them."""
+        if ranks.sharded():
+            return Remembered(self)
         model = copied(self.model)
         return Policy(model.requires_grad_(False), self.ends, self.max_new_tokens, self.layout)
 
@@ -113,19 +125,30 @@ class Policy:
         """Take over another policy's weights."""
         load_trained_state(self.model, trained_state(other.model))
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The tensors that tell it from the policy it started from; for step checkpoints."""
+        return trained_state(self.model)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError for another model's."""
+        load_trained_state(self.model, state)
+
     def save_weights(self, path: Path) -> None:
-        """The weights alone, as safetensors; of a policy with adapters, the adapters'."""
+        """The weights alone, as safetensors; of a policy with adapters, the adapters'. Of several ranks the first
+        writes, and all must ask.
+        """
         if own := adapters(self.model):
-            save_file({name: weight.detach() for name, weight in own.items()}, str(path))
+            if ranks.first():
+                save_file({name: weight.detach() for name, weight in own.items()}, str(path))
         else:
-            save_model(self.model, str(path))
+            save_weights(self.model, path)
 
     def load_weights(self, path: Path) -> None:
         """Weights saved by `save_weights`."""
         if adapters(self.model):
             load_trained_state(self.model, load_file(str(path)))
         else:
-            load_model(self.model, str(path), device=str(self.device))
+            load_weights(self.model, path, str(self.device))
 
 
 class WithoutAdapters(Policy):
@@ -141,4 +164,52 @@ class WithoutAdapters(Policy):
 
     def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
         with adapters_off(self.model):
+            return super().sample(prompts, samples, noise)
+
+
+class Remembered(Policy):
+    """A sharded policy as it was: such a model cannot be copied. It has this rank's part of the weights of then, which
+    take the place of the live ones around each call.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.model, policy.ends, policy.max_new_tokens, policy.layout)
+        self._then = [part.clone() for part in parts(self.model)]
+
+    @contextmanager
+    def _as_then(self) -> Iterator[None]:
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for live, then in zip(parts(self.model), self._then, strict=True):
+            now = live.clone()
+            live.copy_(then)
+            then.copy_(now)
+
+    def load_from(self, other: Policy) -> None:
+        for then, part in zip(self._then, parts(other.model), strict=True):
+            then.copy_(part)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        with self._as_then():
+            return {name: weight.clone() for name, weight in super().state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        with self._as_then():
+            super().load_state_dict(state)
+
+    def next_token_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+        with self._as_then():
+            return super().next_token_logits(prompts, segments)
+
+    def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
+        with self._as_then():
+            return super().log_probs(prompts, segments)
+
+    def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
+        with self._as_then():
             return super().sample(prompts, samples, noise)

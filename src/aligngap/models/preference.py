@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from aligngap import ranks
 from aligngap.models import lean
 from aligngap.models.build import load_backbone
 from aligngap.models.layout import Layout, detect, reads_apart
 from aligngap.models.packing import pack
+from aligngap.models.sharding import fill, save_folder, sharded, written
 from aligngap.models.spec import Checkpoint
 from aligngap.plugins import Registry, kind_of
 from aligngap.types import Tokens
@@ -81,17 +83,18 @@ class PreferenceModel(nn.Module):
         return (values * where).sum(-1)
 
     def save(self, folder: Path) -> None:
-        """Backbone as a Hugging Face folder, read-out beside it."""
-        self.backbone.save_pretrained(folder / "backbone")
-        save_file(
-            {name: self.readout.get_parameter(f"{name}.weight").detach().contiguous() for name in self.readout},
-            str(folder / "readout.safetensors"),
-        )
+        """Backbone as a Hugging Face folder, read-out beside it. Of several ranks the first writes; all must ask."""
+        save_folder(self.backbone, folder / "backbone")
+        readout = {name: written(self.readout.get_parameter(f"{name}.weight").detach()) for name in self.readout}
+        if ranks.first():
+            save_file(
+                {name: weight.contiguous() for name, weight in readout.items()}, str(folder / "readout.safetensors")
+            )
 
     def load_readout(self, folder: Path) -> None:
         """The read-out that `save` wrote."""
         for name, weight in load_file(str(folder / "readout.safetensors")).items():
-            self.readout.get_parameter(f"{name}.weight").data.copy_(weight)
+            fill(self.readout.get_parameter(f"{name}.weight").data, weight)
 
 
 class PairwiseModel(PreferenceModel):
@@ -167,7 +170,10 @@ def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.T
 
 def build_preference_model(kind: str, base: str | Checkpoint, separator: int, device: str = "cpu") -> PreferenceModel:
     """An untrained preference model on a base's weights. Raises UserError when they cannot be read."""
-    return PREFERENCE_MODELS[kind](load_backbone(base, device), separator).to(device)
+    model = PREFERENCE_MODELS[kind](load_backbone(base, device), separator).to(device)
+    for head in model.readout.values():
+        sharded(head)  # as the backbone is: an optimiser takes no mixture
+    return model
 
 
 def load_preference_model(

@@ -17,6 +17,7 @@ from transformers import (
     StaticCache,
 )
 
+from aligngap import ranks
 from aligngap.models.packing import left_pad, pack
 from aligngap.models.seq2seq import decoder_start, encoded, start_column
 from aligngap.types import Tokens
@@ -90,7 +91,7 @@ def decoded(
         token = choose(logits, at)
         ids[:, at] = token
         done = done | among(token, ends)
-        if at + 1 == limit or bool(done.all()):
+        if at + 1 == limit or not ranks.unfinished(not bool(done.all())):
             break
         logits = following(token, at)
     return ended(ids[:, : at + 1], ends, limit)
@@ -152,7 +153,12 @@ def _generated(
     # What a configuration leaves open, `generate` takes from the model's own: penalties, forced tokens and the like.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        sequences = model.generate(**given, generation_config=config, logits_processor=LogitsProcessorList([chosen]))
+        sequences = model.generate(
+            **given,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([chosen]),
+            synced_gpus=ranks.sharded(),
+        )
     finally:
         model.generation_config = own
     return sequences[:, before.shape[1] :]  # type: ignore[no-any-return]

@@ -63,12 +63,18 @@ class Stage(BaseModel):
 
     Subclasses set `kind`, a `version` that is raised whenever the same specification would give another result, and
     define `run`. A stage is pickled to the process that runs it.
+
+    together: whether several processes may make it (docs/distributed.md). Each of them then runs `run` on the same
+    inputs; what asks policies and judges shares the work (`ranks`), so `run` must not draw random numbers or read a
+    clock for what decides its course. `context.out` is the artefact's on the first rank only, elsewhere it is thrown
+    away; `context.partial` is the same for all, so the first alone may write there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+    together: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, context: Context) -> None:

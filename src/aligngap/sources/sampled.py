@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 
 from aligngap.judges.base import Judge
-from aligngap.models.lora import load_trained_state, trained_state
 from aligngap.models.policy import Policy
 from aligngap.seeds import uniforms
 from aligngap.sources.base import Ingredients, SourceCost, SourceSpec, State, require
@@ -99,9 +98,7 @@ class Sampled:
         }
         state |= {f"spent.{name}": torch.tensor(amount) for name, amount in self._judge.spent.items()}
         if self._period != 1 and self._behaviour is not None:
-            state |= {
-                f"behaviour.{name}": weight.clone() for name, weight in trained_state(self._behaviour.model).items()
-            }
+            state |= {f"behaviour.{name}": weight.clone() for name, weight in self._behaviour.state_dict().items()}
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -115,7 +112,7 @@ class Sampled:
             name.removeprefix("behaviour."): value for name, value in state.items() if name.startswith("behaviour.")
         }
         if weights:
-            load_trained_state(self._live().model, weights)
+            self._live().load_state_dict(weights)
 
 
 class SampledSpec(SourceSpec):

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file, save_model
+from safetensors.torch import load_file, save_file
 
+from aligngap import ranks
 from aligngap.errors import UserError
+from aligngap.models.sharding import save_weights
 from aligngap.store.identity import file_digest
 from aligngap.store.store import read_json, sync, write_json
 from aligngap.train.step import Diverged, Optimiser
@@ -34,7 +36,7 @@ class Stateful(Protocol):
 
 
 class Checkpointer:
-    """Saves named parts in a folder, at most every `every` seconds.
+    """Saves named parts in a folder, at most every `every` seconds. Of several ranks the first writes, and all read.
 
     checkpoint.json, replaced atomically, names the state's file and says the sha256 of it and of every other file that
     lay in the folder by then (kept weights, say). What it names is on the disk before it; what it no longer names is
@@ -48,16 +50,26 @@ class Checkpointer:
 
     def maybe_save(self, **parts: Stateful) -> None:
         """Save if the last save is longer ago than `every` seconds."""
-        if time.monotonic() - self._last >= self._every:
+        due = time.monotonic() - self._last >= self._every
+        # Each has a clock of its own, and the parts of what is sharded must be asked for by all.
+        if ranks.agreed(due) if ranks.sharded() else due:
             self.save(**parts)
 
     def save(self, **parts: Stateful) -> None:
         """Save now."""
+        self._last = time.monotonic()
+        if ranks.first() or ranks.sharded():
+            state = _flat(parts)
+        if ranks.first():
+            self._write(state)
+            self._last = time.monotonic()
+
+    def _write(self, tensors: dict[str, torch.Tensor]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = next(state for state in _STATES if state != self._current)
         path = self._folder / name
         try:
-            save_file(_flat(parts), str(path))
+            save_file(tensors, str(path))
             sync(path)
         except BaseException:
             path.unlink(missing_ok=True)  # half a file; on a full disk it takes room that others need
@@ -70,7 +82,6 @@ class Checkpointer:
         if self._current:
             (self._folder / self._current).unlink(missing_ok=True)
         self._current = name
-        self._last = time.monotonic()
 
     def restore(self, **parts: Stateful) -> bool:
         """Continue from the last save, if there is one that is whole; one that is not is set aside. Other files in the
@@ -78,10 +89,13 @@ class Checkpointer:
 
         Raises UserError when it is whole but of another shape (another version of the package wrote it).
         """
-        state = self._whole()
-        for file in self._others():
-            if file not in self._beside:
-                (self._folder / file).unlink()
+        state = ""
+        if ranks.first():
+            state = self._whole()
+            for file in self._others():
+                if file not in self._beside:
+                    (self._folder / file).unlink()
+        state = ranks.agreed(state)
         if not state:
             return False
         found: dict[str, dict[str, torch.Tensor]] = {part: {} for part in parts}
@@ -92,7 +106,8 @@ class Checkpointer:
             for part, stateful in parts.items():
                 stateful.load_state_dict(found[part])
         except (KeyError, ValueError, RuntimeError) as error:
-            self._set_aside(f"it is of another version: {error}")
+            if ranks.first():
+                self._set_aside(f"it is of another version: {error}")
             raise UserError(
                 "the step checkpoint does not fit this version of the package",
                 where=str(self._folder),
@@ -120,11 +135,11 @@ class Checkpointer:
         return state
 
     def keep_weights(self, module: torch.nn.Module, step: int) -> str:
-        """Keep a module's weights beside the checkpoint; returns where, from the store's root on."""
+        """Keep a module's weights beside the checkpoint. Once they are there: where, from the store's root on."""
         path = self._folder / _DIVERGED / f"{step:06d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(module, str(path))
-        return "/".join(path.parts[-4:])
+        save_weights(module, path)
+        return ranks.agreed("/".join(path.parts[-4:]))
 
     def _others(self) -> list[str]:
         files = (path.relative_to(self._folder) for path in sorted(self._folder.rglob("*")) if path.is_file())

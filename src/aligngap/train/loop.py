@@ -16,8 +16,8 @@ from pydantic import (
     model_serializer,
 )
 
+from aligngap import ranks
 from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss
-from aligngap.models.lora import Trained
 from aligngap.models.policy import Policy
 from aligngap.plugins import with_code
 from aligngap.sources.base import PairSource
@@ -78,13 +78,14 @@ def train(
     finite; what was saved before stays, and the checkpointer keeps the last good weights.
     """
     optimiser = Optimiser(policy.model.parameters(), optim)
-    parts: dict[str, Stateful] = {"policy": Trained(policy.model), "optimiser": optimiser, "source": source}
+    parts: dict[str, Stateful] = {"policy": policy, "optimiser": optimiser, "source": source}
     source.observe(0, policy)
     if not (checkpointer and checkpointer.restore(**parts)) and 0 in keep:
         save_policy(0, policy)
     while optimiser.step_count < optim.steps:
         batch = source.next_batch(optim.batch).to(policy.device)
-        value = batch_loss(policy, reference, batch, loss)
+        own = ranks.own(len(batch))
+        value = batch_loss(policy, reference, own.of(batch), loss) * own.part
         norm = advance(optimiser, value, batch, policy.model, checkpointer)
         step = optimiser.step_count
         source.observe(step, policy)
@@ -92,4 +93,4 @@ def train(
             save_policy(step, policy)
         if checkpointer:
             checkpointer.maybe_save(**parts)
-        progress(step, optim.steps, {"loss": float(value.detach()), "grad_norm": norm})
+        progress(step, optim.steps, {"loss": float(ranks.total(value.detach())), "grad_norm": norm})

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from aligngap import ranks
+from aligngap.models.sharding import divided, fill, whole, written
+
 
 class OptimSpec(BaseModel):
     """AdamW with linear warm-up, then constant or cosine. Everything counts optimiser steps, never data-set length."""
@@ -51,14 +54,17 @@ class Optimiser:
         return warmup * 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * step / self.spec.steps))))
 
     def step(self, loss: torch.Tensor) -> float:
-        """Back-propagate and update; returns the gradient's norm before clipping. Raises Diverged before touching the
-        weights.
+        """Back-propagate and update; returns the gradient's norm before clipping. loss: of several ranks each gives its
+        part, and they add up to it. Raises Diverged before touching the weights.
         """
-        if not bool(torch.isfinite(loss)):
-            raise Diverged(f"the loss is {float(loss.detach())} at step {self.step_count + 1}")
-        loss.backward()
+        said = ranks.total(loss.detach())
+        if not bool(torch.isfinite(said)):
+            raise Diverged(f"the loss is {float(said)} at step {self.step_count + 1}")
+        # Sharded models average their gradients over the ranks, whose losses are parts of a sum.
+        (loss * ranks.size() if ranks.sharded() else loss).backward()
         self._with_masters(_take_gradient)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm)
+        ranks.sum_gradients(self._parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.max_grad_norm))
         if not bool(torch.isfinite(norm)):
             raise Diverged(f"the gradient's norm is {float(norm)} at step {self.step_count + 1}")
         self._adamw.step()
@@ -76,7 +82,7 @@ class Optimiser:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """As named tensors: steps done, and each parameter's moments in the order of the parameters; and masters."""
         masters = {
-            f"{_MASTER}.{index}": kept.detach()
+            f"{_MASTER}.{index}": written(kept.detach())
             for index, (given, kept) in enumerate(zip(self._given, self._parameters, strict=True))
             if given is not kept
         }
@@ -87,7 +93,7 @@ class Optimiser:
         set_moments(self._adamw, self._parameters, state)
         for index, (given, kept) in enumerate(zip(self._given, self._parameters, strict=True)):
             if given is not kept:
-                kept.data.copy_(state[f"{_MASTER}.{index}"])
+                fill(kept.data, state[f"{_MASTER}.{index}"])
         self.step_count = int(state["step"])
         self._schedule.last_epoch = self.step_count
         self._adamw.param_groups[0]["lr"] = self.spec.lr * self._factor(self.step_count)
@@ -96,7 +102,7 @@ class Optimiser:
 def moments(adamw: torch.optim.AdamW, parameters: Iterable[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     """What AdamW remembers of each parameter, as tensors named by the parameter's place."""
     return {
-        f"{index}.{name}": value
+        f"{index}.{name}": written(value)
         for index, parameter in enumerate(parameters)
         for name, value in adamw.state[parameter].items()
     }
@@ -109,8 +115,10 @@ def set_moments(
     for index, parameter in enumerate(parameters):
         prefix = f"{index}."
         adamw.state[parameter] = {
-            # The fused kernel wants its count of steps beside the moments.
-            name.removeprefix(prefix): value.to(parameter.device, copy=True)
+            # The fused kernel wants its count of steps beside the moments; that is one number on every rank.
+            name.removeprefix(prefix): divided(value, parameter)
+            if value.ndim
+            else value.to(parameter.device, copy=True)
             for name, value in state.items()
             if name.startswith(prefix)
         }

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn import functional
 
+from aligngap import ranks
 from aligngap.models.policy import Policy
 from aligngap.models.preference import PreferenceModel
+from aligngap.models.sharding import Whole
 from aligngap.seeds import numpy_stream
 from aligngap.sources.base import PairSource
 from aligngap.train.checkpoint import Checkpointer, Stateful, advance
@@ -26,12 +28,13 @@ def fit(
     report: Report,
     checkpointer: Checkpointer | None = None,
 ) -> None:
-    """Minimise `loss(batch, step)` over what the source supplies; goes on from the checkpointer's last save.
+    """Minimise `loss(batch, step)` over what the source supplies; goes on from the checkpointer's last save. Of several
+    ranks each gives its part of the loss; they add up to it.
 
     Raises Diverged when the loss stops being finite.
     """
     optimiser = Optimiser(module.parameters(), optim)
-    parts: dict[str, Stateful] = {"module": module, "optimiser": optimiser, "source": source}
+    parts: dict[str, Stateful] = {"module": Whole(module), "optimiser": optimiser, "source": source}
     if checkpointer:
         checkpointer.restore(**parts)
     device = next(module.parameters()).device
@@ -41,20 +44,24 @@ def fit(
         advance(optimiser, value, batch, module, checkpointer)
         if checkpointer:
             checkpointer.maybe_save(**parts)
-        report(step + 1, optim.steps, {"loss": float(value.detach())})
+        report(step + 1, optim.steps, {"loss": float(ranks.total(value.detach()))})
 
 
 def sft_loss(policy: Policy, batch: PairBatch) -> torch.Tensor:
     """Mean negative log-likelihood per token of both responses (Tang et al. 2024, section 4), in nats."""
-    responses = [batch.first, batch.second]
-    total = sum(log_prob.sum() for log_prob in policy.log_probs(batch.prompts, responses))
-    return -torch.as_tensor(total) / sum(int(tokens.lengths.sum()) for tokens in responses)
+    own = ranks.own(len(batch))
+    ours, counted = own.of(batch), float(own.part > 0)
+    total = sum(log_prob.sum() for log_prob in policy.log_probs(ours.prompts, [ours.first, ours.second]))
+    return -torch.as_tensor(total) * counted / sum(int(side.lengths.sum()) for side in (batch.first, batch.second))
 
 
 def preference_loss(model: PreferenceModel, batch: PairBatch, step: int, seed: int) -> torch.Tensor:
     """Binary cross-entropy, the order of the two responses drawn anew for each pair (appendix A)."""
-    flip = torch.from_numpy(numpy_stream("order", seed, step).random(len(batch)) < 0.5).to(batch.preference.device)
+    own = ranks.own(len(batch))
+    drawn = torch.from_numpy(numpy_stream("order", seed, step).random(len(batch)) < 0.5)
+    flip, batch = own.of(drawn).to(batch.preference.device), own.of(batch)
     responses, row = Tokens.stack([batch.first, batch.second]), torch.arange(len(batch), device=flip.device)
     first, second = (responses.take(row + len(batch) * moved) for moved in (flip, ~flip))
     target = torch.where(flip, 1 - batch.preference, batch.preference)
-    return functional.binary_cross_entropy_with_logits(model.logit(batch.prompts, first, second), target)
+    logits = model.logit(batch.prompts, first, second)
+    return functional.binary_cross_entropy_with_logits(logits, target) * own.part

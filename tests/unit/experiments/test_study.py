@@ -239,3 +239,20 @@ def test_aliases_that_unfold_to_too_much_or_to_themselves_are_refused(tmp_path: 
             load_study(str(own))
     own.write_text("extends: quick\nseeds: &s [0, 1]\ndescription: two\nsweep: {betas: &b [0.1], lr_factors: *b}\n")
     assert load_study(str(own)).sweep.lr_factors == (0.1,)
+
+
+def test_how_many_processes_make_a_stage_is_in_no_identity() -> None:
+    plain, several = (
+        {stage.identity for stage in all_stages(targets(load_study("quick", more)))}
+        for more in ([], ["parallel.processes=2", "parallel.sharding=full"])
+    )
+    assert several == plain
+
+
+def test_adapters_are_not_divided() -> None:
+    lora = ["models.policy={path: small, lora: {r: 2}}", "parallel.processes=2"]
+    assert load_study("quick", lora).parallel.processes == 2
+    with pytest.raises(UserError, match="adapters cannot be divided among processes"):
+        load_study("quick", [*lora, "parallel.sharding=full"])
+    with pytest.raises(UserError, match="give processes: 2 or more"):
+        load_study("quick", ["parallel.sharding=full"])

@@ -19,6 +19,7 @@ import pytest
 from aligngap.cli import main
 from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RunDirectory
+from aligngap.ranks import ALONE
 from aligngap.store import Store, write_json
 from aligngap.trackers.base import Series
 from unit.pipeline.fake_stages import Fake, Steps
@@ -43,6 +44,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
             title="A [try]",
             smoke=smoke,
             device="cpu",
+            parallel=ALONE,
             plugins=(),
             folder=None,
             experiments=sorted({name for names in asked.values() for name in names}),

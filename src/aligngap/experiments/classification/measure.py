@@ -38,6 +38,7 @@ class StreamAccuracy(Stage):
     """
 
     kind: ClassVar[str] = "stream_accuracy"
+    together: ClassVar[bool] = True
 
     online: Arm
     offline: Arm

@@ -28,6 +28,7 @@ class PairProfile(Stage):
     """
 
     kind: ClassVar[str] = "pair_profile"
+    together: ClassVar[bool] = True
 
     sft: Sft
     task: Pairs

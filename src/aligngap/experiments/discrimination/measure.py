@@ -36,6 +36,7 @@ class SelfAccuracy(Stage):
     """
 
     kind: ClassVar[str] = "self_accuracy"
+    together: ClassVar[bool] = True
 
     arm: Arm
     sft: Sft

@@ -56,6 +56,7 @@ class GoldenAudit(Stage):
     """
 
     kind: ClassVar[str] = "golden_audit"
+    together: ClassVar[bool] = True
 
     evaluation: Evaluate
     opponent: Responses

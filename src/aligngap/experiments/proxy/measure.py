@@ -20,6 +20,7 @@ class ProxyAgreement(Stage):
     """
 
     kind: ClassVar[str] = "proxy_agreement"
+    together: ClassVar[bool] = True
 
     golden_pairs: Relabel
     proxies: tuple[JudgeStage, ...]

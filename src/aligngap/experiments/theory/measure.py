@@ -162,6 +162,7 @@ class ClosedForm(Stage):
     """
 
     kind: ClassVar[str] = "closed_form"
+    together: ClassVar[bool] = True
 
     sft: Sft
     task: Pairs

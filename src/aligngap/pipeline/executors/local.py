@@ -19,21 +19,25 @@ from aligngap.pipeline.executors.process import PackedStage
 from aligngap.pipeline.executors.run import Executor, Message
 from aligngap.pipeline.executors.worker import Settings, StageProcess, one_thread, process_context
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
+from aligngap.ranks import ALONE, Parallel
 from aligngap.store.store import Store, disk_errors
 
 
-def default_jobs(device: str) -> int:
-    """Processes side by side when the user does not say: a core each; on an accelerator one, for its memory's sake."""
+def default_jobs(device: str, parallel: Parallel = ALONE) -> int:
+    """Stages side by side when the user does not say: a core for each process; on accelerators one, for their memory's
+    sake.
+    """
     if device != "cpu":
         return 1
     # What this process may use, which in a container is less than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // parallel.processes)
 
 
 class LocalExecutor(Executor):
-    """jobs: processes side by side; None: `default_jobs`. log_folder: where each stage's output and traceback go (a
+    """jobs: stages side by side; None: `default_jobs`. log_folder: where each stage's output and traceback go (a
     file an identity, none for a silent stage); None leaves them on this process's streams. checkpoint_seconds: how much
-    work a kill may cost.
+    work a kill may cost. parallel: how many processes make a stage together.
     """
 
     def __init__(
@@ -44,10 +48,11 @@ class LocalExecutor(Executor):
         device: str,
         log_folder: Path | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        parallel: Parallel = ALONE,
     ) -> None:
         super().__init__(store)
-        self._jobs, self._log_folder = jobs or default_jobs(device), log_folder
-        self._settings = Settings(store.root, device, checkpoint_seconds)
+        self._jobs, self._log_folder = jobs or default_jobs(device, parallel), log_folder
+        self._settings = Settings(store.root, device, checkpoint_seconds, parallel=parallel)
         self._running: dict[Connection, tuple[str, StageProcess]] = {}
         self._stack = ExitStack()
 
@@ -62,19 +67,20 @@ class LocalExecutor(Executor):
         self._stack.close()
 
     @staticmethod
-    def check(device: str) -> None:
-        """Raises UserError when this machine has no such device."""
+    def check(device: str, parallel: Parallel = ALONE) -> None:
+        """Raises UserError when this machine has no such device, or fewer than processes."""
         import torch
 
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError("this machine has no CUDA device", where="device", mend="Use --set device=cpu.")
+        parallel.check(device, torch.cuda.device_count())
 
     @property
     def jobs(self) -> int:
         return self._jobs
 
     def prepare(self, stages: Sequence[Stage]) -> None:
-        self._context = process_context(modules_of(stages))
+        self._context = process_context(modules_of(stages, self._settings.parallel))
 
     def start(self, stage: Stage) -> None:
         settings = replace(self._settings, log=self._log(stage.identity))
@@ -109,6 +115,7 @@ class LocalExecutor(Executor):
                     log.unlink()
 
 
-def modules_of(stages: Sequence[Stage]) -> list[str]:
-    """The modules in which these stages are defined."""
-    return sorted({type(stage).__module__ for stage in stages} - {"__main__"})
+def modules_of(stages: Sequence[Stage], parallel: Parallel) -> list[str]:
+    """The modules in which these stages are defined, and what it takes to make them together."""
+    more = ["accelerate"] if parallel.processes > 1 else []
+    return [*more, *sorted({type(stage).__module__ for stage in stages} - {"__main__"})]

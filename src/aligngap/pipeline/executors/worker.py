@@ -21,7 +21,9 @@ from types import FrameType, ModuleType
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.process import GRACE, PackedStage, death, die_with_parent
 from aligngap.pipeline.executors.run import Message, describe
+from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
+from aligngap.ranks import ALONE, Parallel
 from aligngap.store.record import environment
 from aligngap.store.store import DiskError, Store, disk_errors
 
@@ -32,7 +34,8 @@ _VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 @dataclass(frozen=True)
 class Settings:
     """What every stage of a run is given. root: the store's folder; log: of this stage's output and traceback, None
-    leaves them on the process's streams; record: what else goes into the artefact's record.
+    leaves them on the process's streams; record: what else goes into the artefact's record; parallel: how many
+    processes make a stage together.
     """
 
     root: Path
@@ -40,6 +43,7 @@ class Settings:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     log: Path | None = None
     record: Mapping[str, str] = field(default_factory=dict)
+    parallel: Parallel = ALONE
 
 
 class StageProcess:
@@ -194,6 +198,8 @@ def _work(packed: PackedStage, settings: Settings, messages: Connection) -> None
         send.last(_make(packed.unpack(), settings, send))
     except _Stopped:
         send.last(("vanished", "its process was told to stop (SIGTERM)"))
+    except Lost as error:
+        send.last(("vanished", str(error)))
     except DiskError as error:
         send.last(("disk", error))
     except UserError as error:
@@ -236,6 +242,8 @@ def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
             return ("damaged", damaged)
         start = time.perf_counter()
         record = {**stage.described, "environment": environment(), **settings.record}
+        if stage.together and settings.parallel.processes > 1:
+            record["parallel"] = settings.parallel.model_dump()
         inputs = {
             name: [store.get(part.identity).path for part in value]
             if isinstance(value, tuple)
@@ -245,9 +253,9 @@ def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
         try:
             with store.writing(stage.identity, record) as out:
                 partial = store.partial(stage.identity)
-                stage.run(
-                    Context(inputs, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache)
-                )
+                context = Context(inputs, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache)
+                # On the CPU this process has started no threads that compute, and no device.
+                make(stage, context, settings.parallel, forked=settings.device == "cpu" and hasattr(os, "fork"))
                 # The record is written when this block ends.
                 record["seconds"] = seconds = round(time.perf_counter() - start, 3)
         except DiskError:

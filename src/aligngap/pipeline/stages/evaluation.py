@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import polars as pl
 import torch
 
+from aligngap import ranks
 from aligngap.judges.base import Judge
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.base import Answers, values_of
@@ -32,6 +33,7 @@ class Responses(Stage):
     """One response a prompt, train and held-out, of a policy that others are compared with: SFT or golden policy."""
 
     kind: ClassVar[str] = "responses"
+    together: ClassVar[bool] = True
 
     sft: Sft
     task: Pairs
@@ -83,6 +85,7 @@ class Evaluate(Stage):
     """
 
     kind: ClassVar[str] = "evaluate"
+    together: ClassVar[bool] = True
 
     arm: Arm
     sft: Sft
@@ -107,13 +110,17 @@ class Evaluate(Stage):
     def run(self, context: Context) -> None:
         # A file a checkpoint: what is measured is not measured again after a kill, and a live view can read it.
         kinds = ("prompts", "pairs")
-        missing = [
-            step
-            for step in self.arm.keep
-            if not all(is_checked(self.file(context.partial, kind, step)) for kind in kinds)
-        ]
+        missing = ranks.agreed(
+            [
+                step
+                for step in self.arm.keep
+                if not all(is_checked(self.file(context.partial, kind, step)) for kind in kinds)
+            ]
+        )
         if missing:
             self._measure(context, missing)
+        if not ranks.first():
+            return
         for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
             parts = [pl.read_parquet(self.file(context.partial, kind, step)) for step in self.arm.keep]
             pl.concat(parts).write_parquet(context.out / f"{name}.parquet")
@@ -175,7 +182,7 @@ class Evaluate(Stage):
                 )
                 per_pair.append(frame.with_columns(**labels))
             # `pairs` last: its file says that the checkpoint is done.
-            for kind, frames in (("prompts", per_prompt), ("pairs", per_pair)):
+            for kind, frames in (("prompts", per_prompt), ("pairs", per_pair)) if ranks.first() else ():
                 write_checked(self.file(context.partial, kind, step), pl.concat(frames).write_parquet)
             context.progress(self.arm.keep.index(step) + 1, len(self.arm.keep), {})
         write_spent(judges.values(), context.out)

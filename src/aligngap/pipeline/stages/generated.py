@@ -24,6 +24,7 @@ class Generate(PairsStage):
     """
 
     kind: ClassVar[str] = "generate"
+    together: ClassVar[bool] = True
 
     sft: Sft
     task: Pairs

@@ -41,6 +41,7 @@ class Preference(JudgeStage):
 
     kind: ClassVar[str] = "preference"
     version: ClassVar[int] = 2
+    together: ClassVar[bool] = True
 
     pairs: PairsStage
     base: Base
@@ -164,6 +165,7 @@ class Agreement(Stage):
     """How raters, golden, proxy and the true utility agree with each other on held-out pairs."""
 
     kind: ClassVar[str] = "agreement"
+    together: ClassVar[bool] = True
 
     pairs: Pairs
     golden_pairs: Relabel

@@ -83,6 +83,7 @@ class Relabel(PairsStage):
     """The same pairs with a preference model's labels in place of the rater's; golden's make `D_golden`."""
 
     kind: ClassVar[str] = "relabel"
+    together: ClassVar[bool] = True
 
     pairs: Pairs
     judge: JudgeStage

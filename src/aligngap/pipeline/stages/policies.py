@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import torch
 
+from aligngap import ranks
 from aligngap.models.build import end_tokens, load_language_model, load_tokenizer, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.policy import Policy, WithoutAdapters
+from aligngap.models.sharding import save_folder
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import Base, JudgeStage, PairsStage, load_judge
 from aligngap.pipeline.stages.pairs import Pairs, check_fits
@@ -36,6 +38,7 @@ class Sft(Stage):
 
     kind: ClassVar[str] = "sft"
     version: ClassVar[int] = 3
+    together: ClassVar[bool] = True
 
     pairs: tuple[Pairs, ...]
     base: Base
@@ -68,7 +71,7 @@ class Sft(Stage):
             checkpointer = Checkpointer(context.partial, context.checkpoint_seconds)
             fit(model, lambda batch, step: sft_loss(policy, batch), source, self.optim, context.progress, checkpointer)
             merge_adapters(model)
-        model.save_pretrained(context.out / "model")
+        save_folder(model, context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
         metrics = {
             "parameters": parameter_count(model),
@@ -85,11 +88,15 @@ class Sft(Stage):
 @torch.no_grad()
 def nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
     """Negative log-likelihood per token of both responses, nats."""
-    total = tokens = 0.0
-    for index in torch.arange(len(pairs)).split(chunk):
+
+    def scored(index: torch.Tensor) -> tuple[float, int]:
         part = pairs.take(index).to(policy.device)
         count = int(part.first.lengths.sum() + part.second.lengths.sum())
-        total += float(sft_loss(policy, part)) * count
+        return float(sft_loss(policy, part)) * count, count
+
+    total = tokens = 0.0
+    for part, count in ranks.chunked(scored, len(pairs), chunk):
+        total += part
         tokens += count
     return total / tokens
 
@@ -100,6 +107,7 @@ class Arm(PairsStage):
     """
 
     kind: ClassVar[str] = "arm"
+    together: ClassVar[bool] = True
     train_file: ClassVar[str] = "stream.parquet"
 
     sft: Sft
@@ -157,6 +165,8 @@ class Arm(PairsStage):
         )
         final = context.out / "final.safetensors"
         policy.save_weights(final)
+        if not ranks.first():
+            return
         if recording:
             write_pairs(recording.stream(), context.out / "stream.parquet")
         (context.out / "steps").mkdir()
@@ -237,9 +247,10 @@ def max_new_tokens(context: Context) -> int:
 
 def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor) -> Tokens:
     """One response a prompt, on the CPU."""
-    rows: list[list[int]] = []
     # A pass takes hardly longer for many rows than for few; long ones need memory for their keys and values.
     chunk = min(128, max(32, 8192 // (prompts.ids.shape[1] + noise.shape[1])))
-    for index in torch.arange(len(prompts.ids)).split(chunk):
-        rows += policy.sample(prompts.take(index).to(policy.device), 1, noise[index]).to("cpu").rows()
-    return Tokens.collate(rows)
+
+    def drawn(index: torch.Tensor) -> list[list[int]]:
+        return policy.sample(prompts.take(index).to(policy.device), 1, noise[index]).to("cpu").rows()
+
+    return Tokens.collate([row for rows in ranks.chunked(drawn, len(prompts.ids), chunk) for row in rows])

@@ -103,7 +103,8 @@ def _connect(terms: Terms, folder: Path) -> Any:
         mend = "Install it: pip install 'aligngap[ray]'."
         raise UserError(f"Ray cannot be imported: {error}", where="--executor ray", mend=mend) from error
     more: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    own: dict[str, Any] = {"num_cpus": terms.jobs or default_jobs("cpu"), "object_store_memory": _OBJECTS}
+    cores = terms.jobs * terms.cpus if terms.jobs else max(default_jobs("cpu"), terms.cpus)
+    own: dict[str, Any] = {"num_cpus": cores, "object_store_memory": _OBJECTS}
     own |= {"include_dashboard": False, "_temp_dir": str(folder)}
     try:
         ray.init(address=terms.address, **more | (own if terms.address == OWN else {}))

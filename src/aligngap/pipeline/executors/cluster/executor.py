@@ -22,6 +22,7 @@ from aligngap.pipeline.executors.process import GRACE, PackedStage
 from aligngap.pipeline.executors.run import Executor, Message
 from aligngap.pipeline.executors.worker import Settings, without_interrupts, without_main
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
+from aligngap.ranks import ALONE, Parallel
 from aligngap.store.store import DiskError, Store, disk_errors
 
 LOG = "ray.log"
@@ -34,7 +35,7 @@ class RayExecutor(Executor):
     and without that a cluster of one node is started here, which ends with the run. jobs: stages side by side, None: as
     many as the cluster has room for, which may change. device: as `check` allows. log_folder: as for the local
     executor; no node needs to see it. depot: address at which artefacts are brought from one machine to another; None:
-    all nodes see the store.
+    all nodes see the store. parallel: how many processes make a stage together, all on one node.
 
     Entering raises UserError when there is no such cluster, or one of its nodes cannot make the run's stages.
     """
@@ -49,12 +50,14 @@ class RayExecutor(Executor):
         log_folder: Path,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         depot: str | None = None,
+        parallel: Parallel = ALONE,
     ) -> None:
         super().__init__(store)
         self._depot = Depot(depot) if depot else None
         self._address = address or os.environ.get("RAY_ADDRESS") or OWN
-        self._wanted_jobs, self._gpus = jobs, int(device != "cpu")
-        self._settings, self._log_folder = Settings(store.root, device, checkpoint_seconds), log_folder
+        self._wanted_jobs, self._gpus, self._parallel = jobs, parallel.processes * (device != "cpu"), parallel
+        self._settings = Settings(store.root, device, checkpoint_seconds, parallel=parallel)
+        self._log_folder = log_folder
         self._room = 0
         self._running: set[str] = set()
         self._logged: set[str] = set()
@@ -64,7 +67,7 @@ class RayExecutor(Executor):
         self._modules: list[str] = []
 
     @staticmethod
-    def check(device: str) -> None:
+    def check(device: str, parallel: Parallel = ALONE) -> None:
         """Raises UserError when Ray is not here, or has no such device to give."""
         if device not in ("cpu", "cuda"):
             mend = "Set device to cuda: Ray gives each stage a GPU of its own." if device.startswith("cuda:") else None
@@ -72,6 +75,7 @@ class RayExecutor(Executor):
         if find_spec("ray") is None:
             mend = "Install it: pip install 'aligngap[ray]'."
             raise UserError("Ray is not installed", where="--executor ray", mend=mend)
+        parallel.check(device)
 
     @property
     def jobs(self) -> int:
@@ -84,7 +88,8 @@ class RayExecutor(Executor):
             shared = self._depot or self.store
             place = self._depot.url if self._depot else str(self.store.root)
             token = stack.enter_context(shared.shown())
-            terms = Terms(self._address, self._wanted_jobs, 1, self._gpus, here(), place, token)
+            cpus = self._parallel.processes
+            terms = Terms(self._address, self._wanted_jobs, cpus, self._gpus, here(), place, token)
             context = multiprocessing.get_context("spawn")
             self._driver, theirs = context.Pipe()
             with without_interrupts(), without_main():
@@ -111,7 +116,7 @@ class RayExecutor(Executor):
         self._room = value
 
     def prepare(self, stages: Sequence[Stage]) -> None:
-        self._modules = modules_of(stages)
+        self._modules = modules_of(stages, self._parallel)
 
     def start(self, stage: Stage) -> None:
         inputs = tuple(dict.fromkeys(parent.identity for parent in stage.parents))
