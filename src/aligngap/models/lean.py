@@ -32,9 +32,9 @@ _NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
 _FEED_FORWARD = (LlamaMLP, MistralMLP, Qwen2MLP)
 _ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that know a token's position, and not how long its sequence is."""
-_FEW = 1 << 14
-"""Scores of a row up to which attention is two products and a softmax; PyTorch's own kernel needs less memory beyond,
-and is slower before (docs/lab-log.md)."""
+_FEW = 1 << 12
+"""Scores of a sequence up to which attention is two products and a softmax. PyTorch's own kernel is slower there; with
+more it is as fast, and needs less memory (docs/lab-log.md)."""
 
 
 def suits(model: Any) -> bool:
@@ -337,7 +337,7 @@ def _places(grids: list[torch.Tensor], spare: int, heads: int) -> tuple[torch.Te
 class _ByHand(torch.autograd.Function):
     """Attention of many short sequences with small heads: two products and a softmax on rows sorted by head.
 
-    PyTorch's own kernel takes twice as long there (docs/lab-log.md), and its gradient too.
+    With PyTorch's own kernel a training step takes a tenth longer there (docs/lab-log.md).
     """
 
     @staticmethod
