@@ -46,19 +46,18 @@ def ours(arm: str, shape: str) -> dict[str, float]:
 
 def peer(arm: str, plan: Path) -> dict[str, float]:
     """The peer's peak and imports; plan: what `write_plan` wrote."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     from benchmarks.peer_trl import Study
 
     imports = megabytes()
     study = Study(json.loads(plan.read_text("utf-8")))
     folder, optim, beta = study.plan["models"]["policy"], study.plan["arm"], study.plan["beta"]
-    start = AutoModelForCausalLM.from_pretrained(folder)
     if arm == "offline":
-        study.offline(start, study.train, optim, beta, ())
+        study.offline(folder, study.train, optim, beta, ())
     else:
         judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-        study.online(start, judge.eval().requires_grad_(False), optim, beta, ())
+        study.online(folder, judge.eval().requires_grad_(False), optim, beta, ())
     return {"peak": megabytes(), "imports": imports}
 
 

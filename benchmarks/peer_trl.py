@@ -81,8 +81,8 @@ class Study:
             "gradient_checkpointing": False,
         }
 
-    def sft(self, pairs: Sequence[Pair], base: str, optim: dict[str, Any]) -> PreTrainedModel:
-        """Fine-tuned on both responses of every pair."""
+    def sft(self, pairs: Sequence[Pair], base: str, optim: dict[str, Any]) -> str:
+        """Fine-tuned on both responses of every pair; the folder of the policy."""
         rows = [
             {"prompt": pair["prompt"], "completion": pair[side]} for pair in pairs for side in ("chosen", "rejected")
         ]
@@ -92,7 +92,10 @@ class Study:
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=self.tokenizer,
         )
-        return _trained(trainer)
+        # By way of the disk: a trainer leaves wrappers on its model that a copy would share.
+        folder = str(Path(self.plan["out"]) / "sft")
+        _trained(trainer).save_pretrained(folder)
+        return folder
 
     def reward(self, pairs: Sequence[Pair], base: str, optim: dict[str, Any]) -> PreTrainedModel:
         """A reward model on labelled pairs."""
@@ -105,14 +108,14 @@ class Study:
         return _trained(trainer).eval().requires_grad_(False)
 
     def offline(
-        self, start: PreTrainedModel, pairs: Sequence[Pair], optim: dict[str, Any], beta: float, keep: Sequence[int]
+        self, start: str, pairs: Sequence[Pair], optim: dict[str, Any], beta: float, keep: Sequence[int]
     ) -> dict[int, Any]:
-        """Weights at the kept steps of IPO on fixed pairs."""
-        model = copy.deepcopy(start)
+        """Weights at the kept steps of IPO on fixed pairs. start: folder of the policy to start from."""
+        model = AutoModelForCausalLM.from_pretrained(start)
         kept = Keep(keep, model)
         trainer = DPOTrainer(
             model=model,
-            ref_model=copy.deepcopy(start),
+            ref_model=AutoModelForCausalLM.from_pretrained(start),
             args=DPOConfig(loss_type="ipo", beta=beta, max_length=None, **self.arguments(optim)),
             train_dataset=datasets.Dataset.from_list(list(pairs)),
             processing_class=self.tokenizer,
@@ -122,14 +125,14 @@ class Study:
         return kept.weights
 
     def online(
-        self, start: PreTrainedModel, judge: PreTrainedModel, optim: dict[str, Any], beta: float, keep: Sequence[int]
+        self, start: str, judge: PreTrainedModel, optim: dict[str, Any], beta: float, keep: Sequence[int]
     ) -> dict[int, Any]:
         """Weights at the kept steps of IPO on two samples a prompt that a reward model ranks."""
-        model = copy.deepcopy(start)
+        model = AutoModelForCausalLM.from_pretrained(start)
         kept = Keep(keep, model)
         trainer = OnlineDPOTrainer(
             model=model,
-            ref_model=copy.deepcopy(start),
+            ref_model=AutoModelForCausalLM.from_pretrained(start),
             reward_funcs=judge,
             reward_processing_classes=self.tokenizer,
             args=OnlineDPOConfig(
@@ -230,8 +233,8 @@ def run(plan: dict[str, Any]) -> dict[str, Any]:
 
     weights = {arm["name"]: trained(arm) for arm in plan["arms"]}
 
-    model, last = copy.deepcopy(start).eval(), max(keep)
-    start.eval()
+    model, reference = (AutoModelForCausalLM.from_pretrained(start).eval() for _ in range(2))
+    last = max(keep)
     splits = {"train": study.train, "held_out": study.held_out}
     prompts = {
         split: [pair["prompt"] for pair in pairs[: plan["evaluation_prompts"]]] for split, pairs in splits.items()
@@ -241,7 +244,7 @@ def run(plan: dict[str, Any]) -> dict[str, Any]:
         model.load_state_dict(weights["golden policy"][last])
         drawn = {
             "golden_policy": study.sampled(model, prompts[split])[0],
-            "sft": study.sampled(start, prompts[split])[0],
+            "sft": study.sampled(reference, prompts[split])[0],
         }
         return {who: study.rewards(golden, prompts[split], texts) for who, texts in drawn.items()}
 
@@ -251,7 +254,7 @@ def run(plan: dict[str, Any]) -> dict[str, Any]:
         for step in keep:
             model.load_state_dict(kept[step])
             for split in splits:
-                texts, kl = study.sampled(model, prompts[split], start)
+                texts, kl = study.sampled(model, prompts[split], reference)
                 scores = study.rewards(golden, prompts[split], texts)
                 study.rewards(proxy, prompts[split], texts)
                 wins = {

@@ -13,6 +13,7 @@ from aligngap.models.layout import Layout, decode_uncached, detect, reads_apart
 from aligngap.models.lora import adapters, adapters_off, copied, load_trained_state, trained_state
 from aligngap.models.packing import pack
 from aligngap.models.sampling import by_noise, decode_cached, decode_generated
+from aligngap.spent import spending
 from aligngap.types import Tokens
 
 
@@ -84,6 +85,7 @@ class Policy:
         )
         return output.logits.float(), columns
 
+    @spending("sampling")
     def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
         """`samples` responses to each prompt, rows grouped by prompt.
 

@@ -61,14 +61,16 @@ class Stage(BaseModel):
     """A step of the pipeline. Fields whose values are stages (or tuples of stages) are its inputs; all others are its
     specification.
 
-    Subclasses set `kind`, a `version` that is raised whenever the same specification would give another result, and
-    define `run`. A stage is pickled to the process that runs it.
+    Subclasses set `kind`, an `activity` (what its time goes to, where it is neither sampling nor judging), a `version`
+    that is raised whenever the same specification would give another result, and define `run`. A stage is
+    pickled to the process that runs it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+    activity: ClassVar[str] = "evaluation"
 
     @abstractmethod
     def run(self, context: Context) -> None:
@@ -155,13 +157,16 @@ class Event:
 @dataclass
 class Outcome:
     """What became of each stage, by identity: `finished`, `cached`, `failed` or `blocked`; reasons of the failed and
-    blocked; seconds of the finished; mistakes: of the failed, those that are the user's to mend.
+    blocked; seconds of the finished; mistakes: of the failed, those that are the user's to mend. wall: seconds from the
+    command's start to the last stage's end; jobs: stages side by side; both 0 where no command ran.
     """
 
     status: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     mistakes: dict[str, UserError] = field(default_factory=dict)
+    wall: float = 0.0
+    jobs: int = 0
 
 
 def all_stages(targets: Iterable[Stage]) -> list[Stage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ AGAIN = ("damaged", "vanished", "waiting")
 _EVERY = 15.0  # seconds between two lines about the same stage
 _RATE_AFTER = 1.0  # seconds of steps before a rate means something
 _PRIOR = 5.0  # seconds for which the estimates are believed before this machine's own pace is
+_TOO_LITTLE = 0.05  # seconds of an activity that are not worth a line
 _BETWEEN_ESTIMATES = 2.0  # seconds; a large study's takes some milliseconds
 
 
@@ -153,6 +155,25 @@ def time_spent(stages: Iterable[tuple[str, float | None]]) -> list[Spent]:
         for kind, values in found.items()
     ]
     return sorted(rows, key=lambda row: -row.seconds)
+
+
+def activities(
+    stages: Iterable[tuple[Mapping[str, float] | None, float | None]], core_seconds: float, made: float
+) -> dict[str, float]:
+    """Seconds by activity, the dearest first: sampling, judging, training, evaluation, data; `unknown` for stages that
+    have not said (they run still, or an older version made them); `waiting` for what is left of the cores: start-up,
+    stages that wait for others, results and report.
+
+    stages: what each has said, and its seconds. core_seconds: of all cores since the command began, 0 where that is not
+    known; made: seconds of the stages that it has made so far.
+    """
+    found: Counter[str] = Counter()
+    for spent, seconds in stages:
+        found.update(spent or {})
+        found["unknown"] += max(0.0, (seconds or 0.0) - sum((spent or {}).values()))
+    if core_seconds:
+        found["waiting"] += max(0.0, core_seconds - made)
+    return {name: seconds for name, seconds in found.most_common() if seconds >= _TOO_LITTLE}
 
 
 def clock(seconds: float) -> str:

@@ -22,6 +22,7 @@ from aligngap.errors import UserError
 from aligngap.pipeline.executors.process import GRACE, PackedStage, death, die_with_parent
 from aligngap.pipeline.executors.run import Message, describe
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
+from aligngap.spent import account
 from aligngap.store.record import environment
 from aligngap.store.store import DiskError, Store, disk_errors
 
@@ -245,10 +246,12 @@ def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
         try:
             with store.writing(stage.identity, record) as out:
                 partial = store.partial(stage.identity)
-                stage.run(
-                    Context(inputs, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache)
-                )
+                with account(stage.activity) as spent:
+                    stage.run(
+                        Context(inputs, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache)
+                    )
                 # The record is written when this block ends.
+                record["spent"] = {activity: round(part, 3) for activity, part in spent.items()}
                 record["seconds"] = seconds = round(time.perf_counter() - start, 3)
         except DiskError:
             raise

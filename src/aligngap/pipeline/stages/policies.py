@@ -35,6 +35,7 @@ class Sft(Stage):
     """
 
     kind: ClassVar[str] = "sft"
+    activity: ClassVar[str] = "training"
     version: ClassVar[int] = 2
 
     pairs: tuple[Pairs, ...]
@@ -100,6 +101,7 @@ class Arm(PairsStage):
     """
 
     kind: ClassVar[str] = "arm"
+    activity: ClassVar[str] = "training"
     train_file: ClassVar[str] = "stream.parquet"
 
     sft: Sft
