@@ -193,11 +193,10 @@ def loading(setting: Setting) -> Contest:
     setting.make_model().save_pretrained(folder / "model")
     setting.tokenizer.save_pretrained(folder / "model")
     file = write_preferences(setting, folder / "pairs.jsonl")
-    spec = DatasetSpec(source=str(file), format="preference", held_out_pairs=1)
 
     def work() -> None:
         load_language_model(str(folder / "model"))
-        make_dataset_pairs(spec, load_tokenizer(str(folder / "model")))
+        make_dataset_pairs(preferences(file), load_tokenizer(str(folder / "model")))
 
     def peer() -> None:
         peers.load(folder / "model", file)
@@ -205,6 +204,11 @@ def loading(setting: Setting) -> Contest:
     return Contest(
         lambda: timed(work), lambda: timed(peer), "from_pretrained, datasets", "pair", len(setting.pairs), None
     )
+
+
+def preferences(file: Path) -> DatasetSpec:
+    """How we read the file that `write_preferences` wrote."""
+    return DatasetSpec(source=str(file), format="preference", held_out_pairs=1)
 
 
 def write_preferences(setting: Setting, file: Path) -> Path:

@@ -1,11 +1,11 @@
 """A whole study, from SFT to curves, beside the same one written with trl's trainers.
 
-    python -m benchmarks.peer_study [--rounds N] [--cores N] [--json FILE] [--work DIR] [--set KEY=VALUE ...]
+    python -m benchmarks.peer_study [--rounds N] [--cores N] [--peer-threads N] [--set KEY=VALUE ...] [--json FILE]
 
 Both are whole commands, imports and all: `aligngap run` on `benchmarks/peer_study.yaml`, and `benchmarks.peer_trl`,
 which knows nothing of aligngap. They alternate, each in a folder of its own, on the same cores; a round's ratio is the
 peer's time over ours. Both read the same pairs of the summarisation world from files, with the same token ids. What
-comes of them (KL and win rate at the end) is printed too: the work is only the same if the studies are.
+comes of them (KL and win rate at the end) is printed too: the work is only the same if the studies are. Linux only.
 
 Afterwards one more arm is asked of the last finished study, and its stage is timed against its own steps.
 
@@ -15,8 +15,10 @@ Prints Markdown, as docs/benchmarks.md shows it.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -24,8 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -46,6 +49,7 @@ from benchmarks.markdown import Spread, heading, quartiles, table
 STUDY = Path(__file__).with_name("peer_study.yaml")
 TASK = "written"
 ROOT = Path(__file__).parents[1]
+_LINGER = 5.0  # seconds that what a command leaves behind may take to end
 ONE_MORE = 0.02
 """Beta of the arm that is asked of the finished study."""
 
@@ -119,26 +123,34 @@ def _described(entry: ArmEntry) -> dict[str, Any]:
     return {"name": entry.name, "online": arm.judge is not None, "judge": who.role, "beta": arm.loss.beta}
 
 
-def ours(work: Path, out: Path, overrides: Sequence[str], cores: int, store: Path | None = None) -> float:
-    """Seconds of `aligngap run`."""
+class Taken(NamedTuple):
+    """What a command took: seconds, and processor seconds of all its processes."""
+
+    wall: float
+    core: float
+
+
+def ours(work: Path, out: Path, overrides: Sequence[str], cores: int, store: Path | None = None) -> Taken:
+    """What `aligngap run` takes."""
     words = ["-m", "aligngap", "run", str(work / STUDY.name), "--out", str(out)]
     words += [word for setting in overrides for word in ("--set", setting)]
     return _timed([*words, *(["--store", str(store)] if store else [])], cores)
 
 
-def peer(plan: dict[str, Any], out: Path, cores: int) -> float:
-    """Seconds of the peer's script."""
+def peer(plan: dict[str, Any], out: Path, cores: int, threads: int | None) -> Taken:
+    """What the peer's script takes."""
     out.mkdir(parents=True)
     write_json(out / "plan.json", {**plan, "out": str(out)})
-    return _timed(["-m", "benchmarks.peer_trl", str(out / "plan.json")], cores)
+    return _timed(["-m", "benchmarks.peer_trl", str(out / "plan.json")], cores, threads)
 
 
-def _timed(words: list[str], cores: int) -> float:
-    """Seconds of a Python command on so many cores, whatever this process was told about threads."""
+def _timed(words: list[str], cores: int, threads: int | None = None) -> Taken:
+    """A Python command on so many cores, with torch's own choice of threads unless one is given."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     allowed = sorted(os.sched_getaffinity(0))[:cores]
-    start = time.perf_counter()
+    before, start = _core_seconds(), time.perf_counter()
     done = subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
@@ -148,9 +160,26 @@ def _timed(words: list[str], cores: int) -> float:
         text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, allowed),
     )
+    wall = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-4000:]}")
-    return time.perf_counter() - start
+    return Taken(wall, _core_seconds() - before)
+
+
+def _adopt() -> None:
+    """Become the parent of what a command's processes leave behind: nobody else would count what a fork server took."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def _core_seconds() -> float:
+    """Processor seconds of all children so far, those left behind by a command that has ended among them."""
+    until = time.monotonic() + _LINGER
+    with suppress(ChildProcessError):
+        while time.monotonic() < until:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.05)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def ends(study: StudySpec, ours_out: Path, peer_out: Path) -> list[tuple[str, ...]]:
@@ -195,7 +224,7 @@ def second_arm(work: Path, first: Path, overrides: Sequence[str], cores: int) ->
     out, store = work / "one-more", first / "store"
     study = load_study(str(work / STUDY.name), overrides)
     settings = [*overrides, f"sweep.betas={[*study.sweep.betas, ONE_MORE]}"]
-    whole = ours(work, out, settings, cores, store)
+    whole = ours(work, out, settings, cores, store).wall
     made = [stage for stage in read_json(out / "status.json")["stages"] if stage["status"] == "finished"]
     if sorted(stage["kind"] for stage in made) != ["arm", "evaluate"]:
         raise SystemExit(f"one more arm has made {[stage['label'] for stage in made]}")
@@ -209,14 +238,18 @@ def second_arm(work: Path, first: Path, overrides: Sequence[str], cores: int) ->
     return {"command": whole, "stage": seconds["arm"], "evaluation": seconds["evaluate"], "steps": steps}
 
 
-def compare(work: Path, overrides: Sequence[str], rounds: int, cores: int, pairs: int) -> dict[str, Any]:
+def compare(
+    work: Path, overrides: Sequence[str], rounds: int, cores: int, pairs: int, peer_threads: int | None = None
+) -> dict[str, Any]:
     """Alternate, then ask for one arm more. Everything that was measured."""
+    _adopt()
     study, plan = prepare(work, overrides, pairs)
     mine, theirs = [], []
     for number in range(rounds):
         mine.append(ours(work, work / f"ours-{number}", overrides, cores))
-        theirs.append(peer(plan, work / f"peer-{number}", cores))
-        print(f"round {number + 1}: ours {mine[-1]:.1f} s, peer {theirs[-1]:.1f} s", file=sys.stderr, flush=True)
+        theirs.append(peer(plan, work / f"peer-{number}", cores, peer_threads))
+        took = (f"{who} {taken.wall:.1f} s" for who, taken in (("ours", mine[-1]), ("peer", theirs[-1])))
+        print(f"round {number + 1}: {', '.join(took)}", file=sys.stderr, flush=True)
     last = work / f"ours-{rounds - 1}"
     return {
         "ours": mine,
@@ -228,33 +261,42 @@ def compare(work: Path, overrides: Sequence[str], rounds: int, cores: int, pairs
 
 def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
     """As `python -m benchmarks` writes its entries: name, ratio, low, high, peak_share."""
-    ratios = [b / a for a, b in zip(found["ours"], found["peer"], strict=True)]
-    spread, more = quartiles(ratios), found["second_arm"]
-    whole = {"ratio": spread.middle, "low": spread.low, "high": spread.high, "ratios": ratios}
-    whole |= {"seconds": statistics.median(found["ours"]), "peer_seconds": statistics.median(found["peer"])}
-    rows = [{"name": "whole_study", **whole}]
+    rows, more = [], found["second_arm"]
+    for which in Taken._fields:
+        mine, theirs = ([getattr(taken, which) for taken in found[who]] for who in ("ours", "peer"))
+        ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
+        took = {"seconds": statistics.median(mine), "peer_seconds": statistics.median(theirs), "ratios": ratios}
+        rows.append({"name": f"whole_study_{which}", **quartiles(ratios)._asdict(), **took})
     for name in ("stage", "command"):
-        ratio = more[name] / more["steps"]
-        one = {"ratio": ratio, "low": ratio, "high": ratio, "seconds": more[name], "peer_seconds": more["steps"]}
-        rows.append({"name": f"second_arm_{name}", **one})
-    return [{**row, "peak_share": None} for row in rows]
+        ratio = quartiles([more[name] / more["steps"]])
+        rows.append(
+            {"name": f"second_arm_{name}", **ratio._asdict(), "seconds": more[name], "peer_seconds": more["steps"]}
+        )
+    return [{"ratio": row.pop("middle"), **row, "peak_share": None} for row in rows]
+
+
+WORDS = {
+    "whole_study_wall": "whole study, by the clock: peer's over ours",
+    "whole_study_core": "whole study, processor seconds of all processes: peer's over ours",
+    "second_arm_stage": "one more arm: its stage over its own steps",
+    "second_arm_command": "one more arm: the whole command over its own steps",
+}
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The tables of docs/benchmarks.md."""
-    whole, stage, command = rows_of(found)
-    more = found["second_arm"]
-    spread = Spread(whole["ratio"], whole["low"], whole["high"])
-    own = f"{more['steps']:.1f} s"
-    spent = f"{whole['seconds']:.1f} s", f"{whole['peer_seconds']:.1f} s"
     speed = [
-        ("whole study, peer's time over ours", spread, *spent),
-        ("one more arm: its stage over its own steps", f"{stage['ratio']:.2f}", f"{more['stage']:.1f} s", own),
-        ("one more arm: the whole command over them", f"{command['ratio']:.2f}", f"{more['command']:.1f} s", own),
+        (
+            WORDS[row["name"]],
+            Spread(row["ratio"], row["low"], row["high"]),
+            f"{row['seconds']:.1f} s",
+            f"{row['peer_seconds']:.1f} s",
+        )
+        for row in rows_of(found)
     ]
     return "\n\n".join(
         [
-            table(("what", "ratio (quartiles)", "ours", "beside"), speed),
+            table(("what", "ratio (quartiles)", "ours", "peer, or own steps"), speed),
             table(("arm, ours / peer", "KL", "wins against the golden policy", "wins against SFT"), found["ends"]),
         ]
     )
@@ -265,15 +307,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_study", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--peer-threads", type=int, metavar="N", help="torch's in the peer  [default: all cores]")
     parser.add_argument("--pairs", type=int, default=2400, help="preference pairs in the file")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="of the study")
     parser.add_argument("--work", type=Path, metavar="DIR", help="a new folder to keep both studies in")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there")
     given = parser.parse_args()
-    print(f"{heading()} {given.rounds} rounds on {given.cores} cores.\n", flush=True)
+    threads = f", the peer on {given.peer_threads} threads" if given.peer_threads else ""
+    print(f"{heading()} {given.rounds} rounds on {given.cores} cores{threads}.\n", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = given.work or Path(scratch)
-        found = compare(work, given.settings, given.rounds, given.cores, given.pairs)
+        found = compare(work, given.settings, given.rounds, given.cores, given.pairs, given.peer_threads)
     print(markdown(found))
     if given.json:
         write_json(given.json, rows_of(found))

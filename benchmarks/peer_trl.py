@@ -261,7 +261,7 @@ def run(plan: dict[str, Any]) -> dict[str, Any]:
                     f"win_{who}": float(((scores - other).sign() + 1).mean() / 2)
                     for who, other in opponents[split].items()
                 }
-                point = {"step": step, "split": split, "kl": sum(kl) / len(kl), "tokens": len(texts), **wins}
+                point = {"step": step, "split": split, "kl": sum(kl) / len(kl), "responses": len(texts), **wins}
                 curves.setdefault(name, []).append(point)
     return curves
 

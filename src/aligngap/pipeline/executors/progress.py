@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -167,13 +166,13 @@ def activities(
     stages: what each has said, and its seconds. core_seconds: of all cores since the command began, 0 where that is not
     known; made: seconds of the stages that it has made so far.
     """
-    found: Counter[str] = Counter()
+    found = {"unknown": 0.0, "waiting": max(0.0, core_seconds - made) if core_seconds else 0.0}
     for spent, seconds in stages:
-        found.update(spent or {})
+        for name, part in (spent or {}).items():
+            found[name] = found.get(name, 0.0) + part
         found["unknown"] += max(0.0, (seconds or 0.0) - sum((spent or {}).values()))
-    if core_seconds:
-        found["waiting"] += max(0.0, core_seconds - made)
-    return {name: seconds for name, seconds in found.most_common() if seconds >= _TOO_LITTLE}
+    dearest = sorted(found.items(), key=lambda item: -item[1])
+    return {name: part for name, part in dearest if part >= _TOO_LITTLE}
 
 
 def clock(seconds: float) -> str:
