@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -254,8 +255,8 @@ def status(directory: Run) -> None:
     _console().print(times)
     parts = _table("What it went to", "activity", ">core time", ">share")
     spent_on = found.activities(now)
-    for activity, seconds in spent_on.items():
-        parts.add_row(activity, clock(seconds), f"{seconds / sum(spent_on.values()):.0%}")
+    for activity, part in spent_on.items():
+        parts.add_row(activity, clock(part), f"{part / sum(spent_on.values()):.0%}")
     _console().print(parts)
     states = [item["status"] for item in now["stages"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
