@@ -116,7 +116,7 @@ def plan_of(study: StudySpec, files: dict[str, str]) -> dict[str, Any]:
 
 
 def _described(entry: ArmEntry) -> dict[str, Any]:
-    """An arm for the peer: `judge` ranks samples of an online arm, `labels` are those of an offline one's pairs."""
+    """An arm for the peer. judge: who ranks an online arm's samples, or has labelled an offline one's pairs."""
     arm = entry.stage
     who = arm.judge or (arm.recorded.judge if isinstance(arm.recorded, Relabel) else None)
     assert who is not None
