@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quick test lint bench smoke cluster
+.PHONY: help install quick test lint bench bench-tables smoke cluster
 
 help:
 	@echo "make quick    install what is needed and run the quick study"
@@ -22,7 +22,7 @@ help:
 	@echo "make lint     style, types, direction of imports"
 	@echo "make smoke    every experiment and task, cut down to a check of the machinery"
 	@echo "make cluster  tests on real Ray clusters of several node processes"
-	@echo "make bench    speed, beside other libraries"
+	@echo "make bench    speed, beside other libraries (make bench-tables: all tables of docs/benchmarks.md)"
 
 # One stamp a set of extras, so that nothing is installed twice unless what to install has changed.
 install: $(VENV)/.installed-dev
@@ -70,3 +70,9 @@ smoke: $(VENV)/.installed
 
 bench: $(VENV)/.installed-peers
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The tables of docs/benchmarks.md, as Markdown: some twenty minutes on an idle machine.
+bench-tables: $(VENV)/.installed-peers
+	@for threads in 1 2; do $(BIN)/python -m benchmarks --shape all --threads $$threads --markdown || exit 1; echo; done
+	@$(BIN)/python -m benchmarks.peer_study && echo
+	@$(BIN)/python -m benchmarks.growth

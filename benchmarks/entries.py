@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 
 from aligngap.judges.model import ModelJudge
 from aligngap.measure.kl import sequence_kl
+from aligngap.models.build import load_language_model, load_tokenizer
 from aligngap.pipeline.stages import sample_in_chunks
 from aligngap.seeds import uniforms
-from aligngap.sources.base import PairSource
-from aligngap.sources.order import prompt_schedule
-from aligngap.sources.recorded import Recorded
-from aligngap.sources.sampled import Sampled
-from aligngap.train.loop import LossSpec, train
-from aligngap.train.step import OptimSpec
+from aligngap.tasks.datasets import DatasetSpec
+from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.types import PairBatch, Tokens
-from benchmarks import peers
-from benchmarks.clock import forward_flops, median_interval, now, timed
+from benchmarks import ours, peers
+from benchmarks.clock import forward_flops, median_interval, timed
 from benchmarks.setting import BATCH, Setting
 
 EVALUATION_PROMPTS = 256
@@ -30,25 +30,24 @@ Work = Callable[[], float]
 
 @dataclass(frozen=True)
 class Contest:
-    """units: how many of `unit` a call does; flops: useful operations of a call."""
+    """units: how many of `unit` a call does; flops: useful operations of a call, None where they are not the work."""
 
     ours: Work
     peer: Work | None
     peer_name: str
     unit: str
     units: int
-    flops: float
+    flops: float | None
 
 
 def offline_step(setting: Setting) -> Contest:
     """Batch, loss, update: our loop on recorded pairs against trl's trainer on the same pairs."""
     stamps = peers.Stamps()
     trainer = peers.dpo_trainer(setting, stamps)
-    # Averaged over tokens as trl's IPO is, so that both do the same arithmetic.
-    ours = _our_loop(setting, lambda: Recorded(setting.pairs, prompt_schedule(0)), LossSpec(reduction="mean"))
+    work = ours.offline(setting)
     read, predicted = _tokens(setting.pairs)
     return Contest(
-        ours,
+        work,
         lambda: _trainer_round(trainer, stamps),
         "trl DPOTrainer (ipo)",
         "step",
@@ -61,8 +60,7 @@ def online_step(setting: Setting) -> Contest:
     """Sample two responses a prompt, judge, reference, loss, update: our loop against trl's experimental trainer."""
     stamps = peers.Stamps()
     trainer = peers.online_dpo_trainer(setting, stamps)
-    judge, prompts = ModelJudge(setting.preference_model()), setting.prompts()
-    ours = _our_loop(setting, lambda: Sampled(prompts, judge, 0), LossSpec())
+    work = ours.online(setting)
     model = setting.make_model()
     prompt, length = _mean(setting.pairs.prompts), _sampled_length(setting)
     flops = (
@@ -71,7 +69,7 @@ def online_step(setting: Setting) -> Contest:
         + 4 * forward_flops(model, prompt + 2 * length, 2 * length)  # reference, and the update's three
     )
     return Contest(
-        ours,
+        work,
         lambda: _trainer_round(trainer, stamps),
         "trl OnlineDPOTrainer (ipo, scalar reward model)",
         "step",
@@ -151,23 +149,80 @@ def unpacked(batch: PairBatch) -> tuple[Tokens, Tokens]:
 
 
 def evaluation(setting: Setting) -> Contest:
-    """A response, its KL and its win against a fixed opponent, for 256 prompts. No peer."""
-    policy, reference, judge = setting.policy(), setting.reference(), ModelJudge(setting.preference_model())
-    batch = setting.batch(EVALUATION_PROMPTS)
+    """A response, its KL and its win against a fixed opponent, for 256 prompts: against `generate()`, padded scoring
+    and the judge in two passes.
+    """
+    policy, reference, scorer = setting.policy(), setting.reference(), setting.preference_model()
+    judge, batch = ModelJudge(scorer), setting.batch(EVALUATION_PROMPTS)
     noise = uniforms(batch.prompt_numbers, 1, setting.limit, "benchmark")
+    chunks = [batch.take(index) for index in torch.arange(len(batch)).split(BATCH)]
+    model, base = setting.make_model(), setting.make_model()
 
-    def ours() -> None:
+    def peer() -> None:
+        for chunk in chunks:
+            responses = peers.sampled(setting, model, chunk.prompts)
+            peers.padded_kl(model, base, chunk.prompts, responses)
+            two_passes(scorer, replace(chunk, first=responses, second=chunk.first)).sign()
+
+    def work() -> None:
         responses = sample_in_chunks(policy, batch.prompts, noise)
         sequence_kl(policy, reference, batch.prompts, responses)
         judge.prefer(batch.prompts, responses, batch.first)
 
-    model, prompt, length = policy.model, _mean(batch.prompts), _sampled_length(setting)
+    prompt, length = _mean(batch.prompts), _sampled_length(setting)
     flops = (
         forward_flops(model, prompt + length - 1, length)
         + 2 * forward_flops(model, prompt + length, length)
         + forward_flops(model, prompt + 2 * (length + _mean(batch.first) + 2), 0)
     )
-    return Contest(lambda: timed(ours), None, "none", "prompt", len(batch), len(batch) * flops)
+    return Contest(
+        lambda: timed(work),
+        lambda: timed(peer),
+        "generate(), padded scoring, judge in two passes",
+        "prompt",
+        len(batch),
+        len(batch) * flops,
+    )
+
+
+def loading(setting: Setting) -> Contest:
+    """From a folder and a file to a model, its tokenizer and pairs of token ids: against the Auto classes and
+    `datasets`, both reading the file for the first time.
+    """
+    folder = Path(mkdtemp(prefix="aligngap-benchmark-"))
+    setting.make_model().save_pretrained(folder / "model")
+    setting.tokenizer.save_pretrained(folder / "model")
+    file = write_preferences(setting, folder / "pairs.jsonl")
+
+    def work() -> None:
+        load_language_model(str(folder / "model"))
+        make_dataset_pairs(preferences(file), load_tokenizer(str(folder / "model")))
+
+    def peer() -> None:
+        peers.load(folder / "model", file)
+
+    return Contest(
+        lambda: timed(work), lambda: timed(peer), "from_pretrained, datasets", "pair", len(setting.pairs), None
+    )
+
+
+def preferences(file: Path) -> DatasetSpec:
+    """How we read the file that `write_preferences` wrote."""
+    return DatasetSpec(source=str(file), format="preference", held_out_pairs=1)
+
+
+def write_preferences(setting: Setting, file: Path) -> Path:
+    """The setting's pairs as JSON Lines of prompt, chosen and rejected; the prompt without the begin token, which
+    tokenizers put back.
+    """
+    pairs = setting.pairs
+    sides = zip(pairs.first.rows(), pairs.second.rows(), pairs.preference.tolist(), strict=True)
+    with file.open("w", encoding="utf-8") as out:
+        for prompt, (first, second, preference) in zip(pairs.prompts.rows(), sides, strict=True):
+            chosen, rejected = (first, second) if preference > 0.5 else (second, first)
+            texts = {"prompt": prompt[1:], "chosen": chosen[:-1], "rejected": rejected[:-1]}
+            out.write(json.dumps({name: setting.text(ids) for name, ids in texts.items()}) + "\n")
+    return file
 
 
 ENTRIES: dict[str, Callable[[Setting], Contest]] = {
@@ -177,28 +232,8 @@ ENTRIES: dict[str, Callable[[Setting], Contest]] = {
     "judging": judging,
     "log_probs": log_probs,
     "evaluation": evaluation,
+    "loading": loading,
 }
-
-
-def _our_loop(setting: Setting, make_source: Callable[[], PairSource], loss: LossSpec) -> Work:
-    policy, reference = setting.policy(), setting.reference()
-    optim = OptimSpec(lr=peers.LEARNING_RATE, steps=setting.steps, batch=BATCH, warmup_steps=0)
-
-    def work() -> float:
-        stamps: list[float] = []
-        train(
-            policy,
-            reference,
-            make_source(),
-            loss,
-            optim,
-            keep=(),
-            save_policy=lambda step, policy: None,
-            progress=lambda done, total, metrics: stamps.append(now()),
-        )
-        return median_interval(stamps)
-
-    return work
 
 
 def _trainer_round(trainer: object, stamps: peers.Stamps) -> float:

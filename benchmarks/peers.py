@@ -6,13 +6,16 @@ checkpointing on) would slow them down and change the numbers. The rest is their
 
 from __future__ import annotations
 
-from tempfile import mkdtemp
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import datasets
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PrinterCallback,
@@ -24,11 +27,9 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from aligngap.models.packing import left_pad
 from aligngap.types import Tokens
 from benchmarks.clock import now
-from benchmarks.setting import BATCH, Setting
+from benchmarks.setting import BATCH, LEARNING_RATE, Setting
 
 BETA = 0.1
-LEARNING_RATE = 1e-6
-"""So small that the weights, and with them the lengths sampled, stay what they are."""
 
 
 class Stamps(TrainerCallback):
@@ -98,13 +99,72 @@ def reward_model(setting: Setting) -> PreTrainedModel:
 
 def generate(setting: Setting, model: PreTrainedModel, prompts: Tokens) -> torch.Tensor:
     """Two samples a prompt with `generate()`, all of the setting's length limit; new tokens only."""
+    return _generated(setting, model, prompts, 2, end_token=None)
+
+
+def sampled(setting: Setting, model: PreTrainedModel, prompts: Tokens) -> Tokens:
+    """A response a prompt with `generate()`, up to its end token or the limit."""
+    end = setting.end_token
+    drawn = _generated(setting, model, prompts, 1, end_token=end)
+    ended = (drawn == end).int()
+    # All up to the first end token, which counts.
+    return Tokens(drawn, (ended.cumsum(1) - ended == 0).sum(1))
+
+
+def _generated(
+    setting: Setting, model: PreTrainedModel, prompts: Tokens, each: int, *, end_token: int | None
+) -> torch.Tensor:
     ids, real = left_pad(prompts)
-    model.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = end_token
     config = GenerationConfig(
-        do_sample=True, num_return_sequences=2, max_new_tokens=setting.limit, top_k=0, pad_token_id=0, use_cache=True
+        do_sample=True,
+        num_return_sequences=each,
+        max_new_tokens=setting.limit,
+        top_k=0,
+        pad_token_id=0,
+        eos_token_id=end_token,
+        use_cache=True,
     )
     drawn = model.generate(input_ids=ids, attention_mask=real.long(), generation_config=config)
     return drawn[:, ids.shape[1] :]
+
+
+@torch.no_grad()
+def padded_kl(model: PreTrainedModel, reference: PreTrainedModel, prompts: Tokens, responses: Tokens) -> torch.Tensor:
+    """The exact KL at each position of the responses, summed; prompt (padded on the left) and response (on the right)
+    in one row, logits everywhere; [n].
+    """
+    ids, real = left_pad(prompts)
+    row = torch.cat([ids, responses.ids], 1)
+    mask = torch.cat([real, responses.mask()], 1).long()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    log_p, log_q = (
+        m(input_ids=row, attention_mask=mask, position_ids=positions)
+        .logits[:, ids.shape[1] - 1 : -1]
+        .float()
+        .log_softmax(-1)
+        for m in (model, reference)
+    )
+    return ((log_p.exp() * (log_p - log_q)).sum(-1) * responses.mask()).sum(-1)
+
+
+def load(folder: Path, file: Path) -> tuple[PreTrainedModel, datasets.Dataset]:
+    """A model, its tokenizer and a preference file as token ids, the file not read before: `datasets` keeps what it
+    has read.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def ids(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        found = {"prompt_ids": tokenizer(rows["prompt"])["input_ids"]}
+        for side in ("chosen", "rejected"):
+            encoded = tokenizer(rows[side], add_special_tokens=False)["input_ids"]
+            found[f"{side}_ids"] = [[*row, tokenizer.eos_token_id] for row in encoded]
+        return found
+
+    with TemporaryDirectory() as cache:
+        data = datasets.load_dataset("json", data_files=str(file), cache_dir=cache, split="train")
+        return model, data.map(ids, batched=True, keep_in_memory=True)
 
 
 def _arguments(setting: Setting) -> dict[str, Any]:
@@ -123,3 +183,6 @@ def _arguments(setting: Setting) -> dict[str, Any]:
         "bf16": False,
         "gradient_checkpointing": False,
     }
+
+
+TRAINERS = {"offline": dpo_trainer, "online": online_dpo_trainer}

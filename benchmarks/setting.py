@@ -24,6 +24,8 @@ from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.types import PairBatch, Prompt, Tokens
 
 BATCH = 32
+LEARNING_RATE = 1e-6
+"""So small that the weights, and with them the lengths sampled, stay what they are."""
 PAIRS = 512
 """As many pairs as no round uses up: a trainer that begins a new epoch pays for it."""
 

@@ -11,6 +11,7 @@ from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study, targets
 from aligngap.models.build import Architecture, random_model, word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
+from aligngap.spent import account
 from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
 
@@ -36,8 +37,11 @@ def make(stage: Stage, store: Store) -> Path:
     """The folder of a stage's artefact, made in this process with all it needs, unless it is there."""
     for part in all_stages([stage]):
         if not store.has(part.identity):
-            with store.writing(part.identity, part.described) as out:
-                part.run(context_of(part, store, out))
+            record = part.described
+            with store.writing(part.identity, record) as out:
+                with account(part.activity) as spent:
+                    part.run(context_of(part, store, out))
+                record |= {"spent": spent, "seconds": sum(spent.values())}
     return store.get(stage.identity).path
 
 

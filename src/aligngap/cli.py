@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -67,6 +68,7 @@ Track = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
 ]
+_STARTED = time.monotonic()
 _AGAIN = "Give the `aligngap run` command again."
 Checkpoint = Annotated[
     float | None,
@@ -128,6 +130,7 @@ def run(
             trackers=trackers,
             executor=executor,
             address=address,
+            began=_STARTED,
         )
     if ran.failures:
         raise typer.Exit(1)
@@ -250,6 +253,11 @@ def status(directory: Run) -> None:
         some = f" (of {spent.timed})" if spent.timed < spent.stages else ""
         times.add_row(Text(spent.kind), str(spent.stages), clock(spent.seconds) + some)
     _console().print(times)
+    parts = _table("What it went to", "activity", ">core time", ">share")
+    spent_on = found.activities(now)
+    for activity, part in spent_on.items():
+        parts.add_row(activity, clock(part), f"{part / sum(spent_on.values()):.0%}")
+    _console().print(parts)
     states = [item["status"] for item in now["stages"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     left = f", about {clock(now['left'])} left" if now["state"] == "running" and now["left"] is not None else ""

@@ -83,12 +83,14 @@ def run(
     trackers: Sequence[str] = (),
     executor: str = "local",
     address: str | None = None,
+    began: float | None = None,
 ) -> Ran:
     """Make what is not made yet, then write results and report. What is missing from them is told on standard error.
 
     out: the run's folder; None: `default_folder`. jobs: stages side by side; None: one a core. store: where artefacts
     are kept; None: as `chosen_store` says; on a cluster also a URL. checkpoint_seconds: how much work a kill may cost.
     trackers: as `trackers.base.chosen` gave them. executor: local, or ray, with the address of a cluster.
+    began: when the command did, imports and all, by `time.monotonic`; None: now.
 
     Raises UserError, also when mistakes of the user's have kept everything from being made, and what `run_stages`
     raises.
@@ -129,6 +131,7 @@ def run(
         place.close()
         _raise_mistakes(targeted, outcome)
         with disk_errors(folder, strict=False):
+            outcome.wall, outcome.jobs = time.monotonic() - (start if began is None else began), jobs
             results = collect(spec, kept, outcome, folder)
             for line in summary(results):
                 say(line)

@@ -123,6 +123,8 @@ def test_record_says_how_it_was_made(go: Go, store: Store) -> None:
     assert record["inputs"] == {"after": [a.identity]}
     assert record["specification"] == b.specification
     assert record["seconds"] == outcome.seconds[b.identity]
+    assert set(record["spent"]) == {b.activity}
+    assert sum(record["spent"].values()) <= record["seconds"]
     assert "environment" in record
     assert store.verify() == []
 

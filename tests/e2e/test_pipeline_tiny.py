@@ -130,6 +130,22 @@ def test_every_arm_is_finished_and_measured_at_every_checkpoint(once: Finished) 
                         assert 0 <= win["ties"] <= PROMPTS
 
 
+def test_every_stage_says_where_its_time_went(once: Finished) -> None:
+    timings = once.results["timings"]
+    went = {
+        "arm": {"training"},
+        "evaluate": {"evaluation", "sampling", "judging"},
+        "sft": {"training"},
+        "pairs": {"data"},
+    }
+    for stage in timings["stages"]:
+        assert went.get(stage["kind"], set()) <= set(stage["spent"]), stage
+        assert sum(stage["spent"].values()) == pytest.approx(stage["seconds"], abs=0.05)
+        if stage["kind"] == "arm":
+            live = {"sampling", "judging"} if "sampled" in stage["label"] else set()
+            assert set(stage["spent"]) == {"training", *live}
+
+
 def test_an_experiments_own_measure_is_made_and_read(once: Finished) -> None:
     task = once.results["tasks"]["summarisation"]
     (measure,) = task["measures"]

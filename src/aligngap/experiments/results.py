@@ -22,6 +22,7 @@ from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import arms, asked, measures, obstacles, targets
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.models.build import end_tokens, load_tokenizer
+from aligngap.pipeline.executors.progress import activities
 from aligngap.pipeline.graph import Outcome, Stage, all_stages
 from aligngap.pipeline.stages import SPLITS, Evaluate, Measured
 from aligngap.stats.bootstrap import Estimate
@@ -563,6 +564,7 @@ def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]
             "identity": stage.identity,
             "status": outcome.status.get(stage.identity, "finished" if store.has(stage.identity) else "missing"),
             "seconds": store.get(stage.identity).record().get("seconds") if store.has(stage.identity) else None,
+            "spent": store.get(stage.identity).record().get("spent") if store.has(stage.identity) else None,
             "judge_spent": _spent(stage, store),
         }
         for stage in all_stages(targets(study))
@@ -572,7 +574,14 @@ def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]
         for name, amount in stage["judge_spent"].items():
             spent[name] = spent.get(name, 0.0) + amount
     return {
+        "wall_seconds": outcome.wall or None,
+        "jobs": outcome.jobs or None,
         "core_seconds": sum(stage["seconds"] or 0.0 for stage in stages),
+        "activities": activities(
+            ((stage["spent"], stage["seconds"]) for stage in stages),
+            outcome.wall * outcome.jobs,
+            sum(outcome.seconds.values()),
+        ),
         "judge_spent": spent,
         "stages": stages,
     }

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from aligngap import ranks
+from aligngap.spent import spending
 from aligngap.types import Tokens
 
 
@@ -38,6 +39,7 @@ class Judge(ABC):
         """1 where the first response is preferred, 0 where the second is, 0.5 for a tie; float32 [n]."""
         return decision(self.margin(prompts, first, second))
 
+    @spending("judging")
     def margin(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """By how much the first response is preferred, in the judge's own unit; the sign is the decision; [n].
 
@@ -69,6 +71,7 @@ class Judge(ABC):
         """The probability that a margin stands for, for judges that can say; else the decision; float32 [n]."""
         return decision(margin)
 
+    @spending("judging")
     def orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders | None:
         """What the judge prefers when it reads `first` before `second`, and when it reads it after: 1 where it prefers
         `first`, 0 where `second`, 0.5 for neither, whatever it makes of both for its decision; float32 [n] each. None

@@ -61,8 +61,9 @@ class Stage(BaseModel):
     """A step of the pipeline. Fields whose values are stages (or tuples of stages) are its inputs; all others are its
     specification.
 
-    Subclasses set `kind`, a `version` that is raised whenever the same specification would give another result, and
-    define `run`. A stage is pickled to the process that runs it.
+    Subclasses set `kind`, an `activity` (what its time goes to, where it is neither sampling nor judging), a `version`
+    that is raised whenever the same specification would give another result, and define `run`. A stage is pickled to
+    the process that runs it.
 
     together: whether several processes may make it (docs/distributed.md). Each of them then runs `run` on the same
     inputs; what asks policies and judges shares the work (`ranks`), so `run` must not draw random numbers or read a
@@ -75,6 +76,7 @@ class Stage(BaseModel):
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     together: ClassVar[bool] = False
+    activity: ClassVar[str] = "evaluation"
 
     @abstractmethod
     def run(self, context: Context) -> None:
@@ -161,13 +163,16 @@ class Event:
 @dataclass
 class Outcome:
     """What became of each stage, by identity: `finished`, `cached`, `failed` or `blocked`; reasons of the failed and
-    blocked; seconds of the finished; mistakes: of the failed, those that are the user's to mend.
+    blocked; seconds of the finished; mistakes: of the failed, those that are the user's to mend. wall: seconds from the
+    command's start to the last stage's end; jobs: stages side by side; both 0 where no command ran.
     """
 
     status: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     mistakes: dict[str, UserError] = field(default_factory=dict)
+    wall: float = 0.0
+    jobs: int = 0
 
 
 def all_stages(targets: Iterable[Stage]) -> list[Stage]:

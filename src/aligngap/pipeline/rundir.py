@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.progress import Ledger, Spent, time_spent
+from aligngap.pipeline.executors.progress import Ledger, Spent, activities, time_spent
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
 from aligngap.store.store import Store, read_json, write_json
@@ -46,7 +46,7 @@ class RunDirectory:
     _status: dict[str, Any] = field(default_factory=dict)
     _ledger: Ledger | None = None
     _written: float = 0.0
-    _recorded: dict[str, float | None] = field(default_factory=dict)
+    _recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -130,16 +130,30 @@ class RunDirectory:
         begun = [item for item in status["stages"] if item["status"] not in ("waiting", "blocked")]
         return time_spent((item["kind"], self._seconds(store, item)) for item in begun)
 
+    def activities(self, status: Mapping[str, Any]) -> dict[str, float]:
+        """Where time went by activity, `executors.progress.activities`, with the time that cores waited in the latest
+        run. status: what `status` gave.
+        """
+        store = Store(self.store_path(), reading=True)
+        begun = [item for item in status["stages"] if item["status"] not in ("waiting", "blocked")]
+        made = sum(float(item["seconds"]) for item in begun if item["status"] != "cached")
+        said = ((self._record(store, item).get("spent"), self._seconds(store, item)) for item in begun)
+        return activities(said, float(status["jobs"]) * float(status["seconds"]), made)
+
     def _seconds(self, store: Store, item: Mapping[str, Any]) -> float | None:
         if item["status"] != "cached":
             return float(item["seconds"])
+        seconds = self._record(store, item).get("seconds")
+        return float(seconds) if isinstance(seconds, int | float) else None
+
+    def _record(self, store: Store, item: Mapping[str, Any]) -> dict[str, Any]:
+        """An artefact's record; empty where there is none yet, or none that can be read."""
         identity = str(item["identity"])
         if identity not in self._recorded:
             try:
-                seconds = store.get(identity).record().get("seconds")
+                self._recorded[identity] = store.get(identity).record()
             except (KeyError, ValueError, OSError, UserError):  # swept away, or damaged, which is for `verify` to tell
-                return None
-            self._recorded[identity] = float(seconds) if isinstance(seconds, int | float) else None
+                return {}
         return self._recorded[identity]
 
     def begin(self, ledger: Ledger, store: Path) -> None:

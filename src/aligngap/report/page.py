@@ -97,7 +97,7 @@ def render(data: ReportData) -> str:
         parts[f"task:{task.name}"] = packed(
             drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
         )
-    verdicts, spent = _verdicts(contexts), _spent(data)
+    verdicts, spent, spent_on = _verdicts(contexts), _spent(data), _activities(data)
     page = Page(
         "template.html.j2",
         shared_by_scripts(data, look),
@@ -112,6 +112,8 @@ def render(data: ReportData) -> str:
         incomplete=[context for context in contexts if context["missing"]],
         spent=spent,
         total_seconds=sum(row.seconds for row in spent),
+        activities=spent_on,
+        all_seconds=sum(spent_on.values()),
         pending=data.pending,
         seeds_note=seeds_note(len(data.seeds)),
         opponents=charts.OPPONENT_NAMES,
@@ -466,6 +468,12 @@ def _spent(data: ReportData) -> list[Spent]:
     """Where time went, by kind of stage."""
     stages = data.timings.get("stages") or []
     return time_spent((str(stage.get("kind")), number(stage.get("seconds"))) for stage in stages)
+
+
+def _activities(data: ReportData) -> dict[str, float]:
+    """Where time went, by activity; empty where the results do not say."""
+    found = data.timings.get("activities")
+    return {str(name): float(seconds) for name, seconds in found.items()} if isinstance(found, dict) else {}
 
 
 def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -59,7 +60,7 @@ class DatasetSpec(BaseModel):
     max_response_tokens: int = Field(128, gt=0)
     seed: int = 0
 
-    @property
+    @cached_property  # asked for every row
     def name(self) -> str:
         """For people: the last part of the source, without suffixes."""
         path = Path(self.source)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("trl")
 
 import torch
-from benchmarks import entries, peers
-from benchmarks.__main__ import line, measure
+from benchmarks import entries, memory, peers
+from benchmarks.__main__ import line, markdown_line, measure
 from benchmarks.clock import forward_flops, matrix_peak, median_interval
 from benchmarks.setting import BATCH, Setting, medium, small
 
 from aligngap.judges.model import ModelJudge
+from aligngap.measure.kl import sequence_kl
+from aligngap.models.build import load_tokenizer
 from aligngap.models.policy import Policy
 from aligngap.seeds import uniforms
+from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.train.loop import LossSpec, batch_loss
 from aligngap.types import PairBatch, Tokens
 
@@ -118,13 +125,68 @@ def test_one_pass_judges_as_two_and_one_row_scores_as_two(setting: Setting) -> N
     torch.testing.assert_close(together, policy.log_probs(prompts, [both])[0], atol=1e-4, rtol=1e-4)
 
 
+def test_the_evaluations_peer_measures_the_same_kl_and_ends_where_responses_end(setting: Setting) -> None:
+    policy, prompts = moved(setting), setting.batch().prompts
+    responses = peers.sampled(setting, policy.model, prompts)
+    assert len(responses.ids) == BATCH
+    assert int(responses.lengths.max()) <= setting.limit
+    for row, drawn in zip(responses.rows(), responses.ids.tolist(), strict=True):
+        assert setting.end_token not in row[:-1]
+        assert row[-1] == setting.end_token or len(row) == len(drawn) == setting.limit
+    theirs = peers.padded_kl(policy.model, setting.make_model(), prompts, responses)
+    ours = sequence_kl(policy, setting.reference(), prompts, responses)
+    torch.testing.assert_close(theirs.double(), ours.double(), atol=1e-4, rtol=1e-3)
+    assert float(ours.min()) > 0.01
+
+
+def test_loading_gives_both_the_same_token_ids(setting: Setting, tmp_path: Path) -> None:
+    setting.make_model().save_pretrained(tmp_path / "model")
+    setting.tokenizer.save_pretrained(tmp_path / "model")
+    file = entries.write_preferences(setting, tmp_path / "pairs.jsonl")
+    model, rows = peers.load(tmp_path / "model", file)
+    data = make_dataset_pairs(entries.preferences(file), load_tokenizer(str(tmp_path / "model"))).data
+    read = {tuple(row["prompt_ids"]): (row["chosen_ids"], row["rejected_ids"]) for row in rows}
+    assert len(rows) == len(setting.pairs)
+    assert list(read) == [tuple(ids) for ids in setting.pairs.prompts.rows()]
+    kept = 0
+    for pairs in (data.train, data.held_out):
+        kept += len(pairs)
+        sides = zip(pairs.first.rows(), pairs.second.rows(), pairs.preference.tolist(), strict=True)
+        for prompt, (first, second, preference) in zip(pairs.prompts.rows(), sides, strict=True):
+            assert read[tuple(prompt)] == ((first, second) if preference > 0.5 else (second, first))
+    # All but pairs whose answers are the same, which say nothing.
+    assert kept == sum(chosen != rejected for chosen, rejected in read.values()) > BATCH
+    assert torch.equal(model.lm_head.weight, setting.make_model().lm_head.weight)
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_that_do_not_know_of_each_other(setting: Setting, tmp_path: Path) -> None:
+    plan = memory.write_plan(setting, tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.memory import peer; peer('offline', Path(sys.argv[1]));"
+        "print([name for name in sys.modules if name.startswith('aligngap')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(plan)], cwd=memory.ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr[-2000:]
+
+
+def test_a_row_of_memory(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {"ours": 300.0, "peer": 450.0}
+    monkeypatch.setattr(memory, "_measured", lambda side, arm, what: {"peak": peaks[side], "imports": 200.0})
+    row = {"name": "offline_memory", "shape": "small", **memory.compare(setting, "offline", 3)}
+    assert (row["ratio"], row["low"], row["high"], row["peak_share"]) == (1.5, 1.5, 1.5, None)
+    assert "300 MB, imports 200" in line(row)
+    assert markdown_line(row).endswith("| 450 MB, imports 200; trl DPOTrainer |")
+
+
 def test_a_round_of_every_kind_of_entry_gives_a_row(setting: Setting) -> None:
     peak = matrix_peak(seconds=0.05, size=256)
-    for name in ("judging", "offline_step"):
+    for name in ("judging", "offline_step", "loading"):
         row = measure(entries.ENTRIES[name](setting), 1, peak)
         assert row["low"] == row["ratio"] == row["high"] > 0
-        assert 0 < row["peak_share"] < 1
-        line({"name": name, "shape": "small", "peak_gflops": peak / 1e9, **row})
+        assert row["peak_share"] is None if name == "loading" else 0 < row["peak_share"] < 1
+        shown = markdown_line({"name": name, "shape": "small", "peak_gflops": peak / 1e9, **row})
+        assert shown.startswith(f"| small | `{name}` | {row['ratio']:.2f} (")
 
 
 def test_useful_operations_and_step_times_by_hand(setting: Setting) -> None:

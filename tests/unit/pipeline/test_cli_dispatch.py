@@ -92,6 +92,7 @@ def test_run_status_verify_and_run_again(study: Install, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert "2 finished" in printed
     assert "Where time went" in printed
+    assert "What it went to" in printed
     assert main(["plan", "try", "--jobs", "1"]) == 0
     assert "2 cached, 0 to do" in capsys.readouterr().out
     assert main(["report", "runs/try"]) == 0

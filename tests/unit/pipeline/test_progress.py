@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from aligngap.pipeline.executors.progress import Ledger, Spent, clock, display, time_spent
+from aligngap.pipeline.executors.progress import Ledger, Spent, activities, clock, display, time_spent
 from aligngap.pipeline.graph import Event
 from unit.pipeline.fake_stages import Fake
 
@@ -49,6 +49,15 @@ def test_time_spent_by_kind_the_dearest_first() -> None:
     given = [("sft", 2.0), ("arm", 5.0), ("arm", None), ("sft", 1.0), ("pairs", None)]
     assert time_spent(given) == [Spent("arm", 2, 1, 5.0), Spent("sft", 2, 2, 3.0), Spent("pairs", 1, 0, 0.0)]
     assert time_spent([]) == []
+
+
+def test_time_by_activity_adds_up_to_the_cores_time() -> None:
+    arm, old, running = ({"training": 4.0, "sampling": 5.0}, 9.5), (None, 7.0), (None, 2.5)
+    found = activities([arm, old, running, (None, None)], core_seconds=2 * 20.0, made=9.5 + 2.5)
+    assert found == {"waiting": 28.0, "unknown": 10.0, "sampling": 5.0, "training": 4.0}
+    # Made by this command: all but the old stage.
+    assert sum(found.values()) == 2 * 20.0 + 7.0
+    assert activities([arm], 0.0, 0.0) == {"sampling": 5.0, "training": 4.0, "unknown": 0.5}
 
 
 def test_what_is_to_be_made_again_counts_as_not_begun() -> None:

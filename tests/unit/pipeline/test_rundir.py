@@ -183,7 +183,7 @@ def test_time_is_summed_by_kind_as_far_as_it_is_recorded(tmp_path: Path) -> None
     a, b, c, d = (Fake(name=name) for name in "abcd")
     ledger = Ledger([a, b, c, d], 1)
     store = Store(tmp_path / "store")
-    with store.writing(a.identity, {"seconds": 7.5}):
+    with store.writing(a.identity, {"seconds": 7.5, "spent": {"sampling": 5.5, "training": 2.0}}):
         pass
     with RunDirectory.use(tmp_path / "run", STUDY) as run:
         run.begin(ledger, store.root)
@@ -197,3 +197,5 @@ def test_time_is_summed_by_kind_as_far_as_it_is_recorded(tmp_path: Path) -> None
             ledger.update(event)
     found = RunDirectory.open(tmp_path / "run")
     assert found.spent(found.status()) == [Spent("fake", stages=4, timed=3, seconds=10.0)]
+    status = found.status() | {"jobs": 2, "seconds": 10.0}
+    assert found.activities(status) == {"waiting": 17.5, "sampling": 5.5, "unknown": 2.5, "training": 2.0}

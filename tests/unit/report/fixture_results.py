@@ -63,9 +63,11 @@ def write_results(
         "tasks": {},
         "timings": {
             "wall_seconds": 287.4,
+            "jobs": 2,
             "core_seconds": 540.2,
+            "activities": {"training": 310.0, "sampling": 190.0, "waiting": 34.6},
             "stages": [
-                {"label": f"sft{text}", "kind": "sft", "seconds": 24.0, "status": "made"},
+                {"label": f"sft{text}", "kind": "sft", "seconds": 24.0, "status": "made", "spent": {"training": 24.0}},
                 {"label": "golden model", "kind": "preference", "seconds": None, "status": "cached"},
             ],
         },

@@ -21,6 +21,7 @@ AGAIN = ("damaged", "vanished", "waiting")
 _EVERY = 15.0  # seconds between two lines about the same stage
 _RATE_AFTER = 1.0  # seconds of steps before a rate means something
 _PRIOR = 5.0  # seconds for which the estimates are believed before this machine's own pace is
+_TOO_LITTLE = 0.05  # seconds of an activity that are not worth a line
 _BETWEEN_ESTIMATES = 2.0  # seconds; a large study's takes some milliseconds
 
 
@@ -153,6 +154,25 @@ def time_spent(stages: Iterable[tuple[str, float | None]]) -> list[Spent]:
         for kind, values in found.items()
     ]
     return sorted(rows, key=lambda row: -row.seconds)
+
+
+def activities(
+    stages: Iterable[tuple[Mapping[str, float] | None, float | None]], core_seconds: float, made: float
+) -> dict[str, float]:
+    """Seconds by activity, the dearest first: sampling, judging, training, evaluation, data; `unknown` for stages that
+    have not said (they run still, or an older version made them); `waiting` for what is left of the cores: start-up,
+    stages that wait for others, results and report.
+
+    stages: what each has said, and its seconds. core_seconds: of all cores since the command began, 0 where that is not
+    known; made: seconds of the stages that it has made so far.
+    """
+    found = {"unknown": 0.0, "waiting": max(0.0, core_seconds - made) if core_seconds else 0.0}
+    for spent, seconds in stages:
+        for name, part in (spent or {}).items():
+            found[name] = found.get(name, 0.0) + part
+        found["unknown"] += max(0.0, (seconds or 0.0) - sum((spent or {}).values()))
+    dearest = sorted(found.items(), key=lambda item: -item[1])
+    return {name: part for name, part in dearest if part >= _TOO_LITTLE}
 
 
 def clock(seconds: float) -> str:

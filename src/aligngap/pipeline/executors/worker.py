@@ -24,6 +24,7 @@ from aligngap.pipeline.executors.run import Message, describe
 from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
 from aligngap.ranks import ALONE, Parallel
+from aligngap.spent import account
 from aligngap.store.record import environment
 from aligngap.store.store import DiskError, Store, disk_errors
 
@@ -254,9 +255,11 @@ def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
             with store.writing(stage.identity, record) as out:
                 partial = store.partial(stage.identity)
                 context = Context(inputs, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache)
-                # On the CPU this process has started no threads that compute, and no device.
-                make(stage, context, settings.parallel, forked=settings.device == "cpu" and hasattr(os, "fork"))
+                with account(stage.activity) as spent:
+                    # On the CPU this process has started no threads that compute, and no device.
+                    make(stage, context, settings.parallel, forked=settings.device == "cpu" and hasattr(os, "fork"))
                 # The record is written when this block ends.
+                record["spent"] = {activity: round(part, 3) for activity, part in spent.items()}
                 record["seconds"] = seconds = round(time.perf_counter() - start, 3)
         except DiskError:
             raise

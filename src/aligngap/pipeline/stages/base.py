@@ -54,6 +54,7 @@ class Base(BaseModel):
 class PairsStage(Stage):
     """A stage whose artefact holds pairs to train on, in `train_file`."""
 
+    activity: ClassVar[str] = "data"
     train_file: ClassVar[str] = "train.parquet"
 
     @property

@@ -40,6 +40,7 @@ class Preference(JudgeStage):
     """
 
     kind: ClassVar[str] = "preference"
+    activity: ClassVar[str] = "training"
     version: ClassVar[int] = 2
     together: ClassVar[bool] = True
 

@@ -37,6 +37,7 @@ class Sft(Stage):
     """
 
     kind: ClassVar[str] = "sft"
+    activity: ClassVar[str] = "training"
     version: ClassVar[int] = 3
     together: ClassVar[bool] = True
 
@@ -107,6 +108,9 @@ class Arm(PairsStage):
     """
 
     kind: ClassVar[str] = "arm"
+    version: ClassVar[int] = 2
+    activity: ClassVar[str] = "training"
+    version: ClassVar[int] = 2
     together: ClassVar[bool] = True
     train_file: ClassVar[str] = "stream.parquet"
 

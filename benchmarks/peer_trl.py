@@ -1,0 +1,278 @@
+"""A whole study as a user of trl writes it: SFT, golden and proxy reward models, relabelling, arms, curves.
+
+    python -m benchmarks.peer_trl PLAN.json
+
+Imports nothing of aligngap. The plan (`benchmarks/peer_study.py` writes it) says what to do: files of pairs, folders of
+models, steps, batches, learning rates, checkpoints. One process, one stage after the other, torch on all the cores it
+finds, as such scripts are. fp32, no gradient checkpointing, no logging; the trainers' defaults else.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+Pair = dict[str, str]
+"""prompt, chosen, rejected; texts that the tokenizer joins into the tokens of prompt and response."""
+
+CHUNK = 32
+"""Prompts that are sampled, scored or judged at a time."""
+
+
+class Keep(TrainerCallback):
+    """Keeps the weights at some steps, as log-spaced checkpoints need; step 0 is what training starts from."""
+
+    def __init__(self, steps: Sequence[int], start: PreTrainedModel) -> None:
+        self.steps, self.weights = set(steps), {0: copy.deepcopy(start.state_dict())}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            self.weights[state.global_step] = copy.deepcopy(model.state_dict())
+
+
+class Study:
+    """What the stages share."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan = plan
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(plan["models"]["policy"])
+        self.tokenizer.padding_side = "left"
+        data = datasets.load_dataset("json", data_files=plan["data"], cache_dir=str(Path(plan["out"]) / "cache"))
+        self.train: list[Pair] = list(data["train"])
+        self.held_out: list[Pair] = list(data["held_out"])
+
+    def arguments(self, optim: dict[str, Any], per_pair: int = 1) -> dict[str, Any]:
+        """The trainers' arguments for an optimiser's settings; per_pair: sequences that a pair is to the trainer."""
+        return {
+            "output_dir": str(Path(self.plan["out"]) / "trainer"),
+            "per_device_train_batch_size": optim["batch"] * per_pair,
+            "max_steps": optim["steps"],
+            "learning_rate": optim["lr"],
+            "lr_scheduler_type": {"constant": "constant_with_warmup", "cosine": "cosine"}[optim["schedule"]],
+            "warmup_steps": optim["warmup_steps"],
+            "weight_decay": optim["weight_decay"],
+            "max_grad_norm": optim["max_grad_norm"],
+            "logging_strategy": "no",
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+            "bf16": False,
+            "gradient_checkpointing": False,
+        }
+
+    def sft(self, pairs: Sequence[Pair], base: str, optim: dict[str, Any]) -> str:
+        """Fine-tuned on both responses of every pair; the folder of the policy."""
+        rows = [
+            {"prompt": pair["prompt"], "completion": pair[side]} for pair in pairs for side in ("chosen", "rejected")
+        ]
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(base),
+            args=SFTConfig(max_length=None, **self.arguments(optim, per_pair=2)),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=self.tokenizer,
+        )
+        # By way of the disk: a trainer leaves wrappers on its model that a copy would share.
+        folder = str(Path(self.plan["out"]) / "sft")
+        _trained(trainer).save_pretrained(folder)
+        return folder
+
+    def reward(self, pairs: Sequence[Pair], base: str, optim: dict[str, Any]) -> PreTrainedModel:
+        """A reward model on labelled pairs."""
+        trainer = RewardTrainer(
+            model=AutoModelForSequenceClassification.from_pretrained(base, num_labels=1),
+            args=RewardConfig(max_length=None, **self.arguments(optim)),
+            train_dataset=datasets.Dataset.from_list(list(pairs)),
+            processing_class=self.tokenizer,
+        )
+        return _trained(trainer).eval().requires_grad_(False)
+
+    def offline(
+        self, start: str, pairs: Sequence[Pair], optim: dict[str, Any], beta: float, keep: Sequence[int]
+    ) -> dict[int, Any]:
+        """Weights at the kept steps of IPO on fixed pairs. start: folder of the policy to start from."""
+        model = AutoModelForCausalLM.from_pretrained(start)
+        kept = Keep(keep, model)
+        trainer = DPOTrainer(
+            model=model,
+            ref_model=AutoModelForCausalLM.from_pretrained(start),
+            args=DPOConfig(loss_type="ipo", beta=beta, max_length=None, **self.arguments(optim)),
+            train_dataset=datasets.Dataset.from_list(list(pairs)),
+            processing_class=self.tokenizer,
+            callbacks=[kept],
+        )
+        _trained(trainer)
+        return kept.weights
+
+    def online(
+        self, start: str, judge: PreTrainedModel, optim: dict[str, Any], beta: float, keep: Sequence[int]
+    ) -> dict[int, Any]:
+        """Weights at the kept steps of IPO on two samples a prompt that a reward model ranks."""
+        model = AutoModelForCausalLM.from_pretrained(start)
+        kept = Keep(keep, model)
+        trainer = OnlineDPOTrainer(
+            model=model,
+            ref_model=AutoModelForCausalLM.from_pretrained(start),
+            reward_funcs=judge,
+            reward_processing_classes=self.tokenizer,
+            args=OnlineDPOConfig(
+                loss_type="ipo",
+                beta=[beta],
+                temperature=1.0,
+                max_new_tokens=self.plan["max_new_tokens"],
+                **self.arguments(optim),
+            ),
+            train_dataset=datasets.Dataset.from_dict({"prompt": [pair["prompt"] for pair in self.train]}),
+            processing_class=self.tokenizer,
+            callbacks=[kept],
+        )
+        _trained(trainer)
+        return kept.weights
+
+    @torch.no_grad()
+    def rewards(self, judge: PreTrainedModel, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
+        """A reward model's score of each response, its end token included; [n]."""
+        found = []
+        for at in range(0, len(prompts), CHUNK):
+            rows = zip(prompts[at : at + CHUNK], responses[at : at + CHUNK], strict=True)
+            texts = [prompt + response + self.tokenizer.eos_token for prompt, response in rows]
+            inputs = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+            found.append(judge(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0])
+        return torch.cat(found)
+
+    def relabelled(self, judge: PreTrainedModel, pairs: Sequence[Pair]) -> list[Pair]:
+        """The same pairs with a reward model's labels."""
+        prompts = [pair["prompt"] for pair in pairs]
+        better, worse = (self.rewards(judge, prompts, [p[side] for p in pairs]) for side in ("chosen", "rejected"))
+        swapped = (worse > better).tolist()
+        return [
+            {"prompt": p["prompt"], "chosen": p["rejected"], "rejected": p["chosen"]} if swap else p
+            for p, swap in zip(pairs, swapped, strict=True)
+        ]
+
+    @torch.no_grad()
+    def sampled(
+        self, model: PreTrainedModel, prompts: Sequence[str], reference: PreTrainedModel | None = None
+    ) -> tuple[list[str], list[float]]:
+        """A response a prompt, as text, and its KL from the reference: exact at each position, summed."""
+        end, texts, values = self.tokenizer.eos_token_id, [], []
+        config = GenerationConfig(
+            do_sample=True,
+            max_new_tokens=self.plan["max_new_tokens"],
+            top_k=0,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=end,
+        )
+        for at in range(0, len(prompts), CHUNK):
+            inputs = self.tokenizer(list(prompts[at : at + CHUNK]), padding=True, return_tensors="pt")
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            drawn = rows[:, ids.shape[1] :]
+            ended = (drawn == end).int()
+            real = (ended.cumsum(1) - ended == 0).int()
+            texts += [
+                self.tokenizer.decode([token for token in row[: int(n)].tolist() if token != end])
+                for row, n in zip(drawn, real.sum(1), strict=True)
+            ]
+            if reference is not None:
+                mask = torch.cat([mask, real], 1)
+                positions = (mask.cumsum(1) - 1).clamp(min=0)
+                log_p, log_q = (
+                    m(input_ids=rows, attention_mask=mask, position_ids=positions)
+                    .logits[:, ids.shape[1] - 1 : -1]
+                    .log_softmax(-1)
+                    for m in (model, reference)
+                )
+                values += ((log_p.exp() * (log_p - log_q)).sum(-1) * real).sum(-1).tolist()
+        return texts, values
+
+
+def _trained(trainer: Any) -> PreTrainedModel:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer.model
+
+
+def run(plan: dict[str, Any]) -> dict[str, Any]:
+    """Do the study; returns each arm's curve: step, split, KL, win rate against the golden policy's and SFT's
+    responses by golden.
+    """
+    study = Study(plan)
+    models, keep = plan["models"], plan["keep"]
+    start = study.sft(study.train, models["policy"], plan["sft"])
+    golden = study.reward(study.train, models["golden"], plan["golden"])
+    labelled = {"golden": study.relabelled(golden, study.train)}
+    proxy = study.reward(labelled["golden"][: plan["proxy_pairs"]], models["proxy"], plan["proxy"])
+    labelled["proxy"] = study.relabelled(proxy, study.train)
+    judges = {"golden": golden, "proxy": proxy}
+
+    def trained(arm: dict[str, Any]) -> dict[int, Any]:
+        if arm["online"]:
+            return study.online(start, judges[arm["judge"]], plan["arm"], arm["beta"], keep)
+        return study.offline(start, labelled[arm["judge"]], plan["arm"], arm["beta"], keep)
+
+    weights = {arm["name"]: trained(arm) for arm in plan["arms"]}
+
+    model, reference = (AutoModelForCausalLM.from_pretrained(start).eval() for _ in range(2))
+    last = max(keep)
+    splits = {"train": study.train, "held_out": study.held_out}
+    prompts = {
+        split: [pair["prompt"] for pair in pairs[: plan["evaluation_prompts"]]] for split, pairs in splits.items()
+    }
+
+    def against(split: str) -> dict[str, torch.Tensor]:
+        model.load_state_dict(weights["golden policy"][last])
+        drawn = {
+            "golden_policy": study.sampled(model, prompts[split])[0],
+            "sft": study.sampled(reference, prompts[split])[0],
+        }
+        return {who: study.rewards(golden, prompts[split], texts) for who, texts in drawn.items()}
+
+    opponents = {split: against(split) for split in splits}
+    curves: dict[str, Any] = {}
+    for name, kept in weights.items():
+        for step in keep:
+            model.load_state_dict(kept[step])
+            for split in splits:
+                texts, kl = study.sampled(model, prompts[split], reference)
+                scores = study.rewards(golden, prompts[split], texts)
+                study.rewards(proxy, prompts[split], texts)
+                wins = {
+                    f"win_{who}": float(((scores - other).sign() + 1).mean() / 2)
+                    for who, other in opponents[split].items()
+                }
+                point = {"step": step, "split": split, "kl": sum(kl) / len(kl), "responses": len(texts), **wins}
+                curves.setdefault(name, []).append(point)
+    return curves
+
+
+def main() -> None:
+    """Read the plan, run, write `curves.json`."""
+    datasets.disable_progress_bars()
+    plan = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    curves = run(plan)
+    (Path(plan["out"]) / "curves.json").write_text(json.dumps(curves, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
