@@ -108,7 +108,6 @@ class Arm(PairsStage):
     """
 
     kind: ClassVar[str] = "arm"
-    version: ClassVar[int] = 2
     activity: ClassVar[str] = "training"
     version: ClassVar[int] = 2
     together: ClassVar[bool] = True
