@@ -315,6 +315,7 @@ def test_stopped_outside_the_stages(
         time.sleep(60)
 
     monkeypatch.setattr("aligngap.runner.collect", collect)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     before = signal.getsignal(signal.SIGTERM)
     assert main(["run", "try"]) == 130
     assert "aligngap run try" in capsys.readouterr().err
