@@ -130,6 +130,8 @@ class Command:
             os.environ.update(variables)
             exec(site, {})
             multiprocessing.util.spawnv_passfds = _forked_server
+            # A test's runner may have put streams of its own in their place.
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             code = main_of_aligngap(words)
             sys.stdout.flush()
             sys.stderr.flush()
