@@ -111,6 +111,7 @@ def run_stages(stages: Sequence[Stage], executor: Executor, on_event: Callable[[
     run = _Run(all_stages(stages), executor, on_event)
     with run.signals():
         run.work()
+    executor.store.sweep()  # a process on a lost machine may have lived on for a while, and held what it wrote
     if run.stops:
         raise Interrupted(run.outcome)
     return run.outcome
