@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -69,7 +70,9 @@ class Nodes:
     def __init__(self, folder: Path, temporary: str) -> None:
         self.folder, self._temporary = folder, temporary
         # Outside the range from which systems give ports to whoever asks, and which Ray's workers use.
-        self.port = next(port for port in range(23000, 32000, 7) if _is_free(port) and _is_free(port + 1))
+        # Drawn, because two test runs on one machine may look at the same moment.
+        ports = random.sample(range(23000, 32000, 2), 100)
+        self.port = next(port for port in ports if _is_free(port) and _is_free(port + 1))
         self.address = f"127.0.0.1:{self.port}"
         source = str(Path(aligngap.__file__).parents[1])
         path = os.pathsep.join([source, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
