@@ -70,7 +70,8 @@ class PairBatch:
 
     prompt_numbers: int64 [n]; prompts, first, second: token ids; preference: float32 [n], the probability that the
     first response is preferred (1, 0, or 0.5 for a tie); provenance: where the pairs come from. The trainer and the
-    losses never read `provenance`; it is written to the recorded stream.
+    losses never read `provenance`; it is written to the recorded stream. reference: float32 [n, 2], what the reference
+    policy gives the first and the second response (log-probability, summed over tokens, nats), where that is known.
     """
 
     prompt_numbers: torch.Tensor
@@ -79,6 +80,7 @@ class PairBatch:
     second: Tokens
     preference: torch.Tensor
     provenance: tuple[str, ...]
+    reference: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_numbers)
@@ -99,6 +101,7 @@ class PairBatch:
             self.second.take(index),
             self.preference[index],
             tuple(self.provenance[i] for i in index.tolist()),
+            None if self.reference is None else self.reference[index],
         )
 
     def to(self, device: torch.device | str) -> PairBatch:
@@ -110,11 +113,13 @@ class PairBatch:
             self.second.to(device),
             self.preference.to(device),
             self.provenance,
+            None if self.reference is None else self.reference.to(device),
         )
 
 
 def concatenate(batches: Sequence[PairBatch]) -> PairBatch:
-    """Several batches as one, in order."""
+    """Several batches as one, in order. What the reference gives is known of all their pairs, or of none."""
+    known = [batch.reference for batch in batches if batch.reference is not None]
     return PairBatch(
         torch.cat([batch.prompt_numbers for batch in batches]),
         Tokens.stack([batch.prompts for batch in batches]),
@@ -122,4 +127,5 @@ def concatenate(batches: Sequence[PairBatch]) -> PairBatch:
         Tokens.stack([batch.second for batch in batches]),
         torch.cat([batch.preference for batch in batches]),
         tuple(origin for batch in batches for origin in batch.provenance),
+        torch.cat(known) if known and len(known) == len(batches) else None,
     )

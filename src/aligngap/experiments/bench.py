@@ -24,9 +24,11 @@ from aligngap.pipeline.stages import (
     Pairs,
     PairsStage,
     Preference,
+    Reference,
     Relabel,
     Responses,
     Sft,
+    Start,
 )
 from aligngap.sources.base import SourceSpec
 from aligngap.sources.recorded import RecordedSpec
@@ -174,12 +176,17 @@ class Bench:
             "max_grad_norm": optim.max_grad_norm * clip_factor,
         }
         optim = optim.model_copy(update=changed)
+        reference = None
+        if recorded is not None and isinstance(source, RecordedSpec) and source.ends == "kept":
+            visits = optim.steps * optim.batch
+            reference = Reference(sft=self.sft, task=self.pairs, pairs=recorded, batch=optim.batch, visits=visits)
         return Arm(
             sft=self.sft,
             task=self.pairs,
             source=source,
             judge=judge,
             recorded=recorded,
+            reference=reference,
             loss=loss or self.study.baseline.loss,
             optim=optim,
             seed=seed,
@@ -314,8 +321,7 @@ class Bench:
         # The golden policy has no proxy of its own; the first seed's looks at it.
         seed = arm.seed if entry.family != "golden_policy" else self.study.seeds[0]
         own = arm.judge if arm.judge is not None and arm.judge.role == "proxy" else self.proxy(seed)
-        return Evaluate(
-            arm=arm,
+        start = Start(
             sft=arm.sft,
             task=self.pairs,
             golden=self.golden,
@@ -324,7 +330,9 @@ class Bench:
             opponents=self.opponents,
             prompts=spec.prompts,
             pairs=spec.pairs,
+            seed=arm.seed,
         )
+        return Evaluate.of(arm, start)
 
     def measured(self, entry: ArmEntry) -> list[Measured]:
         """The further measures of an arm that the study asks for."""

@@ -61,7 +61,7 @@ class RecordedSpec(SourceSpec):
         if self.ends == "dropped":
             ends = require(given.ends, "the end tokens", self.kind)
             first, second = (without_end(tokens, ends) for tokens in (pairs.first, pairs.second))
-            pairs = replace(pairs, first=first, second=second)
+            pairs = replace(pairs, first=first, second=second, reference=None)
         return Recorded(pairs, orders[self.order])
 
 

@@ -48,21 +48,32 @@ class LossSpec(BaseModel):
         return with_code(handler(self), LOSSES.code(self.name), info)
 
 
-def batch_loss(policy: Policy, reference: Policy, batch: PairBatch, spec: LossSpec) -> torch.Tensor:
-    """Loss of a batch of pairs, both responses packed behind their prompt; a scalar with a gradient. Reads ids and
-    preference, nothing else.
+def batch_loss(policy: Policy, reference: Policy | None, batch: PairBatch, spec: LossSpec) -> torch.Tensor:
+    """Loss of a batch of pairs, both responses packed behind their prompt; a scalar with a gradient. Reads ids,
+    preference and what the reference gives them, nothing else.
+
+    reference: asked about pairs that do not bring its log-probabilities. Raises ValueError where there is none.
     """
     responses = [batch.first, batch.second]
-    with torch.no_grad():
-        fixed = reference.log_probs(batch.prompts, responses)
+    fixed = reference_log_probs(reference, batch) if batch.reference is None else batch.reference
     live = policy.log_probs(batch.prompts, responses)
-    first, second = (LogProbs(a, b, tokens.lengths) for a, b, tokens in zip(live, fixed, responses, strict=True))
+    first, second = (
+        LogProbs(a, b, tokens.lengths) for a, b, tokens in zip(live, fixed.unbind(1), responses, strict=True)
+    )
     return pair_loss(spec.name, first, second, batch.preference, spec.beta, spec.reduction, spec.sft)
+
+
+@torch.no_grad()
+def reference_log_probs(reference: Policy | None, batch: PairBatch) -> torch.Tensor:
+    """What the reference gives both responses of each pair, [n, 2]: `PairBatch.reference` of pairs that lack it."""
+    if reference is None:
+        raise ValueError("these pairs do not bring their reference log-probabilities, and there is no reference to ask")
+    return torch.stack(reference.log_probs(batch.prompts, [batch.first, batch.second]), 1)
 
 
 def train(
     policy: Policy,
-    reference: Policy,
+    reference: Policy | None,
     source: PairSource,
     loss: LossSpec,
     optim: OptimSpec,
@@ -74,6 +85,7 @@ def train(
 ) -> None:
     """Train `policy` in place on what `source` supplies.
 
+    reference: may be None where the source's pairs all bring its log-probabilities.
     keep: steps (0 = before training) at which `save_policy` is called. Raises Diverged when the loss stops being
     finite; what was saved before stays, and the checkpointer keeps the last good weights.
     """

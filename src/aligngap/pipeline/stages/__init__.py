@@ -6,11 +6,11 @@ and the executor's order, nothing else.
 """
 
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
-from aligngap.pipeline.stages.evaluation import Evaluate, Measured, Responses, evaluation_prompts, utilities
+from aligngap.pipeline.stages.evaluation import Evaluate, Measured, Responses, Start, evaluation_prompts, utilities
 from aligngap.pipeline.stages.generated import Generate
 from aligngap.pipeline.stages.judging import Agreement, Given, Preference, agreement
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
-from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, nll, sample_in_chunks
+from aligngap.pipeline.stages.policies import Arm, Reference, Sft, load_arm, load_policy, nll, sample_in_chunks
 
 __all__ = [
     "SPLITS",
@@ -25,9 +25,11 @@ __all__ = [
     "Pairs",
     "PairsStage",
     "Preference",
+    "Reference",
     "Relabel",
     "Responses",
     "Sft",
+    "Start",
     "agreement",
     "evaluation_prompts",
     "load_arm",

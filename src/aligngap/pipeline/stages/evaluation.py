@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import polars as pl
 import torch
 
 from aligngap import ranks
-from aligngap.judges.base import Judge
+from aligngap.judges.base import Judge, decision
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.base import Answers, values_of
 from aligngap.measure.classify import correct, pair_log_probs, winner_drift
@@ -22,11 +22,11 @@ from aligngap.models.policy import Policy
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_spent
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
-from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, sample_in_chunks
+from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, load_reference, sample_in_chunks
 from aligngap.seeds import uniforms
 from aligngap.store.store import is_checked, write_checked
 from aligngap.tasks.pairs import read_pairs
-from aligngap.types import Tokens
+from aligngap.types import PairBatch, Tokens
 
 
 class Responses(Stage):
@@ -78,16 +78,11 @@ def evaluation_prompts(task: Path, count: int) -> dict[str, tuple[torch.Tensor, 
     return found
 
 
-class Evaluate(Stage):
-    """An arm along its checkpoints: every measure, per prompt (section 4, appendices D and E).
+class Examination(Stage):
+    """What it takes to measure policies on a task's evaluation prompts: against whose responses, by which judges."""
 
-    Prompts and sampling noise are the same for all arms of a seed; the opponents' responses are the same for all arms.
-    """
-
-    kind: ClassVar[str] = "evaluate"
     together: ClassVar[bool] = True
 
-    arm: Arm
     sft: Sft
     task: Pairs
     golden: JudgeStage
@@ -98,14 +93,84 @@ class Evaluate(Stage):
     pairs: int
 
     @property
+    def checkpoint_work(self) -> float:
+        """Estimated seconds to measure one policy."""
+        judged = self.prompts * (len(self.opponents) * self.golden.seconds + self.proxy.seconds)
+        other = (self.prompts * 1.2e-3 + self.pairs * 3e-4) * self.sft.base.size
+        return len(SPLITS) * (judged + other)
+
+    def labelled(self, context: Context) -> dict[str, PairBatch]:
+        """The golden-labelled pairs of each split that policies are asked about as classifiers."""
+        found = {}
+        for split in SPLITS:
+            pairs = read_pairs(context.one("golden_pairs") / f"{split}.parquet")
+            found[split] = pairs.take(torch.arange(min(self.pairs, len(pairs))))
+        return found
+
+
+class Start(Examination):
+    """The policy that all arms of a seed start from, measured as `Evaluate` measures their checkpoints: their step 0,
+    once for all of them.
+
+    prompts.parquet: rows of `per_prompt` without a step. pairs.parquet: split, prompt_number, and the policy's
+    log-probabilities of first and second response, which are the reference of every checkpoint's.
+    """
+
+    kind: ClassVar[str] = "start"
+
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"evaluate {self.task.name}'s starting policy ({self.sft.base.name}), seed {self.seed}"
+
+    @property
+    def work(self) -> float:
+        return self.checkpoint_work + 2
+
+    def run(self, context: Context) -> None:
+        policy = load_reference(context, self.sft)
+        examiner = Examiner(self, context)
+        prompts = [examiner.measured(policy, policy, split, self.seed) for split in SPLITS]
+        pairs = []
+        for split, labelled in self.labelled(context).items():
+            first, second = pair_log_probs(policy, labelled)
+            columns = {
+                "prompt_number": labelled.prompt_numbers.numpy(),
+                "first": first.numpy(),
+                "second": second.numpy(),
+            }
+            pairs.append(pl.DataFrame(columns).with_columns(split=pl.lit(split)))
+        if ranks.first():
+            pl.concat(prompts).write_parquet(context.out / "prompts.parquet")
+            pl.concat(pairs).write_parquet(context.out / "pairs.parquet")
+        write_spent(examiner.judges.values(), context.out)
+
+
+class Evaluate(Examination):
+    """An arm along its checkpoints: every measure, per prompt (section 4, appendices D and E).
+
+    Prompts and sampling noise are the same for all arms of a seed; the opponents' responses are the same for all arms.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 2
+
+    arm: Arm
+    start: Start
+
+    @classmethod
+    def of(cls, arm: Arm, start: Start) -> Evaluate:
+        """An arm that begins with the policy of `start`, measured as that is."""
+        return cls(arm=arm, start=start, **{name: getattr(start, name) for name in Examination.model_fields})
+
+    @property
     def label(self) -> str:
         return f"evaluate {self.arm.label}"
 
     @property
     def work(self) -> float:
-        judged = self.prompts * (len(self.opponents) * self.golden.seconds + self.proxy.seconds)
-        other = (self.prompts * 1.2e-3 + self.pairs * 3e-4) * self.sft.base.size
-        return len(SPLITS) * (judged + other) * len(self.arm.keep) + 3
+        return self.checkpoint_work * len(self.arm.keep) + 3
 
     def run(self, context: Context) -> None:
         # A file a checkpoint: what is measured is not measured again after a kill, and a live view can read it.
@@ -132,60 +197,125 @@ class Evaluate(Stage):
 
     def _measure(self, context: Context, steps: list[int]) -> None:
         policy, reference = load_arm(context, self.sft)
-        truth = self.task.truth()
-        judges: dict[str, Judge | None] = {
-            "golden": load_judge(self.golden, context.one("golden"), context),
-            "proxy": load_judge(self.proxy, context.one("proxy"), context),
-            "true": truth,
-        }
-        splits = evaluation_prompts(context.one("task"), self.prompts)
-        against = opponents_of(self.opponents, context)
-        labelled, fixed = {}, {}
-        for split in SPLITS:
-            pairs = read_pairs(context.one("golden_pairs") / f"{split}.parquet")
-            labelled[split] = pairs.take(torch.arange(min(self.pairs, len(pairs))))
-            fixed[split] = pair_log_probs(reference, labelled[split])
-        for step in steps:
-            policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
+        examiner = Examiner(self, context)
+        start = pl.read_parquet(context.one("start") / "prompts.parquet")
+        examiner.remember(start)
+        fixed = pl.read_parquet(context.one("start") / "pairs.parquet")
+        labelled = self.labelled(context)
+        for place, step in enumerate(self.arm.keep):
+            if step not in steps:
+                # What was said of it before the kill is known now, as it would be without one.
+                examiner.remember(pl.read_parquet(self.file(context.partial, "prompts", step)))
+                continue
+            if step:
+                policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
             per_prompt, per_pair = [], []
-            for split, (numbers, prompts) in splits.items():
-                noise = uniforms(numbers, 1, policy.max_new_tokens, "evaluation", self.arm.seed)
-                responses = sample_in_chunks(policy, prompts, noise)
-                columns: dict[str, Any] = {
-                    "prompt_number": numbers.numpy(),
-                    "kl": sequence_kl(policy, reference, prompts, responses).numpy(),
-                    "tokens": responses.lengths.numpy(),
-                    "utility": utilities(truth, prompts, responses),
-                    "response_ids": pl.Series(responses.rows(), dtype=pl.List(pl.Int32)),
-                }
-                for opponent, drawn in against.items():
-                    for name, judge in judges.items():
-                        if opponent != "sft" and name == "proxy":
-                            continue  # no measure asks a proxy about the golden policy
-                        if judge is None:
-                            columns[f"win_{opponent}_{name}"] = unknown(len(numbers))
-                            continue
-                        margin = judge.margin(prompts, responses, drawn[split]).double()
-                        columns[f"win_{opponent}_{name}"] = ((margin.sign() + 1) / 2).numpy()
-                        if opponent == "sft" and name != "true":
-                            columns[f"margin_{name}"] = margin.numpy()
+            for split, pairs in labelled.items():
+                before = fixed.filter(split=split).select("first", "second").to_torch().T
+                if step:
+                    rows = examiner.measured(policy, reference, split, self.arm.seed)
+                    first, second = pair_log_probs(policy, pairs) - before
+                else:
+                    rows = start.filter(split=split)
+                    first, second = torch.zeros_like(before)
                 labels = {"step": pl.lit(step), "split": pl.lit(split)}
-                per_prompt.append(pl.DataFrame(columns).with_columns(**labels))
-                pairs = labelled[split]
-                first, second = pair_log_probs(policy, pairs) - fixed[split]
-                frame = pl.DataFrame(
-                    {
-                        "prompt_number": pairs.prompt_numbers.numpy(),
-                        "correct": correct(first, second, pairs.preference).numpy(),
-                        "drift": winner_drift(first, second, pairs.preference).numpy(),
-                    }
-                )
-                per_pair.append(frame.with_columns(**labels))
+                per_prompt.append(rows.with_columns(**labels))
+                columns = {
+                    "prompt_number": pairs.prompt_numbers.numpy(),
+                    "correct": correct(first, second, pairs.preference).numpy(),
+                    "drift": winner_drift(first, second, pairs.preference).numpy(),
+                }
+                per_pair.append(pl.DataFrame(columns).with_columns(**labels))
             # `pairs` last: its file says that the checkpoint is done.
             for kind, frames in (("prompts", per_prompt), ("pairs", per_pair)) if ranks.first() else ():
                 write_checked(self.file(context.partial, kind, step), pl.concat(frames).write_parquet)
-            context.progress(self.arm.keep.index(step) + 1, len(self.arm.keep), {})
-        write_spent(judges.values(), context.out)
+            context.progress(place + 1, len(self.arm.keep), {})
+        write_spent(examiner.judges.values(), context.out)
+
+
+class Examiner:
+    """Measures policies on the evaluation prompts. No judge is asked twice about a response: under common noise, a
+    policy that has changed little gives most of its responses again.
+    """
+
+    def __init__(self, stage: Examination, context: Context) -> None:
+        self.judges: dict[str, Judge] = {
+            name: load_judge(judge, context.one(name), context)
+            for name, judge in (("golden", stage.golden), ("proxy", stage.proxy))
+        }
+        self._truth = stage.task.truth()
+        self._prompts = evaluation_prompts(context.one("task"), stage.prompts)
+        self._against = opponents_of(stage.opponents, context)
+        self._utility = {
+            (opponent.who, split): pl.read_parquet(folder / f"{split}.parquet")["utility"].to_torch()
+            for opponent, folder in zip(stage.opponents, context.many("opponents"), strict=True)
+            for split in (SPLITS if self._truth else ())
+        }
+        self._said: dict[tuple[str, int, tuple[int, ...]], tuple[float | None, ...]] = {}
+
+    @property
+    def _columns(self) -> list[str]:
+        """What depends on prompt and response alone. No measure asks a proxy about the golden policy."""
+        who = [f"{opponent}_{name}" for opponent in self._against for name in ("golden", "proxy", "true")]
+        wins = [f"win_{which}" for which in who if which != "golden_policy_proxy"]
+        return ["utility", *wins, *(f"margin_{name}" for name in self.judges)]
+
+    def remember(self, rows: pl.DataFrame) -> None:
+        """What judges have said, from rows of `per_prompt`."""
+        for split in SPLITS:
+            of_split = rows.filter(split=split).select("response_ids", *self._columns)
+            for place, (response, *said) in enumerate(of_split.iter_rows()):
+                self._said.setdefault((split, place, tuple(response)), tuple(said))
+
+    def measured(self, policy: Policy, reference: Policy, split: str, seed: int) -> pl.DataFrame:
+        """A row of `per_prompt` for each of a split's prompts."""
+        numbers, prompts = self._prompts[split]
+        noise = uniforms(numbers, 1, policy.max_new_tokens, "evaluation", seed)
+        responses = sample_in_chunks(policy, prompts, noise)
+        itself = policy is reference
+        kl = torch.zeros(len(rows := responses.rows()), dtype=torch.float64)
+        if not itself:
+            kl = sequence_kl(policy, reference, prompts, responses)
+        keys = [(split, place, tuple(row)) for place, row in enumerate(rows)]
+        new = torch.tensor([place for place, key in enumerate(keys) if key not in self._said], dtype=torch.int64)
+        if len(new):
+            said = self._ask(split, new, prompts.take(new), responses.take(new))
+            self._said |= zip([keys[place] for place in new.tolist()], said, strict=True)
+        columns = {
+            "prompt_number": numbers.numpy(),
+            "split": pl.Series([split] * len(rows)),
+            "kl": kl.numpy(),
+            "tokens": responses.lengths.numpy(),
+            "response_ids": pl.Series(rows, dtype=pl.List(pl.Int32)),
+        }
+        judged = zip(*(self._said[key] for key in keys), strict=True)
+        judgements = {
+            name: pl.Series(values, dtype=pl.Float64) for name, values in zip(self._columns, judged, strict=True)
+        }
+        return pl.DataFrame(columns | judgements)
+
+    def _ask(
+        self, split: str, index: torch.Tensor, prompts: Tokens, responses: Tokens
+    ) -> list[tuple[float | None, ...]]:
+        """`_columns` of responses to these of a split's prompts."""
+        unknown: list[float | None] = [None] * len(index)
+        found = dict.fromkeys(self._columns, unknown)
+        utility = self._truth.utilities(prompts, responses) if self._truth else None
+        if utility is not None:
+            found["utility"] = utility.tolist()
+        for opponent, answers in self._against.items():
+            drawn = answers[split].take(index)
+            for name, judge in self.judges.items():
+                if f"win_{opponent}_{name}" not in found:
+                    continue
+                margin = judge.margin(prompts, responses, drawn).double()
+                found[f"win_{opponent}_{name}"] = decision(margin).tolist()
+                if opponent == "sft":
+                    found[f"margin_{name}"] = margin.tolist()
+            if utility is not None:
+                by = utility - self._utility[opponent, split][index]
+                found[f"win_{opponent}_true"] = decision(by).tolist()
+        return list(zip(*found.values(), strict=True))
 
 
 class Measured(Stage):

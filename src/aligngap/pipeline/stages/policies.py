@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import polars as pl
 import torch
 
 from aligngap import ranks
@@ -25,7 +27,7 @@ from aligngap.store.identity import file_digest
 from aligngap.store.store import read_json, write_json
 from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.train.checkpoint import Checkpointer
-from aligngap.train.loop import LossSpec, train
+from aligngap.train.loop import LossSpec, reference_log_probs, train
 from aligngap.train.step import OptimSpec
 from aligngap.train.supervised import fit, sft_loss
 from aligngap.types import PairBatch, Prompt, Tokens, concatenate
@@ -102,9 +104,63 @@ def nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
     return total / tokens
 
 
+class Reference(Stage):
+    """What the SFT policy gives both responses of recorded pairs, for all arms that are trained on them.
+
+    batch, visits: pairs a step and in all steps of an arm. An arm that does not get round the pairs once asks about
+    those that it meets itself: reference.parquet is empty then. One row a pair, in the pairs' order: first, second
+    (log-probabilities summed over tokens, nats).
+    """
+
+    kind: ClassVar[str] = "reference"
+    activity: ClassVar[str] = "training"
+    together: ClassVar[bool] = True
+
+    sft: Sft
+    task: Pairs
+    pairs: PairsStage
+    batch: int
+    visits: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.task.name}: reference log-probabilities of the pairs with {self.pairs.origin}"
+
+    @property
+    def work(self) -> float:
+        return 2.5e-4 * self.sft.base.size * min(self.visits, self.task.count) + 1
+
+    def run(self, context: Context) -> None:
+        pairs = read_pairs(context.one("pairs") / self.pairs.train_file)
+        found = torch.zeros(0, 2)
+        if self.visits >= len(pairs):
+            check_fits(self.sft.base.checkpoint, self.task, pairs)
+            reference = load_reference(context, self.sft)
+
+            def asked(index: torch.Tensor) -> torch.Tensor:
+                return reference_log_probs(reference, pairs.take(index).to(reference.device)).float().cpu()
+
+            parts = []
+            # In batches as an arm's: a recorded stream gets the bits that the arm found which recorded it.
+            for index in torch.arange(len(pairs)).split(self.batch):
+                parts.append(ranks.spread(asked, index))
+                context.progress(int(index[-1]) + 1, len(pairs), {})
+            found = torch.cat(parts)
+        if ranks.first():
+            columns = {name: found[:, place].numpy() for place, name in enumerate(("first", "second"))}
+            pl.DataFrame(columns).write_parquet(context.out / "reference.parquet")
+
+    @staticmethod
+    def of(pairs: PairBatch, folder: Path) -> PairBatch:
+        """The pairs with what this stage's artefact in `folder` says of them, if it says anything."""
+        said = pl.read_parquet(folder / "reference.parquet").to_torch()
+        return replace(pairs, reference=said) if len(said) else pairs
+
+
 class Arm(PairsStage):
     """A policy trained from the SFT policy by one loss on the pairs of one source. Golden policy, online, offline,
-    replay: all are this stage.
+    replay: all are this stage. reference: what is known of the recorded pairs; for sources that hand them on as they
+    are.
     """
 
     kind: ClassVar[str] = "arm"
@@ -118,6 +174,7 @@ class Arm(PairsStage):
     source: AnySource
     judge: JudgeStage | None = None
     recorded: PairsStage | None = None
+    reference: Reference | None = None
     loss: LossSpec
     optim: OptimSpec
     seed: int
@@ -150,8 +207,14 @@ class Arm(PairsStage):
     def run(self, context: Context) -> None:
         start = time.perf_counter()
         self._check(context)
-        policy, reference = load_arm(context, self.sft, self.seed)
-        source = self.source.build(self._ingredients(context, policy.ends))
+        given = self._ingredients(context)
+        policy: Policy
+        reference: Policy | None
+        if given.pairs is None or given.pairs.reference is None:
+            policy, reference = load_arm(context, self.sft, self.seed)
+        else:
+            policy, reference = load_start(context, self.sft, self.seed), None
+        source = self.source.build(replace(given, ends=policy.ends))
         recording = Recording(source) if self.source.needs_judge else None
         kept = context.partial / "steps"
         kept.mkdir(parents=True, exist_ok=True)
@@ -196,7 +259,7 @@ class Arm(PairsStage):
             pairs = read_pairs(context.one("recorded") / self.recorded.train_file)
             check_fits(self.sft.base.checkpoint, self.task, pairs)
 
-    def _ingredients(self, context: Context, ends: tuple[int, ...]) -> Ingredients:
+    def _ingredients(self, context: Context) -> Ingredients:
         train_pairs = read_pairs(context.one("task") / "train.parquet")
         prompts = [
             Prompt(number, tuple(ids))
@@ -206,35 +269,46 @@ class Arm(PairsStage):
         recorded = None
         if self.recorded is not None:
             recorded = read_pairs(context.one("recorded") / self.recorded.train_file)
-        return Ingredients(
-            seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded, ends=ends
-        )
+            if self.reference is not None:
+                recorded = Reference.of(recorded, context.one("reference"))
+        return Ingredients(seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded)
 
 
 def load_policy(context: Context, sft: Sft, weights: Path | None = None) -> Policy:
     """The SFT policy whose artefact is the context's input `sft`; or an arm's, of which `weights` are the file."""
-    if weights is None or sft.base.checkpoint.lora is None:
-        policy = _sft_policy(context, sft)
-    else:
-        policy, _ = load_arm(context, sft)
-    if weights is not None:
-        policy.load_weights(weights)
+    if weights is None:
+        return _sft_policy(context, sft)
+    policy = load_start(context, sft)
+    policy.load_weights(weights)
+    return policy
+
+
+def load_start(context: Context, sft: Sft, seed: int = 0) -> Policy:
+    """The SFT policy as an arm begins with it: with adapters where the study asks for them, whose first weights `seed`
+    decides.
+    """
+    policy, lora = _sft_policy(context, sft), sft.base.checkpoint.lora
+    if lora is not None:
+        add_adapters(policy.model, lora, seed)
     return policy
 
 
 def load_arm(context: Context, sft: Sft, seed: int = 0) -> tuple[Policy, Policy]:
-    """A policy to train, or to take over an arm's weights, and its reference. Both are the SFT policy; with adapters
-    they are one model in memory.
+    """A policy to train, or to take over an arm's weights, and its reference: `load_start` and `load_reference`."""
+    policy = load_start(context, sft, seed)
+    return policy, load_reference(context, sft, policy)
 
-    seed: decides the adapters' first weights.
+
+def load_reference(context: Context, sft: Sft, policy: Policy | None = None) -> Policy:
+    """The SFT policy as the reference of arms: of `policy`, with which it shares the model in memory if that has
+    adapters, or of any.
     """
-    policy, lora = _sft_policy(context, sft), sft.base.checkpoint.lora
-    if lora is None:
-        reference = _sft_policy(context, sft)
-        reference.model.requires_grad_(False)
-        return policy, reference
-    add_adapters(policy.model, lora, seed)
-    return policy, WithoutAdapters(policy.model, policy.ends, policy.max_new_tokens, policy.layout)
+    if sft.base.checkpoint.lora is not None:
+        policy = policy or load_start(context, sft)
+        return WithoutAdapters(policy.model, policy.ends, policy.max_new_tokens, policy.layout)
+    reference = _sft_policy(context, sft)
+    reference.model.requires_grad_(False)
+    return reference
 
 
 def _sft_policy(context: Context, sft: Sft) -> Policy:
