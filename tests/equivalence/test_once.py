@@ -197,4 +197,6 @@ def test_arms_of_a_seed_share_their_start_and_pairs_their_reference(tiny: Tiny) 
     assert bench.evaluation(bench.online(1)).start.identity not in starts
     references = [entry.stage.reference for entry in entries]
     assert references[0] is None
-    assert len({reference.identity for reference in references if reference}) == 2  # golden's pairs, the proxy's
+    assert len({reference.identity for reference in references if reference}) == 1
+    replay = reference_of(bench.on_stream(0, "tandem", RecordedSpec(order="sequence")).stage)
+    assert replay.identity not in {reference.identity for reference in references if reference}

@@ -178,8 +178,14 @@ class Bench:
         optim = optim.model_copy(update=changed)
         reference = None
         if recorded is not None and isinstance(source, RecordedSpec) and source.ends == "kept":
-            visits = optim.steps * optim.batch
-            reference = Reference(sft=self.sft, task=self.pairs, pairs=recorded, batch=optim.batch, visits=visits)
+            reference = Reference(
+                sft=self.sft,
+                task=self.pairs,
+                # Another judge's labels do not change what the reference gives.
+                pairs=recorded.pairs if isinstance(recorded, Relabel) else recorded,
+                batch=optim.batch,
+                visits=optim.steps * optim.batch,
+            )
         return Arm(
             sft=self.sft,
             task=self.pairs,

@@ -116,12 +116,12 @@ def test_a_study_extends_a_shipped_one(tmp_path: Path) -> None:
 
 
 def test_studies_that_extend_others_share_their_stages() -> None:
-    """All but what looks at fewer prompts: the evaluations and the opponents' responses."""
+    """All but what looks at fewer prompts: the evaluations, their start and the opponents' responses."""
     quick, paper = (
         {
             stage.identity
             for stage in all_stages(targets(load_study(name, ["experiments=[goodhart]", *more])))
-            if stage.kind not in ("evaluate", "responses")
+            if stage.kind not in ("evaluate", "start", "responses")
         }
         for name, more in (("quick", []), ("paper", ["tasks=[summarisation, arena]"]))
     )
@@ -186,9 +186,10 @@ def test_experiments_share_arms_and_stages() -> None:
     """Adding an experiment trains nothing that exists."""
     one = all_stages(targets(load_study("quick", ["experiments=[goodhart]"])))
     both = all_stages(targets(load_study("quick", ["experiments=[goodhart, coverage]"])))
-    added = {stage.identity for stage in both} - {stage.identity for stage in one}
-    assert {stage.identity for stage in one} <= {stage.identity for stage in both}
-    assert len(added) == 2  # the shuffled arm and its evaluation
+    made = {stage.identity for stage in one}
+    assert made <= {stage.identity for stage in both}
+    added = sorted(stage.kind for stage in both if stage.identity not in made)
+    assert added == ["arm", "evaluate", "reference"]  # the shuffled arm, on the stream of online
 
 
 def test_arms_of_a_seed_differ_only_in_source_and_stated_settings() -> None:

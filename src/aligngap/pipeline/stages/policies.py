@@ -105,7 +105,8 @@ def nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
 
 
 class Reference(Stage):
-    """What the SFT policy gives both responses of recorded pairs, for all arms that are trained on them.
+    """What the SFT policy gives both responses of recorded pairs, for all arms that are trained on them, whoever's
+    labels those take.
 
     batch, visits: pairs a step and in all steps of an arm. An arm that does not get round the pairs once asks about
     those that it meets itself: reference.parquet is empty then. One row a pair, in the pairs' order: first, second
@@ -124,7 +125,8 @@ class Reference(Stage):
 
     @property
     def label(self) -> str:
-        return f"{self.task.name}: reference log-probabilities of the pairs with {self.pairs.origin}"
+        which = "" if self.pairs.identity == self.task.identity else f" of {self.pairs.origin}"
+        return f"{self.task.name}: reference log-probabilities{which}"
 
     @property
     def work(self) -> float:
