@@ -31,6 +31,7 @@ from aligngap.report import charts
 from aligngap.report.load import OPPONENTS, SPLITS, ReportData
 from aligngap.report.load import load as report_data
 from aligngap.tasks.datasets import DatasetSpec
+from aligngap.trackers.base import chosen
 
 Settings = Mapping[str, object] | Sequence[str]
 """Dotted keys of a study to their values, or a list of `key=value` as the command line has them."""
@@ -188,12 +189,18 @@ def run(
     jobs: int | None = None,
     smoke: bool = False,
     store: str | Path | None = None,
+    checkpoint_seconds: float | None = None,
+    track: Sequence[str] = (),
+    executor: str = "local",
+    address: str | None = None,
 ) -> Results:
     """Run a study, or go on with it, and return its results; as `aligngap run` does, in this process and those that it
     starts. Needs no guard around it in a script.
 
     study: as `load` gave it; or as `load` takes it, with settings, seeds and smoke. out: the run's folder, by default
-    runs/STUDY; jobs: processes side by side, by default one a core; store: where artefacts are kept.
+    runs/STUDY; jobs: processes side by side, by default one a core; store: where artefacts are kept, on a cluster also
+    a URL; checkpoint_seconds: how much work a kill may cost, by default two minutes; track: names of trackers
+    (docs/tracking.md); executor: `local`, or `ray` with the address of a cluster (docs/cluster.md).
 
     Raises UserError when the study cannot be run, and KeyboardInterrupt when it is stopped: the same call goes on. What
     failed is told on the way, and is in `Results.missing`.
@@ -204,7 +211,15 @@ def run(
         raise UserError("this study has been loaded already", where="settings", mend="Give them to `aligngap.load`.")
     try:
         ran = runner.run(
-            study, Path(out) if out else None, console=Console(), jobs=jobs, store=Path(store) if store else None
+            study,
+            Path(out) if out else None,
+            console=Console(),
+            jobs=jobs,
+            store=store or None,
+            checkpoint_seconds=checkpoint_seconds,
+            trackers=chosen(track),
+            executor=executor,
+            address=address,
         )
     except Interrupted:
         raise KeyboardInterrupt("the run was stopped; what is finished is kept") from None

@@ -217,6 +217,13 @@ def test_a_stopped_run_goes_on(lab: Lab) -> None:
     lab.check("own")
 
 
+def test_python_asks_for_a_cluster_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab.folder)
+    results = aligngap.run("study.yaml", out="python", executor="ray", jobs=2, checkpoint_seconds=0)
+    assert results.missing.is_empty()
+    lab.check("python")
+
+
 def test_a_node_with_another_version_or_other_code_is_refused(lab: Lab, tmp_path: Path) -> None:
     source = Path(aligngap.__file__).parent
     shutil.copytree(source, tmp_path / "aligngap", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))

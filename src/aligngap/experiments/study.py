@@ -14,8 +14,9 @@ from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
-from aligngap.models.build import SHIPPED
+from aligngap.models.build import SHIPPED, load_config
 from aligngap.models.check import check_alike, check_vocabulary
+from aligngap.models.sharding import check_divisible
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Preference, Sft
 from aligngap.plugins import use_plugins
@@ -283,7 +284,8 @@ def measures(study: StudySpec, task: str) -> list[Measure]:
 def targets(study: StudySpec) -> list[Stage]:
     """What the study wants made: every arm's evaluation, the experiments' measures, and the judges' agreement.
 
-    Raises UserError for a model that cannot be had, or that reads other tokens than the policy.
+    Raises UserError for a model that cannot be had, that reads other tokens than the policy, or that cannot be divided
+    where the study divides models.
     """
     wanted: list[Stage] = []
     for task in study.tasks:
@@ -296,6 +298,8 @@ def targets(study: StudySpec) -> list[Stage]:
     checkpoints = list({base.digest: base.checkpoint for base in bases}.values())
     for checkpoint in checkpoints:
         check_vocabulary(checkpoint)
+        if study.parallel.sharding == "full":
+            check_divisible(load_config(checkpoint))
     check_alike(study.models.policy, checkpoints)
     return wanted
 

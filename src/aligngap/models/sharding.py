@@ -19,19 +19,24 @@ from aligngap.errors import UserError
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
-def sharded(model: ModelT) -> ModelT:
-    """The model, divided among the ranks in place where the run says so: layer by layer, what is left as one.
-
-    Raises UserError for an encoder-decoder, whose parts run by themselves.
-    """
-    if not ranks.sharded():
-        return model
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+def check_divisible(config: object) -> None:
+    """Raises UserError for an encoder-decoder's configuration: its parts run by themselves."""
+    if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             "an encoder-decoder cannot be divided among processes",
             where="parallel.sharding",
             mend="Say `sharding: none`, or take a decoder.",
         )
+
+
+def sharded(model: ModelT) -> ModelT:
+    """The model, divided among the ranks in place where the run says so: layer by layer, what is left as one.
+
+    Raises UserError as `check_divisible` does.
+    """
+    if not ranks.sharded():
+        return model
+    check_divisible(getattr(model, "config", None))
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

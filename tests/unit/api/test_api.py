@@ -58,6 +58,12 @@ def test_what_cannot_be_run_is_an_error_of_the_users() -> None:
         aligngap.run("quik")
     with pytest.raises(UserError, match="loaded already"):
         aligngap.run(aligngap.load("quick"), seeds=2)
+    with pytest.raises(UserError, match="no executor 'rya'"):
+        aligngap.run("quick", executor="rya")
+    with pytest.raises(UserError, match="artefacts at a URL are for"):
+        aligngap.run("quick", store="memory://here")
+    with pytest.raises(UserError, match="no tracker 'tensorbord'"):
+        aligngap.run("quick", track=["tensorbord"])
 
 
 def test_settings_are_values_or_words() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5ForConditionalGeneration
 
 from aligngap.errors import UserError
-from aligngap.models.build import byte_tokenizer, load_language_model, load_tokenizer
+from aligngap.experiments.study import load_study, targets
+from aligngap.models.build import base_path, byte_tokenizer, load_language_model, load_tokenizer
 from aligngap.models.check import check_alike, check_lengths, check_vocabulary
 from aligngap.models.spec import Checkpoint
 from checkpoints import qwen2
@@ -209,3 +211,18 @@ def test_too_long_names_the_numbers_and_the_keys(whole: Path) -> None:
     with pytest.raises(UserError, match="task arena") as caught:
         check_lengths(checkpoint, 33, 1, task="arena", own_data=False)
     assert "datasets" not in str(caught.value.mend)
+
+
+def test_what_cannot_be_divided_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base_path("small"))
+    tokenizer.save_pretrained(tmp_path)
+    T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+        )
+    ).save_pretrained(tmp_path)
+    settings = [f"models.policy={tmp_path}", "parallel.processes=2"]
+    assert targets(load_study("tandem", settings))
+    with pytest.raises(UserError, match="an encoder-decoder cannot be divided") as caught:
+        targets(load_study("tandem", [*settings, "parallel.sharding=full"]))
+    assert caught.value.where == "parallel.sharding"
