@@ -37,7 +37,7 @@ class Parallel(BaseModel):
     one device.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     processes: int = Field(1, ge=1)
     sharding: Literal["none", "full"] = "none"

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from pydantic import ValidationError
+
+from aligngap.errors import UserError
 from aligngap.experiments.spec import PreferenceSpec, StudySpec, fifth, log_steps
 from aligngap.judges.registry import GivenJudge
 from aligngap.models.spec import Checkpoint
@@ -35,6 +38,7 @@ from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 from aligngap.tasks.spec import DatasetTask, TaskSpec
 from aligngap.train.loop import LossSpec
+from aligngap.train.step import OptimSpec
 
 SHARED_SEED = 0
 """Seed of what all seeds of a study share: SFT, golden, golden policy. A study's seeds vary the proxy, data order and
@@ -175,7 +179,15 @@ class Bench:
             "steps": round(optim.steps * step_factor),
             "max_grad_norm": optim.max_grad_norm * clip_factor,
         }
-        optim = optim.model_copy(update=changed)
+        try:
+            optim = OptimSpec.model_validate(optim.model_dump() | changed)
+        except ValidationError as error:
+            said = "; ".join(f"{part['loc'][0]} {part['input']!r}: {part['msg']}" for part in error.errors())
+            raise UserError(
+                f"an arm's settings come out as none that can be trained with: {said}",
+                where="baseline.optim and sweep",
+                mend="Change the baseline's settings, or the factors that they are multiplied by.",
+            ) from None
         reference = None
         if recorded is not None and isinstance(source, RecordedSpec) and source.ends == "kept":
             reference = Reference(

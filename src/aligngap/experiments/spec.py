@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PrivateAttr, field_validator, model_validator
 
 from aligngap.errors import nearest
 from aligngap.judges.registry import AnyJudge
@@ -24,7 +24,7 @@ from aligngap.train.step import OptimSpec
 class Section(BaseModel):
     """A part of a study. Unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSpec(Section):
@@ -79,9 +79,9 @@ class SweepSpec(Section):
     online: sweep online training over the same points too, for a comparison of best with best at equal budgets.
     """
 
-    lr_factors: tuple[float, ...] = (1.0,)
-    betas: tuple[float, ...] = (0.1,)
-    step_factors: tuple[float, ...] = (1.0,)
+    lr_factors: tuple[PositiveFloat, ...] = (1.0,)
+    betas: tuple[PositiveFloat, ...] = (0.1,)
+    step_factors: tuple[PositiveFloat, ...] = (1.0,)
     online: bool = False
 
 

@@ -74,7 +74,7 @@ _JITTER = random.Random()
 class Prices(BaseModel):
     """What a million tokens cost, in any currency."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompt: float = Field(ge=0)
     completion: float = Field(ge=0)

@@ -53,7 +53,7 @@ class GivenJudge(BaseModel):
     stage's identity, since the former may hold paths.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     spec: AnyJudge = Field(exclude=True)
     identity: dict[str, Any]

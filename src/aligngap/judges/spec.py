@@ -33,7 +33,7 @@ class JudgeIngredients:
 class JudgeSpec(BaseModel):
     """Names a judge and its settings in a study. Subclasses add `kind: Literal["..."]` with its name as the default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
 

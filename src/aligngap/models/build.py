@@ -48,7 +48,7 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 class Architecture(BaseModel):
     """Shape of a base trained from scratch: a Llama-type decoder with tied embeddings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     hidden: int = Field(gt=0)
     layers: int = Field(gt=0)

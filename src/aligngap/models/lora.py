@@ -31,7 +31,7 @@ class Lora(BaseModel):
     model's head).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     r: int = Field(8, gt=0)
     alpha: float = Field(16.0, gt=0)

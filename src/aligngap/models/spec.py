@@ -23,7 +23,7 @@ class Checkpoint(BaseModel):
     activations again in the backward pass instead of keeping them. lora: train adapters instead of all weights.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     path: str
     revision: str | None = None

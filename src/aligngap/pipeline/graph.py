@@ -71,7 +71,7 @@ class Stage(BaseModel):
     away; `context.partial` is the same for all, so the first alone may write there.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1

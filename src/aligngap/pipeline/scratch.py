@@ -24,7 +24,7 @@ from aligngap.types import PairBatch, Tokens
 class ScratchSpec(BaseModel):
     """A base's shape and vocabulary; `optim`: how it learns the train split's texts, null for random weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shape: Architecture
     vocabulary: int

@@ -77,7 +77,7 @@ class Ingredients:
 class SourceSpec(BaseModel):
     """Names a source and its settings in a study. Each source's file defines one; `sources.registry` lists them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
     needs_judge: ClassVar[bool] = False

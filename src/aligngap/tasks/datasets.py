@@ -43,7 +43,7 @@ class DatasetSpec(BaseModel):
     keep their last `max_prompt_tokens`, responses their first `max_response_tokens`, end token included.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     config: str | None = None

@@ -30,7 +30,7 @@ class TaskSpec(BaseModel):
     preference.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     world: str
     train_pairs: int = Field(8000, gt=0)
@@ -58,7 +58,7 @@ class DatasetTask(BaseModel):
     name: what the study calls it; digest: of its contents, which stands for name and path in every identity.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     dataset: DatasetSpec

@@ -31,7 +31,7 @@ class LossSpec(BaseModel):
     of an added negative log-likelihood of the winner.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "ipo"
     beta: float = Field(0.1, gt=0)

@@ -32,7 +32,7 @@ class Cycle(BaseModel):
     of some worlds. Worlds may be added from cycle to cycle; the vocabulary grows with them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     worlds: tuple[str, ...] = tuple(WORLDS)
     steps: int = Field(gt=0)
@@ -42,7 +42,7 @@ class Cycle(BaseModel):
 class PretrainSpec(BaseModel):
     """Everything that decides a base's weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size: str
     cycles: tuple[Cycle, ...]

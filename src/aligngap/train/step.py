@@ -14,7 +14,7 @@ from aligngap.models.sharding import divided, fill, whole, written
 class OptimSpec(BaseModel):
     """AdamW with linear warm-up, then constant or cosine. Everything counts optimiser steps, never data-set length."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lr: float = Field(gt=0)
     steps: int = Field(gt=0)

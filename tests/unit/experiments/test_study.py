@@ -257,3 +257,30 @@ def test_adapters_are_not_divided() -> None:
         load_study("quick", [*lora, "parallel.sharding=full"])
     with pytest.raises(UserError, match="give processes: 2 or more"):
         load_study("quick", ["parallel.sharding=full"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "sweep.lr_factors=[.nan]",
+        "sweep.lr_factors=[-1]",
+        "sweep.betas=[0]",
+        "sweep.step_factors=[.inf]",
+        "baseline.optim.lr=.inf",
+        "baseline.loss.sft=.nan",
+        "golden_policy_step_factor=.inf",
+    ],
+)
+def test_numbers_that_are_none_are_refused_where_they_stand(setting: str) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(UserError) as caught:
+        load_study("quick", [setting])
+    assert key in str(caught.value.where)
+
+
+def test_factors_that_leave_no_number_are_refused() -> None:
+    with pytest.raises(UserError, match="lr inf") as caught:
+        targets(load_study("quick", ["baseline.optim.lr=1e200", "sweep.lr_factors=[1e200]"]))
+    assert "sweep" in str(caught.value.where)
+    with pytest.raises(UserError, match="steps 0"):
+        targets(load_study("quick", ["sweep.step_factors=[0.0001]"]))

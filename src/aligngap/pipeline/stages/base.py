@@ -26,7 +26,7 @@ class Base(BaseModel):
     is what else the checkpoint says that decides results, where it is not the default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     checkpoint: Checkpoint = Field(exclude=True)  # holds a path, which no identity may depend on
     digest: str
