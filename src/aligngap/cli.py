@@ -5,6 +5,7 @@ What is slow to import (torch, polars, charts) is imported by the commands that 
 
 from __future__ import annotations
 
+import gc as collector  # `gc` is a command here
 import shlex
 import shutil
 import signal
@@ -115,9 +116,14 @@ def run(
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
     with _stoppable():
-        from aligngap import runner
-        from aligngap.experiments.study import load_study
-        from aligngap.trackers.base import chosen
+        if executor == "local":
+            from aligngap.pipeline.executors.server import start_server
+
+            start_server()  # it imports, for seconds, what its stages need, while this process does so below
+        with _importing():
+            from aligngap import runner
+            from aligngap.experiments.study import load_study
+            from aligngap.trackers.base import chosen
 
         trackers = chosen(track or [])
         ran = runner.run(
@@ -153,6 +159,18 @@ def slurm(
 
 
 @contextmanager
+def _importing() -> Iterator[None]:
+    """For imports that take seconds: to look for garbage in what they make, and will keep, takes a sixth of that."""
+    collected = collector.isenabled()
+    collector.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            collector.enable()
+
+
+@contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and SIGTERM are one thing, which is told at the end; typer would swallow it."""
     from aligngap.pipeline.executors.run import Interrupted
@@ -178,7 +196,8 @@ def plan(
     store: StorePath = None,
 ) -> None:
     """Show a study's stages, which of them are in the store already, and what the others will cost."""
-    from aligngap import runner
+    with _importing():
+        from aligngap import runner
     from aligngap.experiments.study import asked_by, load_study
     from aligngap.pipeline.executors.local import default_jobs
     from aligngap.pipeline.executors.progress import clock
@@ -316,15 +335,16 @@ def figures(
 ) -> None:
     """Write every figure of the report as a file, TASK-EXPERIMENT-FIGURE.FORMAT. No browser is needed."""
     from aligngap.report import charts
+    from aligngap.report.images import FORMATS, Format
     from aligngap.report.load import OPPONENTS, load
 
-    for option, value, known in (("--format", form, charts.FORMATS), ("--opponent", opponent, OPPONENTS)):
+    for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
         if value not in known:
             raise UserError(f"there is no '{value}'", where=option, mend=f"Known: {', '.join(known)}.")
     data = load(directory)
     folder = out or directory / "figures"
     try:
-        written = charts.figures(data, folder, (cast("charts.Format", form),), opponent=opponent)
+        written = charts.figures(data, folder, (cast(Format, form),), opponent=opponent)
     except OSError as error:
         mend = "Give --out another folder."
         raise UserError(f"cannot be written: {error.strerror}", where=str(folder), mend=mend) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -110,7 +111,7 @@ def run(
         say = partial(_say, console=console)
         say(spec.title)
         place = stack.enter_context(executor_of(kept, directory.logs))
-        jobs = place.jobs
+        processes, jobs = jobs, place.jobs
         ledger = Ledger(stages, jobs)
         directory.begin(ledger, kept.root)
         say(
@@ -132,10 +133,15 @@ def run(
         _raise_mistakes(targeted, outcome)
         with disk_errors(folder, strict=False):
             outcome.wall, outcome.jobs = time.monotonic() - (start if began is None else began), jobs
+            before = _reported(folder)
             results = collect(spec, kept, outcome, folder)
             for line in summary(results):
                 say(line)
-            report = publish(folder)
+            report = folder / "report.html"
+            if (folder / "results.json").read_bytes() == before:
+                report.touch()  # newer than the results, which are what it was made of
+            else:
+                publish(folder, processes)
     failures = _failures(stages, outcome, results, directory.logs)
     for line in failures:
         print(line, file=sys.stderr)
@@ -190,6 +196,21 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
         for other in others:
             print(f"failed: {' '.join(str(other).split())}", file=sys.stderr)
         raise first
+
+
+def _reported(folder: Path) -> bytes | None:
+    """The results that the folder's report was made of; None where there is none, it is older than they are, or the
+    code that made it is under change.
+    """
+    results, report = folder / "results.json", folder / "report.html"
+    try:
+        if report.stat().st_mtime_ns < results.stat().st_mtime_ns:
+            return None
+        content = results.read_bytes()
+        revision = json.loads(content)["revision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if revision and revision["dirty"] else content
 
 
 def _failures(stages: Sequence[Stage], outcome: Outcome, results: dict[str, Any], logs: Path) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from aligngap.errors import UserError
 from aligngap.experiments.base import Analysis, Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.registry import EXPERIMENTS
@@ -65,6 +66,7 @@ def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> d
     """
     tasks = {task: gather(study, task, store, outcome) for task in study.tasks}
     plain = assemble(study, store, outcome, tasks)
+    plain["timings"] = _latest(plain["timings"], outcome, folder)
     write_json(folder / "results.json", plain)
     points = [
         _flat(task, arm, point)
@@ -585,6 +587,18 @@ def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]
         "judge_spent": spent,
         "stages": stages,
     }
+
+
+def _latest(timings: dict[str, Any], outcome: Outcome, folder: Path) -> dict[str, Any]:
+    """Timings of the last command that made a stage: those that are on record, where this one has made none."""
+    if outcome.seconds:
+        return timings
+    try:
+        earlier: dict[str, Any] = read_json(folder / "results.json")["timings"]
+        then, now = ([(row["identity"], row["seconds"]) for row in found["stages"]] for found in (earlier, timings))
+    except (OSError, UserError, KeyError, TypeError):  # none, or of another version
+        return timings
+    return earlier if then == now else timings
 
 
 def _spent(stage: Stage, store: Store) -> dict[str, float]:

@@ -17,17 +17,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from aligngap.report.images import Format, Images
 from aligngap.report.load import FAMILIES, JUDGES, OPPONENTS, PENDING, SPLITS, Drawing, Experiment, ReportData, Task
 
 if TYPE_CHECKING:
     import altair as alt
-
-Format = Literal["png", "svg", "pdf"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 OPPONENT_NAMES = {"golden_policy": "the golden policy", "sft": "the SFT policy"}
 JUDGE_NAMES = {"golden": "Golden judge", "true": "True utility", "proxy": "Proxy judge"}
@@ -307,6 +305,7 @@ _DEFAULTS: dict[str, Any] = {
 _OF_SEED = "(datum.seed === null || indexof(seeds, datum.seed) >= 0)"  # a run without a seed is never hidden
 _IN_VIEW = f"indexof(shown, datum.family) >= 0 && (sweep || datum.baseline) && {_OF_SEED}"
 _OF_SPLIT = "datum.split === split"
+_BASELINE_OR_HOVERED = {"or": [{"param": "hover", "empty": False}, "datum.baseline"]}
 _DRAWABLE_KL = "isValid(datum.kl) && (xscale !== 'log' || datum.kl > 0)"
 
 
@@ -396,12 +395,9 @@ def _hover() -> alt.Parameter:
     return alt.selection_point(name="hover", fields=["run"], on="pointerover", clear="pointerout", empty=False)
 
 
-def _standing_out(yes: float, no: float) -> Any:
-    """`yes` for the baselines and for the run under the pointer, `no` for the sweep around them."""
-    import altair as alt
-
-    test: Any = {"test": {"or": [{"param": "hover", "empty": False}, "datum.baseline"]}}
-    return alt.condition(test, alt.value(yes), alt.value(no))
+def _standing_out(yes: float, no: float, test: Any = _BASELINE_OR_HOVERED) -> dict[str, Any]:
+    """Of a channel: `yes` for the baselines and for the run under the pointer, `no` for the sweep around them."""
+    return {"condition": {"test": test, "value": yes}, "value": no}
 
 
 def _tooltips(**titles: str) -> list[alt.Tooltip]:
@@ -467,8 +463,8 @@ def _win_spec(look: Look, over: Literal["kl", "step", "rate_sft_proxy"] = "kl") 
         strokeDash=of["dash"],
         detail="run:N",
         order=alt.Order("kl:Q" if over == "kl" else "step:Q"),
-        strokeWidth=_standing_out(2, 1),
-        opacity=_standing_out(0.85, 0.3),
+        strokeWidth=alt.StrokeWidthValue(**_standing_out(2, 1)),
+        opacity=alt.OpacityValue(**_standing_out(0.85, 0.3)),
     )
     bars = (
         near.transform_filter("datum.baseline")
@@ -483,8 +479,8 @@ def _win_spec(look: Look, over: Literal["kl", "step", "rate_sft_proxy"] = "kl") 
             color=of["color"],
             shape=of["shape"],
             tooltip=tooltip,
-            size=_standing_out(46, 18),
-            opacity=_standing_out(1, 0.5),
+            size=alt.SizeValue(**_standing_out(46, 18)),
+            opacity=alt.OpacityValue(**_standing_out(1, 0.5)),
         )
         .add_params(_hover())
     )
@@ -521,8 +517,8 @@ def _measure_spec(
         strokeDash=of["dash"],
         detail="run:N",
         order=alt.Order(f"{over}:Q"),
-        strokeWidth=_standing_out(2, 1),
-        opacity=_standing_out(0.85, 0.3),
+        strokeWidth=alt.StrokeWidthValue(**_standing_out(2, 1)),
+        opacity=alt.OpacityValue(**_standing_out(0.85, 0.3)),
     )
     points = (
         rows.mark_point(filled=True)
@@ -532,8 +528,8 @@ def _measure_spec(
             color=of["color"],
             shape=of["shape"],
             tooltip=tooltip,
-            size=_standing_out(34, 14),
-            opacity=_standing_out(1, 0.45),
+            size=alt.SizeValue(**_standing_out(34, 14)),
+            opacity=alt.OpacityValue(**_standing_out(1, 0.45)),
         )
         .add_params(_hover())
     )
@@ -597,8 +593,8 @@ def _cost_spec(look: Look, measure: str, title: str) -> dict[str, Any]:
             color=of["color"],
             shape=of["shape"],
             tooltip=tooltip,
-            size=alt.condition("datum.baseline", alt.value(70), alt.value(28)),
-            opacity=alt.condition("datum.baseline", alt.value(1), alt.value(0.5)),
+            size=alt.SizeValue(**_standing_out(70, 28, "datum.baseline")),
+            opacity=alt.OpacityValue(**_standing_out(1, 0.5, "datum.baseline")),
         )
         .add_params(_hover())
     )
@@ -1104,31 +1100,25 @@ def figures(
     opponent: whose responses the win rates are against. A task or figure without any number gets no file: an empty
     picture looks like a result. No browser is needed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with Images(folder, formats) as images:
+        draw(images, data, opponent=opponent, choose=choose)
+    return images.written
+
+
+def draw(
+    images: Images,
+    data: ReportData,
+    *,
+    opponent: str = "golden_policy",
+    choose: Callable[[ReportData, Task, Look], list[Figure]] = every_figure,
+) -> None:
+    """As `figures`, for who has other things to do while they are painted."""
     look = Look.for_images(data)
-    written = []
     for task in data.tasks:
         for figure in choose(data, task, look):
             for split in splits_of(data, task.name) if figure.by_split else [None]:
                 svg = image_svg(data, figure, split=split or "held_out", opponent=opponent)
-                for form in formats:
-                    path = folder / f"{file_name(task.name, figure.name, *([split] if split else []))}.{form}"
-                    path.write_bytes(_converted(svg, form))
-                    written.append(path)
-    return written
-
-
-def _converted(svg: str, form: Format) -> bytes:
-    import vl_convert
-
-    if form == "png":
-        return bytes(vl_convert.svg_to_png(svg, scale=2))
-    return bytes(vl_convert.svg_to_pdf(svg)) if form == "pdf" else svg.encode()
-
-
-def save_charts(data: ReportData, folder: Path) -> list[Path]:
-    """The figures of each task as a whole: PNG at twice the size of a screen's, and SVG, on a light ground."""
-    return figures(data, folder, ("png", "svg"), choose=task_figures)
+                images.add(file_name(task.name, figure.name, *([split] if split else [])), svg)
 
 
 def image_svg(data: ReportData, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy") -> str:

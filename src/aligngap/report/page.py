@@ -24,6 +24,7 @@ import polars as pl
 
 from aligngap.pipeline.executors.progress import Spent, time_spent
 from aligngap.report import charts
+from aligngap.report.images import Images
 from aligngap.report.load import (
     FAILED,
     PENDING,
@@ -66,18 +67,24 @@ _GLYPHS = {
 }
 
 
-def publish(folder: Path) -> Path:
-    """Charts as PNG and SVG, and the page, from the results in a run's folder; the page's path."""
-    from aligngap.report.charts import save_charts
-
-    save_charts(load(folder), folder / "charts")
-    return write_report(folder)
+def publish(folder: Path, processes: int | None = None) -> Path:
+    """The figures of each task as a whole as PNG and SVG, and the page, from the results in a run's folder; the page's
+    path. processes: as `Images` takes them.
+    """
+    data = load(folder)
+    with Images(folder / "charts", ("png", "svg"), processes) as images:
+        charts.draw(images, data, choose=charts.task_figures)
+        page = render(data)  # while they are painted
+    return _put(page, folder)  # the last file: whoever finds it finds the others
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` beside the `results.json` of a folder."""
+    return _put(render(load(folder)), folder)
+
+
+def _put(page: str, folder: Path) -> Path:
     path = folder / "report.html"
-    page = render(load(folder))
     # Written aside and moved: a reader who reloads meanwhile sees the old page or the new one, never half of one.
     draft = path.with_name(".report.html.part")
     draft.write_text(page, encoding="utf-8")

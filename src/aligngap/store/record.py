@@ -39,7 +39,7 @@ def _environment() -> dict[str, object]:
         "python": platform.python_version(),
         "packages": versions(),
         "platform": f"{platform.system()}-{platform.machine()}",
-        "cpu_count": _cpu_count(),
+        "cpu_count": cores(),
         "devices": _devices(),
     }
 
@@ -56,8 +56,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_count() -> int | None:
-    # What this process may use, which in a container is not what the machine has.
+def cores() -> int | None:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

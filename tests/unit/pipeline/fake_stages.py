@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -61,6 +62,7 @@ class Fake(Stage):
         found = {"name": self.name, "seen": seen, "start": start, "end": time.monotonic(), "pid": os.getpid()}
         found["devices"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         found |= {"threads": torch.get_num_threads(), "variable": os.environ.get("OMP_NUM_THREADS")}
+        found |= {"collects": gc.isenabled(), "frozen": gc.get_freeze_count()}
         (context.out / "times.json").write_text(json.dumps(found))
 
     def _at_first(self, tries: Path, what: str) -> None:

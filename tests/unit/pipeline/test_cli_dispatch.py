@@ -55,7 +55,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         write_json(folder / "results.json", outcome.status)
         return {"tasks": {}, **outcome.status}
 
-    def publish(folder: Path) -> Path:
+    def publish(folder: Path, processes: int | None = None) -> Path:
         (folder / "report.html").write_text("<p>")
         return folder / "report.html"
 
@@ -104,6 +104,54 @@ def test_run_status_verify_and_run_again(study: Install, capsys: pytest.CaptureF
     (Path("runs/store") / a.identity / "times.json").write_text("{}")
     assert main(["verify", "runs/try"]) == 1
     assert f"{a.identity}/times.json: truncated" in capsys.readouterr().out
+
+
+def test_a_report_is_made_again_where_its_results_have_changed(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(Fake(name="a"))
+    report, results = Path("runs/try/report.html"), Path("runs/try/results.json")
+    published: list[int | None] = []
+
+    def publish(folder: Path, processes: int | None = None) -> None:
+        published.append(processes)
+        report.write_text("<p>")
+
+    def collected(**found: Any) -> None:
+        def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
+            write_json(folder / "results.json", {"tasks": {}, "revision": None} | found)
+            return {"tasks": {}}
+
+        monkeypatch.setattr("aligngap.runner.collect", collect)
+
+    monkeypatch.setattr("aligngap.runner.publish", publish)
+
+    def run() -> int:
+        before = len(published)
+        assert main(["run", "try", "--jobs", "1"]) == 0
+        return len(published) - before
+
+    collected(kl=1)
+    assert (run(), run()) == (1, 0)
+    assert report.stat().st_mtime_ns >= results.stat().st_mtime_ns
+    assert run() == 0
+    collected(kl=2)
+    assert (run(), run()) == (1, 0)
+    results.write_text(results.read_text())  # newer than the report: a command was stopped between the two
+    assert (run(), run()) == (1, 0)
+    report.unlink()
+    assert (run(), run()) == (1, 0)
+    collected(revision={"commit": "abc", "dirty": True})
+    assert (run(), run()) == (1, 1)
+    assert set(published) == {1}
+
+
+def test_the_server_is_started_before_the_imports(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(Fake(name="a"))
+    order: list[str] = []
+    load: Any = sys.modules["aligngap.experiments.study"].load_study  # type: ignore[attr-defined]
+    monkeypatch.setattr("aligngap.pipeline.executors.server.start_server", lambda: order.append("server"))
+    monkeypatch.setattr("aligngap.experiments.study.load_study", lambda *given: order.append("study") or load(*given))
+    assert main(["run", "try", "--jobs", "1"]) == 0
+    assert order == ["server", "study"]
 
 
 def test_verify_sets_aside_and_the_next_run_makes_anew(study: Install, capsys: pytest.CaptureFixture[str]) -> None:

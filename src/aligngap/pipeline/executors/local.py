@@ -6,7 +6,6 @@ in the same order whatever the number of jobs is: results are bit-identical for 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -17,9 +16,11 @@ from typing import Self
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.process import PackedStage
 from aligngap.pipeline.executors.run import Executor, Message
-from aligngap.pipeline.executors.worker import Settings, StageProcess, one_thread, process_context
+from aligngap.pipeline.executors.server import one_thread, process_context
+from aligngap.pipeline.executors.worker import Settings, StageProcess
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
 from aligngap.ranks import ALONE, Parallel
+from aligngap.store.record import cores
 from aligngap.store.store import Store, disk_errors
 
 
@@ -29,9 +30,7 @@ def default_jobs(device: str, parallel: Parallel = ALONE) -> int:
     """
     if device != "cpu":
         return 1
-    # What this process may use, which in a container is less than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // parallel.processes)
+    return max(1, (cores() or 1) // parallel.processes)
 
 
 class LocalExecutor(Executor):

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
+import gc
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.process import GRACE, PackedStage, death, die_with_parent
 from aligngap.pipeline.executors.run import Message, describe
+from aligngap.pipeline.executors.server import without_main
 from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
 from aligngap.ranks import ALONE, Parallel
@@ -29,7 +30,6 @@ from aligngap.store.record import environment
 from aligngap.store.store import DiskError, Store, disk_errors
 
 _BETWEEN_MESSAGES = 0.2
-_VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
@@ -126,60 +126,6 @@ def _start(process: BaseProcess) -> None:
         process.start()
 
 
-def process_context(modules: Iterable[str]) -> ForkServerContext | SpawnContext:
-    """A fork server imports torch and these modules once; without one (Windows) each process does."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver, resource_tracker
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", *modules])
-    resource_tracker.ensure_running()  # by itself: it would lift the block below
-    with without_interrupts():
-        forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal. Blocked here, it is blocked from its first moment in a process that
-    is started here, and only the parent acts on it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def without_main() -> Iterator[None]:
-    """A process that starts runs the main program again, to have what is defined there. No stage needs that, and a
-    script without a guard around `aligngap.run` would start the study once more in every process.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Set for processes to inherit: the thread pools read it when torch is imported, before any code of ours."""
-    before = {name: os.environ.get(name) for name in _VARIABLES}
-    os.environ.update(_VARIABLES)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 class _Stopped(BaseException):
     """SIGTERM, in a stage's process. Not an Exception, so that no stage's own code can swallow it."""
 
@@ -189,6 +135,8 @@ def _work(packed: PackedStage, settings: Settings, messages: Connection) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_stopped)
     send = _Sender(messages)
+    gc.freeze()  # what was imported before the fork is shared memory for as long as nobody looks for garbage in it
+    gc.enable()
     try:
         if settings.log is not None:
             redirect(settings.log)

@@ -20,7 +20,8 @@ from aligngap.pipeline.executors.cluster.node import Job, here
 from aligngap.pipeline.executors.local import modules_of
 from aligngap.pipeline.executors.process import GRACE, PackedStage
 from aligngap.pipeline.executors.run import Executor, Message
-from aligngap.pipeline.executors.worker import Settings, without_interrupts, without_main
+from aligngap.pipeline.executors.server import without_interrupts, without_main
+from aligngap.pipeline.executors.worker import Settings
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.store import DiskError, Store, disk_errors

@@ -22,7 +22,8 @@ from aligngap.errors import UserError
 from aligngap.pipeline.depot import Depot, is_address
 from aligngap.pipeline.executors.process import PackedStage
 from aligngap.pipeline.executors.run import Message
-from aligngap.pipeline.executors.worker import Settings, StageProcess, one_thread, process_context
+from aligngap.pipeline.executors.server import one_thread, process_context
+from aligngap.pipeline.executors.worker import Settings, StageProcess
 from aligngap.pipeline.rundir import STORE_VARIABLE
 from aligngap.store.contents import Problem
 from aligngap.store.identity import file_digest

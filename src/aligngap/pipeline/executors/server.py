@@ -1,0 +1,81 @@
+"""The server from which the processes of stages are forked, so that each finds imported what it needs.
+
+Light to import itself: a command starts the server first, and both import side by side what each of them needs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext, SpawnContext
+from types import ModuleType
+
+_VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_PRELOAD = "aligngap.pipeline.executors.preload"
+_ANY_STUDY = ("aligngap.pipeline.stages", "aligngap.experiments.registry")
+
+
+def start_server() -> None:
+    """Start the server before it is known which stages will come: with what stages of any study need."""
+    with one_thread():
+        process_context(_ANY_STUDY)
+
+
+def process_context(modules: Iterable[str]) -> ForkServerContext | SpawnContext:
+    """A fork server imports torch and these modules once, unless one runs already; without fork servers (Windows) each
+    process does.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{_PRELOAD}.first", "torch", *modules, f"{_PRELOAD}.last"])
+    resource_tracker.ensure_running()  # by itself: it would lift the block below
+    with without_interrupts():
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal. Blocked here, it is blocked from its first moment in a process that
+    is started here, and only the parent acts on it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """A process that starts runs the main program again, to have what is defined there. No stage needs that, and a
+    script without a guard around `aligngap.run` would start the study once more in every process.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Set for processes to inherit: the thread pools read it when torch is imported, before any code of ours."""
+    before = {name: os.environ.get(name) for name in _VARIABLES}
+    os.environ.update(_VARIABLES)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
