@@ -9,6 +9,7 @@ used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -121,13 +122,9 @@ def ragged(prompts: Tokens, segments: Sequence[Tokens]) -> Ragged:
     return found
 
 
-def states(
-    backbone: Any, batch: Ragged, *, ends: bool, cache: list[tuple[torch.Tensor, torch.Tensor]] | None = None
-) -> torch.Tensor:
+def states(backbone: Any, batch: Ragged, *, ends: bool) -> torch.Tensor:
     """Last hidden states, [tokens kept, hidden]: with `ends` those of the prompts' last tokens, then those of the
     segments' tokens, then one that means nothing.
-
-    cache: takes each layer's keys and values, [tokens, heads, head size], keys as `_rotated` leaves them.
     """
     x = backbone.embed_tokens(batch.ids)
     turns = _turns(backbone, x, batch.positions)
@@ -138,9 +135,6 @@ def states(
         attention = layer.self_attn
         h = layer.input_layernorm(x)
         keys, values = attention.k_proj(h), attention.v_proj(h)
-        if cache is not None:
-            rotated = _rotated(keys, turns)
-            cache.append((rotated, values.view_as(rotated)))
         asking = turns * attention.scaling
         if final:
             x, h, asking = (plan.keep.move(part) for part in (x, h, asking))
@@ -261,22 +255,17 @@ class _Plan:
         beyond = (column >= batch.lengths[:, None])[:, None]
         unseen = torch.cat([beyond.expand(-1, more, -1), (later > later[:, None]).expand(rows, -1, -1)], 2)
         among, of_ends, of_segments = (
-            self._bias(blind) for blind in (ahead, beyond[: len(own)], unseen.repeat(count, 1, 1))
+            self._per_head(_bias(blind, dtype)) for blind in (ahead, beyond[: len(own)], unseen.repeat(count, 1, 1))
         )
         self.biases, self.kept_biases = (among, of_segments), (of_ends, of_segments)
 
-    def _bias(self, blind: torch.Tensor) -> torch.Tensor:
-        """What is added to scores, given what a query may not look at, bool [n, queries, keys]. Not infinite: a prompt
-        without a token would have nothing to look at.
-        """
-        bias = torch.zeros(blind.shape, dtype=self.dtype, device=blind.device)
-        bias = bias.masked_fill(blind, torch.finfo(self.dtype).min / 2)[:, None]
+    def _per_head(self, bias: torch.Tensor) -> torch.Tensor:
+        """A bias, [n, queries, keys], as the scores lie."""
         if not self.by_hand:
-            return bias
+            return bias[:, None]
         heads, groups = self.heads
-        return bias.expand(-1, heads, -1, -1).reshape(
-            len(blind) * groups, heads // groups * blind.shape[1], blind.shape[2]
-        )
+        rows, queries, keys = bias.shape
+        return bias[:, None].expand(-1, heads, -1, -1).reshape(rows * groups, heads // groups * queries, keys)
 
     def attend(
         self,
@@ -318,6 +307,13 @@ class _Plan:
             found.append(of_heads.transpose(1, 2).reshape(-1, self.heads[0] * size))
         found.append(found[0].new_zeros(1, self.heads[0] * size))
         return _Places(places.back[0], (places.there,)).move(torch.cat(found))
+
+
+def _bias(blind: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores, given what a query may not look at, of the same shape. Not infinite: a prompt without a
+    token would have nothing to look at.
+    """
+    return torch.zeros(blind.shape, dtype=dtype, device=blind.device).masked_fill_(blind, torch.finfo(dtype).min / 2)
 
 
 def _places(grids: list[torch.Tensor], spare: int, heads: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -478,92 +474,169 @@ def _projections(layer: Any) -> list[Any]:
 @torch.no_grad()
 def decode(model: Any, prompts: Tokens, samples: int, limit: int, choose: Choose, ends: Sequence[int]) -> Tokens:
     """As `sampling.decode_cached`, for a model that `suits` and is `plain`: each prompt is read once, then one pass a
-    token multiplies by fused weights, with a cache of fixed size.
+    token; both multiply by fused weights. Up to `_TOGETHER` samples of a prompt share a row of the cache.
 
     A pass looks at as much of the cache as is filled. On a device that records its work (CUDA graphs) a pass over all
     of it, with what is to come hidden, would stand here.
     """
-    backbone, rows = model.model, len(prompts.ids)
-    batch, cache = ragged(prompts, []), list[tuple[torch.Tensor, torch.Tensor]]()
-    said = model.lm_head(states(backbone, batch, ends=True, cache=cache)[:rows])
-    layers = [
-        _Decoding(layer, part, batch.prompts, samples, limit)
-        for layer, part in zip(backbone.layers, cache, strict=True)
-    ]
-    width, start = batch.prompts.shape[1], prompts.lengths.repeat_interleave(samples)
-    turns = _turns(backbone, said, torch.arange(int(prompts.lengths.max()) + limit, device=said.device))
-    hidden, bias = (batch.prompts == len(batch.ids) - 1).repeat_interleave(samples, 0), None
-    if bool(hidden.any()):
-        bias = torch.zeros((len(start), width + limit), dtype=said.dtype, device=said.device)
-        bias[:, :width].masked_fill_(hidden, torch.finfo(said.dtype).min / 2)
-    scale, head = backbone.norm.weight, model.lm_head
+    # What lies between tokens is the cost here, and this mode keeps least of it.
+    with torch.inference_mode():
+        found = _Decoder(model, prompts, samples, limit).decoded(choose, ends)
+    return Tokens(found.ids.clone(), found.lengths.clone())
 
-    def following(token: torch.Tensor, at: int) -> torch.Tensor:
-        x = backbone.embed_tokens(token)
-        turning = turns.index_select(0, start + at)
-        for layer in layers:
-            x = layer(x, turning, width + at, bias)
-        return head(_unit(x, backbone.norm.variance_epsilon).mul_(scale))  # type: ignore[no-any-return]
 
-    return decoded(said.repeat_interleave(samples, 0), following, limit, choose, ends)
+_TOGETHER = 4
+"""Of so many samples each looks at the tokens of all, those of the others hidden. There are as many fewer products, and
+a prompt's keys and values are kept once; with more samples the hidden tokens would cost more than that saves."""
+
+
+class _Decoder:
+    """A model that has read prompts and is to go on with several samples of each."""
+
+    def __init__(self, model: Any, prompts: Tokens, samples: int, limit: int) -> None:
+        self.model, self.backbone, self.limit = model, model.model, limit
+        self.together = math.gcd(samples, _TOGETHER)
+        self.start = prompts.lengths.repeat_interleave(samples)
+        batch = ragged(prompts, [])
+        rows, self.width = batch.prompts.shape
+        x = self.backbone.embed_tokens(batch.ids)
+        self.turns = _turns(self.backbone, x, torch.arange(self.width + limit, device=x.device))
+        apart = samples // self.together
+        self.layers = [_Decoding(layer, apart * rows, self.width, self.together, limit) for layer in self.backbone.layers]
+        turning = self.turns.index_select(0, batch.positions)
+        column = torch.arange(self.width, device=x.device)
+        hidden, ahead = column >= prompts.lengths[:, None], column > column[:, None]
+        own = (prompts.lengths.cumsum(0) - 1).clamp(min=0)
+        for layer in self.layers:
+            final = layer is self.layers[-1]
+            blind = hidden[:, None] if final else ahead[None]
+            x = layer.read(x, turning, batch.prompts, apart, own if final else None, _bias(blind, x.dtype)[:, None])
+        self.said = self._logits(x).repeat_interleave(samples, 0)
+        self.bias = self._unseen(hidden.repeat_interleave(apart, 0), x.dtype)
+
+    def _unseen(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """What is added to the scores of the cache's columns, [rows, 1, together, columns]: those of a prompt's padding
+        (hidden, [rows, width]) and of other samples' tokens count for nothing. None where there are none of either.
+        """
+        if self.together == 1 and not bool(hidden.any()):
+            return None
+        sample = torch.arange(self.together, device=hidden.device)
+        others = (sample != sample[:, None]).repeat(1, self.limit).expand(len(hidden), -1, -1)
+        return _bias(torch.cat([hidden[:, None].expand(-1, self.together, -1), others], 2), dtype)[:, None]
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.lm_head(_normed(x, self.backbone.norm))  # type: ignore[no-any-return]
+
+    def following(self, token: torch.Tensor, at: int) -> torch.Tensor:
+        """Logits behind a token of each sample, [n, vocabulary]. at: the token's number."""
+        x = self.backbone.embed_tokens(token)
+        turning = self.turns.index_select(0, self.start + at)
+        end = self.width + (at + 1) * self.together
+        bias = None if self.bias is None else self.bias[..., :end]
+        for layer in self.layers:
+            x = layer(x, turning, end, bias)
+        return self._logits(x)
+
+    def decoded(self, choose: Choose, ends: Sequence[int]) -> Tokens:
+        """The samples."""
+        return decoded(self.said, self.following, self.limit, choose, ends)
 
 
 class _Decoding:
-    """A layer that reads one more token of each of n sequences: fused weights, keys and values so far.
+    """A layer with fused weights that keeps the keys and values of what it has read.
 
-    At these sizes the time goes into the number of operations: the norms' weights are multiplied into the matrices
-    behind them, the queries' scale too.
+    At these sizes the time goes into the number of operations. The cache has a row for each prompt: its tokens, then
+    the first token of each of the samples that share it, then the second of each ...
     """
 
-    def __init__(
-        self, layer: Any, cache: tuple[torch.Tensor, torch.Tensor], places: torch.Tensor, samples: int, limit: int
-    ) -> None:
+    def __init__(self, layer: Any, rows: int, width: int, together: int, limit: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.groups, self.size = cache[0].shape[1:]
-        self.heads = attention.q_proj.out_features // self.size
-        before, behind = layer.input_layernorm, layer.post_attention_layernorm
-        self.small = before.variance_epsilon, behind.variance_epsilon
+        self.size, self.together = attention.head_dim, together
+        self.heads, self.groups = (part.out_features // self.size for part in (attention.q_proj, attention.k_proj))
+        self.norms = _norms(layer)
         asking = _side_by_side(attention.q_proj, self.size, attention.scaling)
         turning = _side_by_side(attention.k_proj, self.size)
-        self.qkv = _joined([asking, turning, _parts(attention.v_proj)], before.weight)
-        self.gate_up = _joined([_parts(mlp.gate_proj), _parts(mlp.up_proj)], behind.weight)
-        self.act, self.out, self.down = mlp.act_fn, attention.o_proj, mlp.down_proj
-        self.keys, self.values = (
-            functional.pad(
-                part.index_select(0, places.flatten()).view(*places.shape, *part.shape[1:]).transpose(1, 2),
-                (0, 0, 0, limit),
-            ).repeat_interleave(samples, 0)
-            for part in cache
-        )
+        self.qkv = _joined([asking, turning, _parts(attention.v_proj)])
+        self.gate_up = _joined([_parts(mlp.gate_proj), _parts(mlp.up_proj)])
+        self.act, self.out, self.down = mlp.act_fn, _parts(attention.o_proj), _parts(mlp.down_proj)
+        # What is not filled yet is not looked at.
+        self.cache = self.qkv[0].new_empty(2, rows, self.groups, width + together * limit, self.size)
 
-    def __call__(self, x: torch.Tensor, turning: torch.Tensor, at: int, bias: torch.Tensor | None) -> torch.Tensor:
-        """The layer's output, [n, hidden], from its input. at: the token's column of the cache; bias: [n, columns]."""
-        n, heads, groups, size = len(x), self.heads, self.groups, self.size
-        both, many = heads + groups, n * groups
-        qkv = functional.linear(_unit(x, self.small[0]), *self.qkv)
-        pairs = torch.view_as_complex(qkv[:, : both * size].float().view(n, both, size // 2, 2))
-        turned = torch.view_as_real(pairs * turning).view(n, both, size).to(qkv.dtype)
-        self.keys[:, :, at] = turned[:, heads:]
-        self.values[:, :, at] = qkv[:, both * size :].view(n, groups, size)
-        if x.dtype == torch.float32:
-            queries = turned[:, :heads].reshape(many, heads // groups, size)
-            keys, values = (part.view(many, -1, size)[:, : at + 1] for part in (self.keys, self.values))
-            scores = torch.bmm(queries, keys.transpose(1, 2))
-            if bias is not None:
-                scores.view(n, heads, at + 1).add_(bias[:, None, : at + 1])
-            found = torch.bmm(scores.softmax(-1), values)
-        else:
-            found = functional.scaled_dot_product_attention(
-                turned[:, :heads, None],
-                self.keys[:, :, : at + 1],
-                self.values[:, :, : at + 1],
-                attn_mask=None if bias is None else bias[:, None, None, : at + 1],
-                scale=1.0,
-                enable_gqa=heads != groups,
-            )
-        x = _added(x, found.reshape(n, heads * size), self.out)
-        gate, up = functional.linear(_unit(x, self.small[1]), *self.gate_up).chunk(2, 1)
+    def read(
+        self,
+        x: torch.Tensor,
+        turning: torch.Tensor,
+        places: torch.Tensor,
+        apart: int,
+        own: torch.Tensor | None,
+        bias: torch.Tensor,
+    ) -> torch.Tensor:
+        """The layer's output for a list of tokens, [tokens, hidden], or for those in `own`, one of each prompt.
+
+        places: of the prompts' tokens in the list, [n, width]; apart: rows of the cache for each prompt; bias: added to
+        the scores, [n or 1, 1, queries, width].
+        """
+        (rows, width), size = places.shape, self.size
+        qkv = self._projected(x, turning)
+        grid = qkv.index_select(0, places.flatten()).view(rows, width, -1, size)
+        new = grid[:, :, self.heads :].view(rows, width, 2, self.groups, size).permute(2, 0, 3, 1, 4)
+        self.cache[:, :, :, :width] = new.repeat_interleave(apart, 1) if apart > 1 else new
+        keys, values = self.cache[:, ::apart, :, :width]
+        if own is not None:
+            x, qkv = x.index_select(0, own), qkv.index_select(0, own)
+            queries = qkv[:, : self.heads * size].view(rows, self.heads, 1, size)
+            return self._through(x, _attended(queries, keys, values, bias).flatten(1))
+        found = _attended(grid[:, :, : self.heads].transpose(1, 2), keys, values, bias).transpose(1, 2)
+        real = places.flatten() < len(x) - 1
+        listed = found.reshape(rows * width, -1)[real]
+        return self._through(x, functional.pad(listed, (0, 0, 0, len(x) - len(listed))))
+
+    def __call__(self, x: torch.Tensor, turning: torch.Tensor, end: int, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer's output for one more token of each sample, [n, hidden]. end: columns of the cache with the token's
+        own; bias: added to the scores, [rows, 1, samples, columns].
+        """
+        n, heads, groups, size, together = len(x), self.heads, self.groups, self.size, self.together
+        rows = n // together
+        qkv = self._projected(x, turning)
+        queries = qkv[:, : heads * size].view(rows, together, heads, size).transpose(1, 2)
+        new = qkv[:, heads * size :].view(rows, together, 2, groups, size).permute(2, 0, 3, 1, 4)
+        self.cache[:, :, :, end - together : end] = new
+        keys, values = self.cache[:, :, :, :end]
+        return self._through(x, _attended(queries, keys, values, bias).transpose(1, 2).reshape(n, heads * size))
+
+    def _projected(self, x: torch.Tensor, turning: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values, side by side, the first two turned."""
+        qkv = functional.linear(_normed(x, self.norms[0]), *self.qkv)
+        turned = qkv[:, : (self.heads + self.groups) * self.size]
+        exact = turned.float()
+        torch.view_as_complex(exact.view(len(x), -1, self.size // 2, 2)).mul_(turning)
+        if exact.dtype != qkv.dtype:
+            turned.copy_(exact)
+        return qkv
+
+    def _through(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """What comes behind attention."""
+        x = _added(x, attended, self.out)
+        gate, up = functional.linear(_normed(x, self.norms[1]), *self.gate_up).chunk(2, 1)
         return _added(x, self.act(gate) * up, self.down)
+
+
+def _attended(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention, [n, heads, queries, head size], of queries that are scaled; heads of keys and values are as many or
+    fewer. bias: added to the scores, [n or 1, 1, queries, keys].
+    """
+    (rows, heads, many, size), groups = queries.shape, keys.shape[1]
+    if queries.dtype != torch.float32 or (many > _TOGETHER and many * keys.shape[2] > _FEW):
+        return functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, scale=1.0, enable_gqa=heads != groups
+        )
+    q, k, v = (part.reshape(rows * groups, -1, size) for part in (queries, keys, values))
+    scores = torch.bmm(q, k.transpose(1, 2))
+    if bias is not None:
+        scores.view(rows, heads, many, -1).add_(bias)
+    return torch.bmm(scores.softmax(-1), v).view(queries.shape)
 
 
 Affine = tuple[torch.Tensor, torch.Tensor | None]
@@ -582,21 +655,19 @@ def _side_by_side(projection: Any, size: int, scale: float = 1.0) -> Affine:
     return ordered(projection.weight), None if projection.bias is None else ordered(projection.bias)
 
 
-def _joined(parts: Sequence[Affine], scale: torch.Tensor) -> Affine:
-    """Projections of the same input as one that scales it first; a bias where one of them has one."""
-    weights = torch.cat([weight for weight, _ in parts]) * scale
+def _joined(parts: Sequence[Affine]) -> Affine:
+    """Projections of the same input as one; a bias where one of them has one."""
+    weights = torch.cat([weight for weight, _ in parts])
     if all(bias is None for _, bias in parts):
         return weights, None
     return weights, torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts])
 
 
-def _added(x: torch.Tensor, inner: torch.Tensor, projection: Any) -> torch.Tensor:
-    found = torch.addmm(x, inner, projection.weight.t())
-    return found if projection.bias is None else found.add_(projection.bias)
+def _added(x: torch.Tensor, inner: torch.Tensor, projection: Affine) -> torch.Tensor:
+    weight, bias = projection
+    found = torch.addmm(x, inner, weight.t())
+    return found if bias is None else found.add_(bias)
 
 
-def _unit(x: torch.Tensor, small: float) -> torch.Tensor:
-    """Rows divided by their root mean square."""
-    wide = x.float()
-    squares: torch.Tensor = torch.linalg.vecdot(wide, wide)
-    return (wide * squares.mul_(1 / x.shape[1]).add_(small).rsqrt_()[:, None]).to(x.dtype)
+def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)

@@ -184,9 +184,9 @@ def _invert(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Token whose slice of the cumulative distribution holds the noise. float64: over a large vocabulary a float32 sum
     drifts.
     """
-    cumulative = exact(logits).softmax(-1).cumsum(-1)
-    token = (cumulative <= noise[:, None] * cumulative[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
-    return token.to(logits.device)
+    cumulative = logits.softmax(-1, dtype=torch.float32).to(noise.device).cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
+    return place[:, 0].clamp_(max=logits.shape[-1] - 1).to(logits.device)
 
 
 def exact(values: torch.Tensor) -> torch.Tensor:
