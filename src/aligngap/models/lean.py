@@ -499,6 +499,7 @@ class _Decoder:
         self.start = prompts.lengths.repeat_interleave(samples)
         batch = ragged(prompts, [])
         rows, self.width = batch.prompts.shape
+        self.norm = _Norm(self.backbone.norm)
         x = self.backbone.embed_tokens(batch.ids)
         self.turns = _turns(self.backbone, x, torch.arange(self.width + limit, device=x.device))
         apart = samples // self.together
@@ -525,7 +526,7 @@ class _Decoder:
         return _bias(torch.cat([hidden[:, None].expand(-1, self.together, -1), others], 2), dtype)[:, None]
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.lm_head(_normed(x, self.backbone.norm))  # type: ignore[no-any-return]
+        return self.model.lm_head(self.norm.direction(x).mul_(self.norm.scale))  # type: ignore[no-any-return]
 
     def following(self, token: torch.Tensor, at: int) -> torch.Tensor:
         """Logits behind a token of each sample, [n, vocabulary]. at: the token's number."""
@@ -545,7 +546,8 @@ class _Decoder:
 class _Decoding:
     """A layer with fused weights that keeps the keys and values of what it has read.
 
-    At these sizes the time goes into the number of operations. The cache has a row for each prompt: its tokens, then
+    At these sizes the time goes into the number of operations: the norms' weights are multiplied into the matrices
+    behind them, the queries' scale too. The cache has a row for each prompt: its tokens, then
     the first token of each of the samples that share it, then the second of each ...
     """
 
@@ -553,14 +555,15 @@ class _Decoding:
         attention, mlp = layer.self_attn, layer.mlp
         self.size, self.together = attention.head_dim, together
         self.heads, self.groups = (part.out_features // self.size for part in (attention.q_proj, attention.k_proj))
-        self.norms = _norms(layer)
+        self.before, self.behind = map(_Norm, _norms(layer))
         asking = _side_by_side(attention.q_proj, self.size, attention.scaling)
         turning = _side_by_side(attention.k_proj, self.size)
-        self.qkv = _joined([asking, turning, _parts(attention.v_proj)])
-        self.gate_up = _joined([_parts(mlp.gate_proj), _parts(mlp.up_proj)])
+        self.qkv = _joined([asking, turning, _parts(attention.v_proj)], self.before.scale)
+        self.gate_up = _joined([_parts(mlp.gate_proj), _parts(mlp.up_proj)], self.behind.scale)
         self.act, self.out, self.down = mlp.act_fn, _parts(attention.o_proj), _parts(mlp.down_proj)
         # What is not filled yet is not looked at.
         self.cache = self.qkv[0].new_empty(2, rows, self.groups, width + together * limit, self.size)
+        self.keys, self.values = self.cache
 
     def read(
         self,
@@ -581,7 +584,7 @@ class _Decoding:
         grid = qkv.index_select(0, places.flatten()).view(rows, width, -1, size)
         new = grid[:, :, self.heads :].view(rows, width, 2, self.groups, size).permute(2, 0, 3, 1, 4)
         self.cache[:, :, :, :width] = new.repeat_interleave(apart, 1) if apart > 1 else new
-        keys, values = self.cache[:, ::apart, :, :width]
+        keys, values = self.keys[::apart, :, :width], self.values[::apart, :, :width]
         if own is not None:
             x, qkv = x.index_select(0, own), qkv.index_select(0, own)
             queries = qkv[:, : self.heads * size].view(rows, self.heads, 1, size)
@@ -600,13 +603,13 @@ class _Decoding:
         qkv = self._projected(x, turning)
         queries = qkv[:, : heads * size].view(rows, together, heads, size).transpose(1, 2)
         new = qkv[:, heads * size :].view(rows, together, 2, groups, size).permute(2, 0, 3, 1, 4)
-        self.cache[:, :, :, end - together : end] = new
-        keys, values = self.cache[:, :, :, :end]
+        self.cache.narrow(3, end - together, together).copy_(new)
+        keys, values = self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
         return self._through(x, _attended(queries, keys, values, bias).transpose(1, 2).reshape(n, heads * size))
 
     def _projected(self, x: torch.Tensor, turning: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values, side by side, the first two turned."""
-        qkv = functional.linear(_normed(x, self.norms[0]), *self.qkv)
+        qkv = functional.linear(self.before.direction(x), *self.qkv)
         turned = qkv[:, : (self.heads + self.groups) * self.size]
         exact = turned.float()
         torch.view_as_complex(exact.view(len(x), -1, self.size // 2, 2)).mul_(turning)
@@ -615,10 +618,28 @@ class _Decoding:
         return qkv
 
     def _through(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """What comes behind attention."""
-        x = _added(x, attended, self.out)
-        gate, up = functional.linear(_normed(x, self.norms[1]), *self.gate_up).chunk(2, 1)
-        return _added(x, self.act(gate) * up, self.down)
+        """What comes behind attention; x is changed."""
+        _add(x, attended, self.out)
+        gate, up = functional.linear(self.behind.direction(x), *self.gate_up).chunk(2, 1)
+        return _add(x, self.act(gate).mul_(up), self.down)
+
+
+class _Norm:
+    """A norm in two parts: rows divided by their length, which costs few operations, and a scale of the columns.
+
+    What it adds to the mean square is the square of one more number in each row.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        columns = norm.weight.shape[0]
+        self.scale = norm.weight * columns**0.5
+        self.more = torch.tensor((columns * norm.variance_epsilon) ** 0.5, device=norm.weight.device)
+
+    def direction(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows of about unit length."""
+        wide = x.float()
+        lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        return (wide / lengths.hypot_(self.more)).to(x.dtype)
 
 
 def _attended(
@@ -632,11 +653,10 @@ def _attended(
         return functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, scale=1.0, enable_gqa=heads != groups
         )
-    q, k, v = (part.reshape(rows * groups, -1, size) for part in (queries, keys, values))
-    scores = torch.bmm(q, k.transpose(1, 2))
+    scores = torch.bmm(queries.reshape(rows * groups, -1, size), keys.flatten(0, 1).transpose(1, 2))
     if bias is not None:
         scores.view(rows, heads, many, -1).add_(bias)
-    return torch.bmm(scores.softmax(-1), v).view(queries.shape)
+    return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(queries.shape)
 
 
 Affine = tuple[torch.Tensor, torch.Tensor | None]
@@ -655,19 +675,15 @@ def _side_by_side(projection: Any, size: int, scale: float = 1.0) -> Affine:
     return ordered(projection.weight), None if projection.bias is None else ordered(projection.bias)
 
 
-def _joined(parts: Sequence[Affine]) -> Affine:
-    """Projections of the same input as one; a bias where one of them has one."""
-    weights = torch.cat([weight for weight, _ in parts])
+def _joined(parts: Sequence[Affine], scale: torch.Tensor) -> Affine:
+    """Projections of the same input as one that scales it first; a bias where one of them has one."""
+    weights = torch.cat([weight for weight, _ in parts]).mul_(scale)
     if all(bias is None for _, bias in parts):
         return weights, None
     return weights, torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts])
 
 
-def _added(x: torch.Tensor, inner: torch.Tensor, projection: Affine) -> torch.Tensor:
+def _add(x: torch.Tensor, inner: torch.Tensor, projection: Affine) -> torch.Tensor:
     weight, bias = projection
-    found = torch.addmm(x, inner, weight.t())
-    return found if bias is None else found.add_(bias)
-
-
-def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    x.addmm_(inner, weight.t())
+    return x if bias is None else x.add_(bias)

@@ -85,16 +85,15 @@ def decoded(
     """Responses token by token until all have ended. logits: for the first token, [n, vocabulary]; following: those for
     the next one, given a token of each response and its number.
     """
-    ids = torch.zeros((len(logits), limit), dtype=torch.int64, device=logits.device)
+    ids = list[torch.Tensor]()
     done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     for at in range(limit):
-        token = choose(logits, at)
-        ids[:, at] = token
-        done = done | among(token, ends)
+        ids.append(choose(logits, at))
+        done |= among(ids[at], ends)
         if at + 1 == limit or not ranks.unfinished(not bool(done.all())):
             break
-        logits = following(token, at)
-    return ended(ids[:, : at + 1], ends, limit)
+        logits = following(ids[at], at)
+    return ended(torch.stack(ids, 1), ends, limit)
 
 
 def _repeated(model: PreTrainedModel, prefix: DynamicCache, samples: int, size: int) -> StaticCache:
@@ -174,9 +173,11 @@ def ended(ids: torch.Tensor, ends: Sequence[int], limit: int) -> Tokens:
 
 def among(token: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     """True where a token is one of `ends`."""
-    found = torch.zeros_like(token, dtype=torch.bool)
-    for end in ends:
-        found = found | (token == end)
+    if not ends:
+        return torch.zeros_like(token, dtype=torch.bool)
+    found = token == ends[0]
+    for end in ends[1:]:
+        found |= token == end
     return found
 
 
