@@ -115,8 +115,10 @@ class Study:
         kept = Keep(keep, model)
         trainer = DPOTrainer(
             model=model,
-            ref_model=AutoModelForCausalLM.from_pretrained(start),
-            args=DPOConfig(loss_type="ipo", beta=beta, max_length=None, **self.arguments(optim)),
+            # Its log-probabilities once a pair, not once a step, as who has several epochs before him would ask for.
+            args=DPOConfig(
+                loss_type="ipo", beta=beta, max_length=None, precompute_ref_log_probs=True, **self.arguments(optim)
+            ),
             train_dataset=datasets.Dataset.from_list(list(pairs)),
             processing_class=self.tokenizer,
             callbacks=[kept],
