@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -40,11 +41,13 @@ class Contest:
     flops: float | None
 
 
-def offline_step(setting: Setting) -> Contest:
-    """Batch, loss, update: our loop on recorded pairs against trl's trainer on the same pairs."""
+def offline_step(setting: Setting, *, known: bool = False) -> Contest:
+    """Batch, loss, update: our loop on recorded pairs against trl's trainer on the same pairs. known: both have asked
+    the reference before.
+    """
     stamps = peers.Stamps()
-    trainer = peers.dpo_trainer(setting, stamps)
-    work = ours.offline(setting)
+    trainer = peers.dpo_trainer(setting, stamps, known=known)
+    work = ours.offline(setting, known=known)
     read, predicted = _tokens(setting.pairs)
     return Contest(
         work,
@@ -52,7 +55,7 @@ def offline_step(setting: Setting) -> Contest:
         "trl DPOTrainer (ipo)",
         "step",
         1,
-        4 * forward_flops(setting.make_model(), BATCH * read, BATCH * predicted),
+        (3 if known else 4) * forward_flops(setting.make_model(), BATCH * read, BATCH * predicted),
     )
 
 
@@ -227,6 +230,7 @@ def write_preferences(setting: Setting, file: Path) -> Path:
 
 ENTRIES: dict[str, Callable[[Setting], Contest]] = {
     "offline_step": offline_step,
+    "offline_step_known": partial(offline_step, known=True),
     "online_step": online_step,
     "sampling": sampling,
     "judging": judging,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from aligngap.judges.model import ModelJudge
+from aligngap.measure.classify import pair_log_probs
 from aligngap.sources.base import PairSource
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -18,9 +20,15 @@ Work = Callable[[], float]
 """Does the work of one round; returns the median seconds of one call (or step) in it."""
 
 
-def offline(setting: Setting) -> Work:
-    """Training on recorded pairs; IPO averaged over tokens as trl's is, so that both do the same arithmetic."""
-    return _loop(setting, lambda: Recorded(setting.pairs, prompt_schedule(0)), LossSpec(reduction="mean"))
+def offline(setting: Setting, *, known: bool = False) -> Work:
+    """Training on recorded pairs; IPO averaged over tokens as trl's is, so that both do the same arithmetic.
+
+    known: the pairs bring what the reference gives them, as a study's do.
+    """
+    pairs = setting.pairs
+    if known:
+        pairs = replace(pairs, reference=pair_log_probs(setting.reference(), pairs).T.float())
+    return _loop(setting, lambda: Recorded(pairs, prompt_schedule(0)), LossSpec(reduction="mean"))
 
 
 def online(setting: Setting) -> Work:

@@ -42,8 +42,13 @@ class Stamps(TrainerCallback):
         self.times.append(now())
 
 
-def dpo_trainer(setting: Setting, stamps: Stamps, reference: PreTrainedModel | None = None) -> DPOTrainer:
-    """trl's offline trainer with the IPO loss, on the setting's pairs as text that it tokenizes into the same ids."""
+def dpo_trainer(
+    setting: Setting, stamps: Stamps, reference: PreTrainedModel | None = None, *, known: bool = False
+) -> DPOTrainer:
+    """trl's offline trainer with the IPO loss, on the setting's pairs as text that it tokenizes into the same ids.
+
+    known: it asks the reference, which is the model itself, about all pairs before it starts.
+    """
     rows = {"prompt": [], "chosen": [], "rejected": []}
     pairs = setting.pairs
     for prompt, first, second, preference in zip(
@@ -56,8 +61,10 @@ def dpo_trainer(setting: Setting, stamps: Stamps, reference: PreTrainedModel | N
     datasets.disable_progress_bars()
     trainer = DPOTrainer(
         model=setting.make_model(),
-        ref_model=reference if reference is not None else setting.make_model(),
-        args=DPOConfig(loss_type="ipo", beta=BETA, max_length=None, **_arguments(setting)),
+        ref_model=None if known else reference if reference is not None else setting.make_model(),
+        args=DPOConfig(
+            loss_type="ipo", beta=BETA, max_length=None, precompute_ref_log_probs=known, **_arguments(setting)
+        ),
         train_dataset=datasets.Dataset.from_dict(rows),
         processing_class=setting.tokenizer,
         callbacks=[stamps],

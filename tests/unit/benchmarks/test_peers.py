@@ -63,6 +63,17 @@ def test_offline_peer_reads_the_same_tokens_and_computes_the_same_loss(setting: 
     assert float(ours) != pytest.approx(0.25, rel=1e-3)
 
 
+def test_offline_peer_that_has_asked_the_reference_before_computes_the_same_loss(setting: Setting) -> None:
+    trainer = peers.dpo_trainer(setting, peers.Stamps(), known=True)
+    assert trainer.ref_model is None
+    policy = moved(setting)
+    trainer.model.load_state_dict(policy.model.state_dict())
+    inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(BATCH)])
+    theirs = trainer.compute_loss(trainer.model, inputs)
+    ours = batch_loss(policy, setting.reference(), setting.batch(), LossSpec(reduction="mean"))
+    assert float(ours.detach()) / peers.BETA**2 == pytest.approx(float(theirs.detach()), rel=1e-4)
+
+
 def test_online_peer_samples_as_much_and_computes_the_same_loss(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
