@@ -27,6 +27,22 @@ def numpy_stream(*key: Key) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=digest(*key)))
 
 
+class _Streams:
+    """Gives what `numpy_stream` gives, each until the next is asked for: always one generator, set anew. To make one
+    costs five times as much, as it asks the system for a seed that a key replaces.
+    """
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(key=0)
+        self._generator, self._state = np.random.Generator(self._philox), self._philox.state
+
+    def __call__(self, *key: Key) -> np.random.Generator:
+        number = digest(*key)
+        self._state["state"]["key"] = np.array([number & (2**64 - 1), number >> 64], np.uint64)
+        self._philox.state = self._state
+        return self._generator
+
+
 def torch_seed(*key: Key) -> int:
     """A 63-bit seed, for initial weights drawn by torch."""
     return digest(*key) & (2**63 - 1)
@@ -40,5 +56,6 @@ def uniforms(names: torch.Tensor, samples: int, length: int, *key: Key) -> torch
     in another order, samples the same responses.
     """
     parts = names[:, None] if names.ndim == 1 else names
-    rows = [numpy_stream(*key, *name).random((samples, length)) for name in parts.tolist()]
+    stream = _Streams()
+    rows = [stream(*key, *name).random((samples, length)) for name in parts.tolist()]
     return torch.from_numpy(np.concatenate(rows)) if rows else torch.empty((0, length), dtype=torch.float64)

@@ -124,6 +124,34 @@ def test_same_samples(kind: str) -> None:
     assert {len(row) for row in drawn[0]} > {1, LIMIT}
 
 
+@pytest.mark.parametrize("kernel", ["by hand", "PyTorch's"])
+@pytest.mark.parametrize("samples", [1, 3, 4, 8])
+@pytest.mark.parametrize("kind", ["qwen2", "one head a group"])
+def test_same_samples_however_many_share_a_prompt(
+    kind: str, samples: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight, two rows of four each; of three, each has a row of its own."""
+    if kernel != "by hand":
+        monkeypatch.setattr(lean, "_FEW", 0)
+    made = model(kind)
+    ours, theirs = both(made)
+    before = {name: weight.clone() for name, weight in made.state_dict().items()}
+    prompts, _ = batch(20)
+    drawn = [policy.sample(prompts, samples, noise(20 * samples)).rows() for policy in (ours, theirs)]
+    assert drawn[0] == drawn[1]
+    assert len({tuple(row) for row in drawn[0]}) > 10
+    assert all(torch.equal(weight, before[name]) for name, weight in made.state_dict().items())
+
+
+def test_what_was_sampled_can_be_learned_from() -> None:
+    """The mode in which tokens are drawn marks its tensors; those that come out of it are not marked."""
+    policy, _ = both(model())
+    prompts, _ = batch()
+    drawn = policy.sample(prompts, 1, noise(9))
+    policy.log_probs(prompts, [drawn])[0].sum().backward()
+    assert all(weight.grad is not None for weight in policy.model.parameters())
+
+
 def test_same_samples_of_a_shipped_base() -> None:
     """Token by token; a response may part from the other's where the noise falls on the edge between two tokens."""
     path = base_path("small")

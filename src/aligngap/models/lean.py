@@ -443,8 +443,13 @@ def _predicting(model: Any, batch: Ragged) -> torch.Tensor:
 
 
 def _hooked(module: nn.Module) -> bool:
-    before = set(module._forward_pre_hooks.values()) - {with_gradients}  # it concerns the model's own forward pass
-    return bool(before or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+    return bool(
+        module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        # That one concerns the model's own forward pass.
+        or any(hook is not with_gradients for hook in module._forward_pre_hooks.values())
+    )
 
 
 def plain(model: Any) -> bool:
@@ -479,7 +484,7 @@ def decode(model: Any, prompts: Tokens, samples: int, limit: int, choose: Choose
     A pass looks at as much of the cache as is filled. On a device that records its work (CUDA graphs) a pass over all
     of it, with what is to come hidden, would stand here.
     """
-    # What lies between tokens is the cost here, and this mode keeps least of it.
+    # A sixth of a pass would be books that are kept of operations in place and of gradients to come.
     with torch.inference_mode():
         found = _Decoder(model, prompts, samples, limit).decoded(choose, ends)
     return Tokens(found.ids.clone(), found.lengths.clone())
@@ -503,7 +508,9 @@ class _Decoder:
         x = self.backbone.embed_tokens(batch.ids)
         self.turns = _turns(self.backbone, x, torch.arange(self.width + limit, device=x.device))
         apart = samples // self.together
-        self.layers = [_Decoding(layer, apart * rows, self.width, self.together, limit) for layer in self.backbone.layers]
+        self.layers = [
+            _Decoding(layer, apart * rows, self.width, self.together, limit) for layer in self.backbone.layers
+        ]
         turning = self.turns.index_select(0, batch.positions)
         column = torch.arange(self.width, device=x.device)
         hidden, ahead = column >= prompts.lengths[:, None], column > column[:, None]

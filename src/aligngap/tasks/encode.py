@@ -113,14 +113,12 @@ def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterat
         # A template writes the special tokens itself; other prompts get those that the tokenizer adds.
         prompts |= zip(texts, _ids(tokenizer, list(texts.values()), not (conversation and template)), strict=True)
     gaps = ["" if template or isinstance(pair.prompt, str) else " " for pair in chunk]
-    first, second = (
-        _ids(tokenizer, [gap + getattr(pair, side) for gap, pair in zip(gaps, chunk, strict=True)], False)
-        for side in ("first", "second")
-    )
+    answers = [gap + side for gap, pair in zip(gaps, chunk, strict=True) for side in (pair.first, pair.second)]
+    sides = _ids(tokenizer, answers, False)
     ending = end_tokens(tokenizer)
     for index, pair in enumerate(chunk):
         if prompts.get(index):
-            a, b = first[index], second[index]
+            a, b = sides[2 * index : 2 * index + 2]
             written = sum(not set(ending).isdisjoint(side) for side in (a, b))
             yield Encoded(pair, prompts[index], _ended(a, ending), _ended(b, ending), written)
         else:

@@ -62,6 +62,14 @@ def test_streams_are_functions_of_their_names() -> None:
     assert 0 <= torch_seed("a", 3) < 2**63
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2**40)), max_size=6), st.integers(1, 3), st.integers(1, 7))
+def test_each_prompt_has_the_numbers_of_its_own_stream(names: list[tuple[int, int]], samples: int, length: int) -> None:
+    given_names = torch.tensor(names, dtype=torch.int64).view(-1, 2)
+    found = uniforms(given_names, samples, length, "test", 3).view(-1, samples, length)
+    for drawn, name in zip(found, names, strict=True):
+        assert drawn.tolist() == numpy_stream("test", 3, *name).random((samples, length)).tolist()
+
+
 def test_the_global_generators_are_neither_read_nor_moved() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
