@@ -646,7 +646,7 @@ class _Norm:
         """Rows of about unit length."""
         wide = x.float()
         lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-        return (wide / lengths.hypot_(self.more)).to(x.dtype)
+        return (wide / lengths.hypot_(self.more)).to(x.dtype)  # type: ignore[no-any-return]
 
 
 def _attended(
