@@ -484,9 +484,10 @@ def decode(model: Any, prompts: Tokens, samples: int, limit: int, choose: Choose
     A pass looks at as much of the cache as is filled. On a device that records its work (CUDA graphs) a pass over all
     of it, with what is to come hidden, would stand here.
     """
-    # A sixth of a pass would be books that are kept of operations in place and of gradients to come.
+    batch = ragged(prompts, [])
+    # An eighth of a pass is what the other mode costs. What is made in this one cannot be learned from: it stays here.
     with torch.inference_mode():
-        found = _Decoder(model, prompts, samples, limit).decoded(choose, ends)
+        found = _Decoder(model, batch, samples, limit).decoded(choose, ends)
     return Tokens(found.ids.clone(), found.lengths.clone())
 
 
@@ -498,11 +499,10 @@ a prompt's keys and values are kept once; with more samples the hidden tokens wo
 class _Decoder:
     """A model that has read prompts and is to go on with several samples of each."""
 
-    def __init__(self, model: Any, prompts: Tokens, samples: int, limit: int) -> None:
+    def __init__(self, model: Any, batch: Ragged, samples: int, limit: int) -> None:
         self.model, self.backbone, self.limit = model, model.model, limit
         self.together = math.gcd(samples, _TOGETHER)
-        self.start = prompts.lengths.repeat_interleave(samples)
-        batch = ragged(prompts, [])
+        self.start = batch.lengths.repeat_interleave(samples)
         rows, self.width = batch.prompts.shape
         self.norm = _Norm(self.backbone.norm)
         x = self.backbone.embed_tokens(batch.ids)
@@ -513,8 +513,8 @@ class _Decoder:
         ]
         turning = self.turns.index_select(0, batch.positions)
         column = torch.arange(self.width, device=x.device)
-        hidden, ahead = column >= prompts.lengths[:, None], column > column[:, None]
-        own = (prompts.lengths.cumsum(0) - 1).clamp(min=0)
+        hidden, ahead = column >= batch.lengths[:, None], column > column[:, None]
+        own = (batch.lengths.cumsum(0) - 1).clamp(min=0)
         for layer in self.layers:
             final = layer is self.layers[-1]
             blind = hidden[:, None] if final else ahead[None]
@@ -533,7 +533,8 @@ class _Decoder:
         return _bias(torch.cat([hidden[:, None].expand(-1, self.together, -1), others], 2), dtype)[:, None]
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.lm_head(self.norm.direction(x).mul_(self.norm.scale))  # type: ignore[no-any-return]
+        normed = self.norm.direction(x.float()).mul_(self.norm.scale)
+        return self.model.lm_head(normed.to(x.dtype))  # type: ignore[no-any-return]
 
     def following(self, token: torch.Tensor, at: int) -> torch.Tensor:
         """Logits behind a token of each sample, [n, vocabulary]. at: the token's number."""
@@ -554,8 +555,8 @@ class _Decoding:
     """A layer with fused weights that keeps the keys and values of what it has read.
 
     At these sizes the time goes into the number of operations: the norms' weights are multiplied into the matrices
-    behind them, the queries' scale too. The cache has a row for each prompt: its tokens, then
-    the first token of each of the samples that share it, then the second of each ...
+    behind them, the queries' scale too. The cache has a row for each prompt: its tokens, then the first token of each
+    of the samples that share it, then the second of each ...
     """
 
     def __init__(self, layer: Any, rows: int, width: int, together: int, limit: int) -> None:
@@ -639,7 +640,7 @@ class _Norm:
 
     def __init__(self, norm: Any) -> None:
         columns = norm.weight.shape[0]
-        self.scale = norm.weight * columns**0.5
+        self.scale = norm.weight.float() * columns**0.5
         self.more = torch.tensor((columns * norm.variance_epsilon) ** 0.5, device=norm.weight.device)
 
     def direction(self, x: torch.Tensor) -> torch.Tensor:
@@ -683,8 +684,11 @@ def _side_by_side(projection: Any, size: int, scale: float = 1.0) -> Affine:
 
 
 def _joined(parts: Sequence[Affine], scale: torch.Tensor) -> Affine:
-    """Projections of the same input as one that scales it first; a bias where one of them has one."""
-    weights = torch.cat([weight for weight, _ in parts]).mul_(scale)
+    """Projections of the same input as one that scales it first; a bias where one of them has one. scale: in fp32, so
+    that weights of less precision are rounded once.
+    """
+    found = torch.cat([weight for weight, _ in parts])
+    weights = found.float().mul_(scale).to(found.dtype)
     if all(bias is None for _, bias in parts):
         return weights, None
     return weights, torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts])
