@@ -6,6 +6,7 @@ What is slow to import (torch, polars, charts) is imported by the commands that 
 from __future__ import annotations
 
 import gc as collector  # `gc` is a command here
+import json
 import shlex
 import shutil
 import signal
@@ -116,9 +117,11 @@ def run(
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
     with _stoppable():
-        if executor == "local":
-            from aligngap.pipeline.executors.server import start_server
+        from aligngap.pipeline.executors.server import start_server
+        from aligngap.pipeline.rundir import RUNS
 
+        likely = out or RUNS / (Path(study).stem + "-smoke" * smoke)
+        if executor == "local" and not _has_finished(likely):
             start_server()  # it imports, for seconds, what its stages need, while this process does so below
         with _importing():
             from aligngap import runner
@@ -361,8 +364,6 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare two runs of the same experiments: what differs, and second minus first with intervals."""
-    import json
-
     from aligngap.compare.differences import compare as compared
     from aligngap.compare.words import sections
 
@@ -560,8 +561,6 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a preference data set holds, before any training: format, rows dropped, lengths, duplicates, leaks."""
-    import json
-
     from aligngap.tasks.check import describe
     from aligngap.tasks.datasets import DatasetSpec
 
@@ -630,8 +629,6 @@ def diagnose(
     ] = None,
 ) -> None:
     """Say, before any training, what preference data are to an SFT policy: on-policy, contrast, quality, coverage."""
-    import json
-
     from rich.status import Status
 
     from aligngap.diagnosis.page import page_path, write_page
@@ -902,6 +899,13 @@ def _size(count: int) -> str:
 def _needs(path: Path) -> None:
     if not path.is_file():
         raise UserError("it has not been written yet", where=str(path), mend=_AGAIN)
+
+
+def _has_finished(folder: Path) -> bool:
+    """Whether a run has finished in this folder, which is one study's for good: nothing will have to be made."""
+    with suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((folder / "status.json").read_bytes()).get("state") == "finished")
+    return False
 
 
 def _new_folder(path: Path) -> None:

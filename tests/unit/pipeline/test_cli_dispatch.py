@@ -152,6 +152,8 @@ def test_the_server_is_started_before_the_imports(study: Install, monkeypatch: p
     monkeypatch.setattr("aligngap.experiments.study.load_study", lambda *given: order.append("study") or load(*given))
     assert main(["run", "try", "--jobs", "1"]) == 0
     assert order == ["server", "study"]
+    assert main(["run", "try", "--jobs", "1"]) == 0  # nothing is to be made: it would import in vain
+    assert order == ["server", "study", "study"]
 
 
 def test_verify_sets_aside_and_the_next_run_makes_anew(study: Install, capsys: pytest.CaptureFixture[str]) -> None:
