@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 
 import yaml
 
 
+@functools.cache
 def shipped() -> dict[str, str]:
     """Shipped studies: name and one-line description."""
     return {name: str(yaml.safe_load(text)["description"]) for name, text in _texts().items()}

@@ -219,7 +219,10 @@ def test_hostile_text_of_an_unfinished_study_is_text(unfinished: str) -> None:
 
 def test_where_the_time_went(page: str) -> None:
     text = " ".join(Elements(page).text.split())
-    assert "Wall time of the latest command 287 s, before results and report, 2 stages side by side." in text
+    assert (
+        "Wall time of the latest command that made a stage 287 s, before results and report, 2 stages side by side."
+        in text
+    )
     assert "Activity Seconds Share training 310 58.0% sampling 190 35.5% waiting 34.6 6.5%" in text
     assert "made 24 training 24 s" in text
     assert "Kind of stage Stages Seconds Share sft 1 24 100.0% preference 1 (0 timed) no data" in text
