@@ -25,12 +25,13 @@ def environment() -> dict[str, object]:
     Reading the devices' names starts CUDA, so a process that forks workers which use the device must not call this
     first (the executors spawn theirs).
     """
-    return copy.deepcopy(_environment())
+    return copy.deepcopy(code()) | _machine()
 
 
 # Once a process: the code that runs is the code that was imported, whatever happens to the checkout meanwhile.
 @functools.cache
-def _environment() -> dict[str, object]:
+def code() -> dict[str, object]:
+    """The part of `environment` that is the same in all processes that are forked from this one: versions, revision."""
     revision, dirty = _revision(Path(__file__).resolve().parents[1])
     return {
         "aligngap": __version__,
@@ -38,6 +39,11 @@ def _environment() -> dict[str, object]:
         "git_dirty": dirty,
         "python": platform.python_version(),
         "packages": versions(),
+    }
+
+
+def _machine() -> dict[str, object]:
+    return {
         "platform": f"{platform.system()}-{platform.machine()}",
         "cpu_count": cores(),
         "devices": _devices(),
