@@ -36,6 +36,14 @@ def _rebuild(kind: type[UserError], what: str, where: str | None, mend: str | No
     return kind(what, where=where, mend=mend)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out. That is nobody's mistake, and may go well at another time: who turns what
+    libraries raise into something else must let it pass.
+    """
+    # On the CPU, torch says so in words only, and so does safetensors.
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known word, or lists what is known."""
     words = sorted(known)

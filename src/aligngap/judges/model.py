@@ -9,7 +9,7 @@ import torch
 from pydantic import field_validator
 from transformers import PreTrainedTokenizerBase
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, out_of_memory
 from aligngap.judges.base import Judge, Orders, decision, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.models.build import base_path, load_tokenizer
@@ -102,6 +102,8 @@ class PreferenceJudgeSpec(JudgeSpec):
         try:
             model = load_preference_model(self.model, folder, separator_of(own), given.device)
         except Exception as error:  # whatever broken files make of the libraries that read them
+            if out_of_memory(error):
+                raise
             raise UserError(
                 f"the preference model cannot be read: {error}", where=self.folder, mend="Check the folder's files."
             ) from error

@@ -32,7 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as hf_logging
 
-from aligngap.errors import UserError, nearest
+from aligngap.errors import UserError, nearest, out_of_memory
 from aligngap.models.sharding import sharded
 from aligngap.seeds import torch_seed
 from aligngap.store.contents import is_pickle, is_pointer
@@ -367,6 +367,8 @@ def attempt(load: Callable[..., Any], place: str, what: str, where: str | None =
         # Never None, which would ask the person at the terminal.
         return load(place, **{"trust_remote_code": False} | options)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         if "trust_remote_code" in str(error):
             raise UserError(
                 "the checkpoint brings Python code of its own, which is not run unless you say so",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from aligngap import ranks
-from aligngap.errors import UserError
+from aligngap.errors import UserError, out_of_memory
 from aligngap.models import lean
 from aligngap.models.packing import pack
 from aligngap.models.sampling import Choose, among, decode_cached, decode_generated, ended
@@ -131,6 +131,8 @@ def detect(model: Any, *, predicting: bool = True) -> Layout:
     except UserError:
         raise
     except Exception as error:  # an architecture fails in its own way
+        if out_of_memory(error):
+            raise
         raise _refused(model, f"it does not read a prompt and what follows ({error})") from error
     layout = _by_architecture(model)
     if layout.packed and not trial.packs():
@@ -233,7 +235,9 @@ class _Trial:
             if not self._error(found) <= tolerance:
                 return False
             return not self.predicting or self._error(self._forced(decode_cached), (0, 0)) <= tolerance
-        except Exception:  # an architecture refuses in its own way
+        except Exception as error:  # an architecture refuses in its own way
+            if out_of_memory(error):
+                raise
             return False
 
     def reads_lean(self) -> bool:
@@ -246,14 +250,18 @@ class _Trial:
             if not self.predicting or not lean.plain(self.model):
                 return True
             return self._error(self._forced(lean.decode), (0, 0)) <= tolerance
-        except Exception:  # a model is of the type by name and not in what it does
+        except Exception as error:  # a model is of the type by name and not in what it does
+            if out_of_memory(error):
+                raise
             return False
 
     def generates(self) -> bool:
         """Whether generation goes on with given tokens as each sequence does alone."""
         try:
             return self._error(self._forced(decode_generated), (0, 0)) <= self.bound + 4 * self.noise
-        except Exception:  # an architecture refuses in its own way
+        except Exception as error:  # an architecture refuses in its own way
+            if out_of_memory(error):
+                raise
             return False
 
     def _forced(self, decode: Callable[..., Tokens]) -> list[torch.Tensor]:

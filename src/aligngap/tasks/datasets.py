@@ -27,7 +27,7 @@ from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aligngap.errors import UserError, nearest
+from aligngap.errors import UserError, nearest, out_of_memory
 from aligngap.store.contents import is_pointer
 from aligngap.store.identity import content_digest
 from aligngap.tasks.formats import Dropped, Record, Schema, TextPair, convert, detect, schema_named, shape
@@ -325,6 +325,8 @@ def _library_errors(place: str, mend: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"it cannot be loaded: {text[:500]}",

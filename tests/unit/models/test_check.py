@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from aligngap.errors import UserError
 from aligngap.experiments.study import load_study, targets
+from aligngap.models import lean
 from aligngap.models.build import base_path, byte_tokenizer, load_language_model, load_tokenizer
 from aligngap.models.check import check_alike, check_lengths, check_vocabulary
+from aligngap.models.layout import detect
 from aligngap.models.spec import Checkpoint
 from checkpoints import qwen2
 
@@ -226,3 +228,32 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_made(tmp_path: Pat
     with pytest.raises(UserError, match="an encoder-decoder cannot be divided") as caught:
         targets(load_study("tandem", [*settings, "parallel.sharding=full"]))
     assert caught.value.where == "parallel.sharding"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("Cannot allocate memory (os error 12)")])
+def test_memory_that_runs_out_is_no_fault_of_the_checkpoint(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A campaign met it: the stage was to be tried again, and the model was said to be unreadable."""
+
+    def fails(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(type(error)):
+        load_language_model(Checkpoint(path=str(whole)))
+
+
+def test_memory_that_runs_out_is_no_layout(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that fails decides how a model is read, and so the last bits of results."""
+    model = load_language_model(Checkpoint(path=str(whole)))
+    assert detect(model).lean
+
+    def fails(*args: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
+
+    for part in ("next_token_logits", "decode"):
+        with monkeypatch.context() as patch:
+            patch.setattr(lean, part, fails)
+            with pytest.raises(RuntimeError, match="allocate memory"):
+                detect(model)

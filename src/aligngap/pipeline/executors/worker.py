@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, out_of_memory
 from aligngap.pipeline.executors.process import GRACE, PackedStage, death, die_with_parent
 from aligngap.pipeline.executors.run import Message, describe
 from aligngap.pipeline.executors.server import without_main
@@ -119,11 +119,17 @@ class StageProcess:
 
 
 def _start(process: BaseProcess) -> None:
-    """Start it; again where the server that forks it is lost in that very moment, because there is a new one then."""
-    try:
-        process.start()
-    except (EOFError, ConnectionError):
-        process.start()
+    """Start it; again where the server that forks it is lost in that very moment, because there is a new one then, once
+    the system has noticed: a process that is killed closes its connections a little before it counts as dead.
+    """
+    for pause in (0.02, 0.2, 2.0):
+        try:
+            process.start()
+        except (EOFError, ConnectionError):
+            time.sleep(pause)
+        else:
+            return
+    process.start()
 
 
 class _Stopped(BaseException):
@@ -156,7 +162,7 @@ def _work(packed: PackedStage, settings: Settings, messages: Connection) -> None
     except BaseException as error:
         with suppress(OSError):  # the log's disk is full
             traceback.print_exc()
-        send.last(("memory" if _is_memory(error) else "failed", describe(error)))
+        send.last(("memory" if out_of_memory(error) else "failed", describe(error)))
 
 
 def redirect(log: Path) -> None:
@@ -168,11 +174,6 @@ def redirect(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def _is_memory(error: BaseException) -> bool:
-    # On the CPU, torch says so in words only.
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
 
 
 def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
