@@ -185,6 +185,7 @@ def kept() -> list[str]:
     return [setting for setting in SETTINGS if not setting.startswith("golden.")]
 
 
+@pytest.mark.slow
 def test_all_kinds_of_own_ideas_run_in_processes_of_their_own(base: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path / "study", base)
     out = tmp_path / "out"
@@ -479,6 +480,7 @@ def test_two_plugins_may_not_take_one_name(base: Path, tmp_path: Path) -> None:
         load_study(str(path))
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs(base: Path, tmp_path: Path) -> None:
     for file in EXAMPLE.iterdir():
         if file.is_file():
