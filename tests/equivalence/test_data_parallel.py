@@ -2,7 +2,8 @@
 
 2 x 16 prompts are the batch of 32 in another order of summation, so weights after training differ by rounding, which
 Adam enlarges where a gradient is nearly 0. What is computed at given weights in whole chunks (samples, KL and log-
-probabilities of an evaluation) is the same to the last bit. On-policy training may come upon a token or a label that
+probabilities of an evaluation) is the same to the last bit, unless the model is divided: one that is whole is read by our
+own forward pass, a divided one by its own, so all that is computed differs by rounding. On-policy training may come upon a token or a label that
 the last bit decides; none does here.
 """
 
@@ -22,8 +23,12 @@ import ranked
 from aligngap.pipeline.graph import Stage
 from aligngap.store.store import Store, read_json
 
-WEIGHTS = {"max": 1e-5, "mean": 1e-7}
-"""Of a weight after training; the learning rate is 3e-4, so a step moves most weights by 30 to 3000 times as much."""
+WEIGHTS = {"max": 2e-5, "mean": 1e-7}
+"""Of a weight after training; the learning rate is 3e-4, so a step moves most weights by 15 to 3000 times as much."""
+READ_OTHERWISE = {"max": 3e-5, "mean": 5e-6}
+"""Of KL and of log-probabilities, nats, at equal weights, when a divided model's own forward pass reads them: eight
+steps of float32 at 32 to 64 nats, which a response's log-probability comes to.
+"""
 MARGIN = {"max": 1e-6, "mean": 1e-7}
 """Of a trained judge's margin, in [-1, 1]."""
 NLL = 1e-5
@@ -131,13 +136,17 @@ def test_sft_is_the_same(folder: Path, case: str, stages: dict[str, Stage]) -> N
 
 
 def test_the_curve_is_the_same(folder: Path, case: str, stages: dict[str, Stage]) -> None:
-    """At the same weights: samples, KL, win rates and classification to the last bit, margins to rounding."""
+    """At the same weights: samples, win rates and classification to the last bit, margins to rounding; KL and drift to
+    the last bit where both read the model alike.
+    """
+    read = ["kl", "drift"] if case == "sharded" else []
     for file in ("per_prompt.parquet", "per_pair.parquet"):
         one, several = (pl.read_parquet(path) for path in files(folder, case, stages, "evaluation", file))
-        margins = [name for name in one.columns if name.startswith("margin_")]
-        assert several.drop(margins).equals(one.drop(margins))
-        for name in margins:
-            assert_near(one[name].to_torch(), several[name].to_torch(), MARGIN)
+        near = {name: MARGIN for name in one.columns if name.startswith("margin_")}
+        near |= {name: READ_OTHERWISE for name in one.columns if name in read}
+        assert several.drop(near).equals(one.drop(near))
+        for name, bounds in near.items():
+            assert_near(one[name].to_torch(), several[name].to_torch(), bounds)
     kl = pl.read_parquet(files(folder, case, stages, "evaluation", "per_prompt.parquet")[1])["kl"]
     assert float(kl.max() or 0) > 0.01  # the policies have moved
 
