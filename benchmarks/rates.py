@@ -127,15 +127,16 @@ def units() -> dict[str, tuple[Callable[[], object], int, str]]:
     found["Evaluate: log-probs of a pair"] = (lambda: pair_log_probs(learner, held_out), SAMPLE, "pair")
 
     def checkpoint() -> None:
-        """As the stage: two splits, two opponents by golden (medium) and true utility, one by the proxy (small)."""
+        """As the stage, of responses that are all new: two splits, two opponents by golden (medium), one by the proxy
+        (small), the true utility.
+        """
         for _ in range(2):
             drawn = sample_in_chunks(learner, asked, noise)
             sequence_kl(learner, reference, asked, drawn)
             judges["true utility"].utilities(asked, drawn)
             for opponent in (held_out.first, held_out.second):
-                for name, judge in judges.items():
-                    if name != "small" or opponent is held_out.first:
-                        judge.margin(asked, drawn, opponent)
+                judges["medium"].margin(asked, drawn, opponent)
+            judges["small"].margin(asked, drawn, held_out.first)
             pair_log_probs(learner, held_out)
 
     found[f"Evaluate: a checkpoint, {SAMPLE} prompts and pairs a split"] = (checkpoint, 1, "checkpoint")

@@ -2,9 +2,9 @@
 
 2 x 16 prompts are the batch of 32 in another order of summation, so weights after training differ by rounding, which
 Adam enlarges where a gradient is nearly 0. What is computed at given weights in whole chunks (samples, KL and log-
-probabilities of an evaluation) is the same to the last bit, unless the model is divided: one that is whole is read by our
-own forward pass, a divided one by its own, so all that is computed differs by rounding. On-policy training may come upon a token or a label that
-the last bit decides; none does here.
+probabilities of an evaluation) is the same to the last bit, unless the model is divided: one that is whole is read by
+our own forward pass, a divided one by its own, so all that is computed differs by rounding. On-policy training may come
+upon a token or a label that the last bit decides; none does here.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Responses(Stage):
 
     @property
     def work(self) -> float:
-        return 7e-4 * len(SPLITS) * self.prompts + 1
+        return 3.5e-4 * len(SPLITS) * self.prompts + 0.1
 
     def run(self, context: Context) -> None:
         policy = load_policy(context, self.sft, context.one("arm") / "final.safetensors" if self.arm else None)
@@ -96,7 +96,7 @@ class Examination(Stage):
     def checkpoint_work(self) -> float:
         """Estimated seconds to measure one policy."""
         judged = self.prompts * (len(self.opponents) * self.golden.seconds + self.proxy.seconds)
-        other = (self.prompts * 1.2e-3 + self.pairs * 3e-4) * self.sft.base.size
+        other = (self.prompts * 5e-4 + self.pairs * 2e-4) * self.sft.base.size
         return len(SPLITS) * (judged + other)
 
     def labelled(self, context: Context) -> dict[str, PairBatch]:
@@ -126,7 +126,7 @@ class Start(Examination):
 
     @property
     def work(self) -> float:
-        return self.checkpoint_work + 2
+        return self.checkpoint_work + 0.2
 
     def run(self, context: Context) -> None:
         policy = load_reference(context, self.sft)
@@ -170,7 +170,8 @@ class Evaluate(Examination):
 
     @property
     def work(self) -> float:
-        return self.checkpoint_work * len(self.arm.keep) + 3
+        # Step 0 is the start's, and a fifth of the work has been done for earlier checkpoints.
+        return 0.8 * self.checkpoint_work * (len(self.arm.keep) - 1) + 0.3
 
     def run(self, context: Context) -> None:
         # A file a checkpoint: what is measured is not measured again after a kill, and a live view can read it.

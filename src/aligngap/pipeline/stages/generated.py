@@ -51,7 +51,7 @@ class Generate(PairsStage):
     @property
     def work(self) -> float:
         judged = self.judge.seconds if self.judge else 1e-4
-        return (1.6e-3 * self.sft.base.size + judged) * (self.prompts or self.task.count) + 3
+        return (7e-4 * self.sft.base.size + judged) * (self.prompts or self.task.count) + 0.5
 
     def run(self, context: Context) -> None:
         policies = []

@@ -59,7 +59,7 @@ class Preference(JudgeStage):
 
     @property
     def work(self) -> float:
-        return 0.03 * self.base.size * self.optim.steps + 3
+        return 0.018 * self.base.size * self.optim.steps + 0.5
 
     @property
     def code(self) -> str | None:
@@ -67,7 +67,7 @@ class Preference(JudgeStage):
 
     @property
     def seconds(self) -> float:
-        return 5e-4 * self.base.size
+        return 3.7e-4 * self.base.size
 
     def judge(self, folder: Path, context: Context) -> Judge:
         separator = separator_of(load_tokenizer(self.base.checkpoint))
@@ -178,7 +178,7 @@ class Agreement(Stage):
 
     @property
     def work(self) -> float:
-        return self.proxy.seconds * self.pairs.count / 8 + 2
+        return self.proxy.seconds * self.pairs.count / 8 + 0.2
 
     def run(self, context: Context) -> None:
         raters, golden = (read_pairs(context.one(name) / "held_out.parquet") for name in ("pairs", "golden_pairs"))

@@ -57,7 +57,7 @@ class Pairs(PairsStage):
 
     @property
     def work(self) -> float:
-        return 3.6e-4 * self.count + 1
+        return 2.8e-4 * self.count + 0.2
 
     def run(self, context: Context) -> None:
         tokenizer = load_tokenizer(self.base.checkpoint)
@@ -99,7 +99,7 @@ class Relabel(PairsStage):
 
     @property
     def work(self) -> float:
-        return self.judge.seconds * self.pairs.count + 2
+        return self.judge.seconds * self.pairs.count + 0.3
 
     def run(self, context: Context) -> None:
         judge = load_judge(self.judge, context.one("judge"), context)

@@ -54,7 +54,7 @@ class Sft(Stage):
 
     @property
     def work(self) -> float:
-        return 0.03 * self.base.size * (self.optim.steps if self.optim else 0) + 2
+        return 0.023 * self.base.size * (self.optim.steps if self.optim else 0) + 0.5
 
     def run(self, context: Context) -> None:
         folders, checkpoint = context.many("pairs"), self.base.checkpoint
@@ -130,7 +130,7 @@ class Reference(Stage):
 
     @property
     def work(self) -> float:
-        return 2.5e-4 * self.sft.base.size * min(self.visits, self.task.count) + 1
+        return 2.2e-4 * self.sft.base.size * min(self.visits, self.task.count) + 0.3
 
     def run(self, context: Context) -> None:
         pairs = read_pairs(context.one("pairs") / self.pairs.train_file)
@@ -203,8 +203,8 @@ class Arm(PairsStage):
 
     @property
     def work(self) -> float:
-        live = 0.025 * self.sft.base.size + 40 * self.judge.seconds if self.judge else 0.0
-        return (0.035 * self.sft.base.size + live) * self.optim.steps * self.optim.batch / 32 + 3
+        live = 0.023 * self.sft.base.size + 22 * self.judge.seconds if self.judge else 0.0
+        return (0.019 * self.sft.base.size + live) * self.optim.steps * self.optim.batch / 32 + 0.5
 
     def run(self, context: Context) -> None:
         start = time.perf_counter()
