@@ -84,5 +84,15 @@ def test_a_killed_rank_costs_nothing(tmp_path: Path) -> None:
     assert not list((store / ".partial").iterdir())
     records = {name: json.loads((store / name / "record.json").read_text()) for name in kept.identities()}
     several = {record["kind"] for record in records.values() if "parallel" in record}
-    assert several == {"sft", "preference", "relabel", "agreement", "arm", "responses", "evaluate"}
+    assert several == {
+        "sft",
+        "preference",
+        "relabel",
+        "agreement",
+        "arm",
+        "responses",
+        "evaluate",
+        "reference",
+        "start",
+    }
     assert all(record.get("parallel", {}).get("processes", 2) == 2 for record in records.values())
