@@ -112,6 +112,11 @@ def test_responses_that_are_changed_have_no_known_values(tiny: Tiny) -> None:
     """Without their ends they are others; and a mixture does not know those of its fresh part."""
     dropped = tiny.bench.arm(seed=0, source=RecordedSpec(ends="dropped"), recorded=tiny.bench.golden_pairs)
     assert dropped.reference is None
+
+    class Mine(RecordedSpec):
+        """A user's own: nobody knows what it does to responses."""
+
+    assert tiny.bench.arm(seed=0, source=Mine(), recorded=tiny.bench.golden_pairs).reference is None
     pairs = Reference.of(
         read_pairs(tiny.made(tiny.bench.golden_pairs) / "train.parquet"),
         tiny.made(reference_of(tiny.bench.offline(0).stage)),

@@ -189,7 +189,8 @@ class Bench:
                 mend="Change the baseline's settings, or the factors that they are multiplied by.",
             ) from None
         reference = None
-        if recorded is not None and isinstance(source, RecordedSpec) and source.ends == "kept":
+        # Of our own source alone: another's, even one derived from it, may change the responses.
+        if recorded is not None and type(source) is RecordedSpec and source.ends == "kept":
             reference = Reference(
                 sft=self.sft,
                 task=self.pairs,
