@@ -13,8 +13,8 @@ from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
 from aligngap.experiments.bench import Bench
-from aligngap.judges.model import ModelJudge
 from aligngap.measure.classify import pair_log_probs
+from aligngap.models.opponents import _Pairwise
 from aligngap.pipeline.stages import SPLITS, Arm, Evaluate, Reference, load_arm
 from aligngap.pipeline.stages.evaluation import Examiner
 from aligngap.sources.recorded import RecordedSpec
@@ -154,14 +154,15 @@ def test_no_judge_is_asked_twice_about_a_response(tiny: Tiny, tmp_path: Path, mo
     context = tiny.context(stage, tmp_path)
     started = pl.read_parquet(context.one("start") / "prompts.parquet")
     asked: list[tuple[int, ...]] = []
-    compare = ModelJudge.compare
+    compare = _Pairwise.both_orders
 
-    def counted(self: ModelJudge, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
-        rows = zip(prompts.rows(), first.rows(), second.rows(), strict=True)
-        asked.extend((id(self), *a, -1, *b, -1, *c) for a, b, c in rows)
-        return compare(self, prompts, first, second)
+    def counted(self: _Pairwise, index: torch.Tensor, responses: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        for opponent in range(self.count):
+            rows = zip(index.tolist(), responses.rows(), strict=True)
+            asked.extend((id(self), opponent, place, *row) for place, row in rows)
+        return compare(self, index, responses)
 
-    monkeypatch.setattr(ModelJudge, "compare", counted)
+    monkeypatch.setattr(_Pairwise, "both_orders", counted)
     shutil.rmtree(context.partial, ignore_errors=True)
     context.partial.mkdir(parents=True)
     stage.run(context)

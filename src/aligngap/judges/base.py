@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
@@ -53,6 +54,10 @@ class Judge(ABC):
         self._add_up(before)
         return found.masked_fill(same_rows(first, second), 0.0)
 
+    def against(self, prompts: Tokens, opponents: Sequence[Tokens]) -> Against:
+        """Opponents' responses to prompts, which other responses will be compared with again and again."""
+        return Against(self, prompts, opponents)
+
     def _add_up(self, before: dict[str, float]) -> None:
         """Of several ranks that shared the work, each has spent what all have."""
         if ranks.size() == 1:
@@ -88,6 +93,20 @@ class Judge(ABC):
     @abstractmethod
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """As `margin`, for pairs that differ; [n]."""
+
+
+class Against:
+    """A judge of responses to prompts against those of several opponents, which stay the same."""
+
+    def __init__(self, judge: Judge, prompts: Tokens, opponents: Sequence[Tokens]) -> None:
+        self.judge, self.prompts, self.opponents = judge, prompts, opponents
+
+    def margins(self, index: torch.Tensor, responses: Tokens) -> torch.Tensor:
+        """`Judge.margin` of responses to some of the prompts (index, int64 [n]) as the first and each opponent's as the
+        second; [opponents, n].
+        """
+        prompts = self.prompts.take(index)
+        return torch.stack([self.judge.margin(prompts, responses, other.take(index)) for other in self.opponents])
 
 
 def same_rows(first: Tokens, second: Tokens) -> torch.Tensor:

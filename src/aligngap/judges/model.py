@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +10,15 @@ import torch
 from pydantic import field_validator
 from transformers import PreTrainedTokenizerBase
 
+from aligngap import ranks
 from aligngap.errors import UserError, out_of_memory
-from aligngap.judges.base import Judge, Orders, decision, share
+from aligngap.judges.base import Against, Judge, Orders, decision, same_rows, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.models.build import base_path, load_tokenizer
 from aligngap.models.check import alike
+from aligngap.models.opponents import Opponents, opponents_of
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
+from aligngap.spent import spending
 from aligngap.types import Tokens
 
 
@@ -33,8 +37,16 @@ class ModelJudge(Judge):
 
     def compare(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         """r(x, y1, y2) - r(x, y2, y1), in [-1, 1]; float32 [n]."""
-        forward, backward = self._both_orders(prompts, first, second)
-        return forward.sigmoid() - backward.sigmoid()
+        return _difference(*self._both_orders(prompts, first, second))
+
+    @spending("judging")
+    def against(self, prompts: Tokens, opponents: Sequence[Tokens]) -> Against:
+        """Where it can be, what is read of prompts and opponents is kept."""
+        device, plain = self.model.device, super().against(prompts, opponents)
+        if type(self) is not ModelJudge:  # it may compare in another way
+            return plain
+        kept = opponents_of(self.model, prompts.to(device), [tokens.to(device) for tokens in opponents])
+        return plain if kept is None else _Remembering(self, kept, plain)
 
     def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders | None:
         """Whether r(x, y1, y2) and 1 - r(x, y2, y1) are above one half; None for a point-wise model."""
@@ -56,6 +68,34 @@ class ModelJudge(Judge):
             found.append(torch.stack(parts))
         forward, backward = torch.cat(found, 1)[:, torch.argsort(order)].to(asked)
         return forward, backward
+
+
+class _Remembering(Against):
+    """What the model has read of prompts and opponents is not read again."""
+
+    def __init__(self, judge: ModelJudge, kept: Opponents, plain: Against) -> None:
+        super().__init__(judge, plain.prompts, plain.opponents)
+        self._kept, self._chunk, self._device = kept, judge.chunk, judge.model.device
+
+    @spending("judging")
+    def margins(self, index: torch.Tensor, responses: Tokens) -> torch.Tensor:
+        self.judge.calls += len(self.opponents) * len(index)
+        found = ranks.spread(self._margins, index, responses).T
+        same = [same_rows(responses, other.take(index)) for other in self.opponents]
+        return found.masked_fill(torch.stack(same), 0.0)
+
+    @torch.no_grad()
+    def _margins(self, index: torch.Tensor, responses: Tokens) -> torch.Tensor:
+        found = []
+        order = torch.argsort(self.prompts.lengths[index] + responses.lengths, stable=True)
+        for part in order.split(self._chunk):
+            asked = index[part].to(self._device), responses.take(part).to(self._device)
+            found.append(_difference(*self._kept.both_orders(*asked)))
+        return torch.cat(found, 1)[:, torch.argsort(order)].T.to(index.device)
+
+
+def _difference(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+    return forward.sigmoid() - backward.sigmoid()
 
 
 def separator_of(tokenizer: Any) -> int:

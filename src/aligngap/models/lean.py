@@ -368,7 +368,11 @@ class _ByHand(torch.autograd.Function):
         q, k, v, asking, turning, *probabilities = ctx.saved_tensors
         places, plan = ctx.places, ctx.plan
         out = gradient.reshape(-1, q.shape[1]).index_select(0, places.there)
-        to_q, to_k, to_v = (torch.zeros_like(part) for part in (q, k, v))
+        # Products fill all of it but the spare token's rows, which are the last, and a group without keys.
+        full = all(bias.numel() for bias in ctx.biases)
+        to_q, to_k, to_v = (torch.empty_like(part) if full else torch.zeros_like(part) for part in (q, k, v))
+        for part, heads in zip((to_q, to_k, to_v), (plan.heads[0], *[plan.heads[1]] * 2), strict=True):
+            part[-heads:].zero_()
         parts = _grouped(plan, ctx.biases, (q, out, to_q), (k, v, to_k, to_v))
         for chosen, (_, a, g, to_a, b, c, to_b, to_c) in zip(probabilities, parts, strict=True):
             torch.bmm(chosen.transpose(1, 2), g, out=to_c)
@@ -421,6 +425,58 @@ def segment_states(backbone: Any, prompts: Tokens, segments: Sequence[Tokens]) -
     """Last hidden states of each segment's tokens, [n, width, hidden]; anything where there is none."""
     batch = ragged(prompts, segments)
     return _spread(states(backbone, batch, ends=False), batch, segments)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a decoder has read, so that it can go on behind it: n rows.
+
+    real: which columns are tokens and not padding, bool [n, width]. layers: keys and values, a tensor a layer,
+    [2, n, heads of keys, width, head size].
+    """
+
+    real: torch.Tensor
+    layers: tuple[torch.Tensor, ...]
+
+    def take(self, index: torch.Tensor) -> Kept:
+        """These rows."""
+        return Kept(self.real[index], tuple(layer.index_select(1, index) for layer in self.layers))
+
+
+@torch.no_grad()
+def read_on(backbone: Any, tokens: Tokens, behind: Kept | None = None) -> tuple[torch.Tensor, Kept]:
+    """Read tokens behind what has been read before, each row behind its own.
+
+    Returns the last hidden states of the tokens, [n, width, hidden], anything at padding; and all that is read now.
+    """
+    real, device = tokens.mask(), tokens.ids.device
+    rows, width = real.shape
+    before = real[:, :0] if behind is None else behind.real
+    column = torch.arange(width, device=device)
+    x = backbone.embed_tokens(tokens.ids[real])
+    turns = _turns(backbone, x, (before.sum(1, keepdim=True) + column)[real])
+    places = (real.flatten().cumsum(0) - 1).clamp(min=0)
+    ahead = (column > column[:, None]).expand(rows, -1, -1)
+    bias = _bias(torch.cat([~before[:, None].expand(-1, width, -1), ahead], 2), x.dtype)[:, None]
+
+    def grid(x: torch.Tensor, size: int) -> torch.Tensor:
+        return x.flatten(1).index_select(0, places).view(rows, width, -1, size).transpose(1, 2)
+
+    layers = []
+    for number, layer in enumerate(backbone.layers):
+        attention = layer.self_attn
+        h, size = layer.input_layernorm(x), attention.head_dim
+        asking = grid(_rotated(attention.q_proj(h), turns * attention.scaling), size)
+        new = [grid(_rotated(attention.k_proj(h), turns), size), grid(attention.v_proj(h), size)]
+        both = torch.stack(new)
+        if behind is not None:
+            both = torch.cat([behind.layers[number], both], 3)
+        layers.append(both)
+        found = _attended(asking, both[0], both[1], bias).transpose(1, 2).reshape(rows * width, -1)
+        x = x + attention.o_proj(found[real.flatten()])
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+    found = backbone.norm(x).index_select(0, places).view(rows, width, -1)
+    return found, Kept(torch.cat([before, real], 1), tuple(layers))
 
 
 def _spread(rows: torch.Tensor, batch: Ragged, segments: Sequence[Tokens]) -> list[torch.Tensor]:

@@ -140,11 +140,13 @@ class PointwiseModel(PreferenceModel):
 
     def rewards(self, prompts: Tokens, responses: list[Tokens]) -> list[torch.Tensor]:
         """r(x, y) of each response, [n] each."""
-        rewards = []
-        for state, tokens in zip(self.hidden(prompts, responses), responses, strict=True):
-            last = torch.nn.functional.one_hot(tokens.lengths - 1, tokens.ids.shape[1])
-            rewards.append(self.read("end", state, last) + self.read("first", state, tokens.mask()))
-        return rewards
+        hidden = self.hidden(prompts, responses)
+        return [self.reward(states, tokens) for states, tokens in zip(hidden, responses, strict=True)]
+
+    def reward(self, states: torch.Tensor, response: Tokens) -> torch.Tensor:
+        """r(x, y) of a response, from its hidden states, [n, width, hidden]; [n]."""
+        last = torch.nn.functional.one_hot(response.lengths - 1, response.ids.shape[1])
+        return self.read("end", states, last) + self.read("first", states, response.mask())
 
 
 PREFERENCE_MODELS: Registry[type[PreferenceModel]] = Registry(

@@ -246,7 +246,16 @@ class Examiner:
         }
         self._truth = stage.task.truth()
         self._prompts = evaluation_prompts(context.one("task"), stage.prompts)
-        self._against = opponents_of(stage.opponents, context)
+        answers = opponents_of(stage.opponents, context)
+        self._opponents = list(answers)
+        # No measure asks a proxy about the golden policy.
+        asked = {name: [who for who in answers if (who, name) != ("golden_policy", "proxy")] for name in self.judges}
+        self._asked = {name: who for name, who in asked.items() if who}
+        self._against = {
+            (name, split): self.judges[name].against(self._prompts[split][1], [answers[one][split] for one in who])
+            for name, who in self._asked.items()
+            for split in SPLITS
+        }
         self._utility = {
             (opponent.who, split): pl.read_parquet(folder / f"{split}.parquet")["utility"].to_torch()
             for opponent, folder in zip(stage.opponents, context.many("opponents"), strict=True)
@@ -256,9 +265,13 @@ class Examiner:
 
     @property
     def _columns(self) -> list[str]:
-        """What depends on prompt and response alone. No measure asks a proxy about the golden policy."""
-        who = [f"{opponent}_{name}" for opponent in self._against for name in ("golden", "proxy", "true")]
-        wins = [f"win_{which}" for which in who if which != "golden_policy_proxy"]
+        """What depends on prompt and response alone."""
+        wins = [
+            f"win_{who}_{name}"
+            for who in self._opponents
+            for name in ("golden", "proxy", "true")
+            if name == "true" or who in self._asked.get(name, ())
+        ]
         return ["utility", *wins, *(f"margin_{name}" for name in self.judges)]
 
     def remember(self, rows: pl.DataFrame) -> None:
@@ -280,7 +293,7 @@ class Examiner:
         keys = [(split, place, tuple(row)) for place, row in enumerate(rows)]
         new = torch.tensor([place for place, key in enumerate(keys) if key not in self._said], dtype=torch.int64)
         if len(new):
-            said = self._ask(split, new, prompts.take(new), responses.take(new))
+            said = self._ask(split, new, responses.take(new))
             self._said |= zip([keys[place] for place in new.tolist()], said, strict=True)
         columns = {
             "prompt_number": numbers.numpy(),
@@ -295,27 +308,21 @@ class Examiner:
         }
         return pl.DataFrame(columns | judgements)
 
-    def _ask(
-        self, split: str, index: torch.Tensor, prompts: Tokens, responses: Tokens
-    ) -> list[tuple[float | None, ...]]:
+    def _ask(self, split: str, index: torch.Tensor, responses: Tokens) -> list[tuple[float | None, ...]]:
         """`_columns` of responses to these of a split's prompts."""
         unknown: list[float | None] = [None] * len(index)
         found = dict.fromkeys(self._columns, unknown)
-        utility = self._truth.utilities(prompts, responses) if self._truth else None
-        if utility is not None:
-            found["utility"] = utility.tolist()
-        for opponent, answers in self._against.items():
-            drawn = answers[split].take(index)
-            for name, judge in self.judges.items():
-                if f"win_{opponent}_{name}" not in found:
-                    continue
-                margin = judge.margin(prompts, responses, drawn).double()
-                found[f"win_{opponent}_{name}"] = decision(margin).tolist()
-                if opponent == "sft":
+        for name, asked in self._asked.items():
+            margins = self._against[name, split].margins(index, responses).double()
+            for who, margin in zip(asked, margins, strict=True):
+                found[f"win_{who}_{name}"] = decision(margin).tolist()
+                if who == "sft":
                     found[f"margin_{name}"] = margin.tolist()
-            if utility is not None:
-                by = utility - self._utility[opponent, split][index]
-                found[f"win_{opponent}_true"] = decision(by).tolist()
+        if self._truth:
+            utility = self._truth.utilities(self._prompts[split][1].take(index), responses)
+            found["utility"] = utility.tolist()
+            for who in self._opponents:
+                found[f"win_{who}_true"] = decision(utility - self._utility[who, split][index]).tolist()
         return list(zip(*found.values(), strict=True))
 
 
