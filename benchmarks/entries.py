@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 
 import torch
 
+from aligngap.judges.base import decision
 from aligngap.judges.model import ModelJudge
 from aligngap.measure.kl import sequence_kl
 from aligngap.models.build import load_language_model, load_tokenizer
@@ -59,16 +60,18 @@ def offline_step(setting: Setting, *, known: bool = False) -> Contest:
     )
 
 
-def online_step(setting: Setting) -> Contest:
-    """Sample two responses a prompt, judge, reference, loss, update: our loop against trl's experimental trainer."""
+def online_step(setting: Setting, kind: str = "pairwise") -> Contest:
+    """Sample two responses a prompt, judge, reference, loss, update: our loop against trl's experimental trainer, whose
+    reward model reads each response once. kind: of our judge; a pointwise one does the same.
+    """
     stamps = peers.Stamps()
     trainer = peers.online_dpo_trainer(setting, stamps)
-    work = ours.online(setting)
+    work = ours.online(setting, kind)
     model = setting.make_model()
     prompt, length = _mean(setting.pairs.prompts), _sampled_length(setting)
     flops = (
         forward_flops(model, prompt + 2 * (length - 1), 2 * length)  # sampling
-        + forward_flops(model, prompt + 4 * (length + 1), 0)  # judging, both orders
+        + forward_flops(model, prompt + (4 * (length + 1) if kind == "pairwise" else 2 * length), 0)  # judging
         + 4 * forward_flops(model, prompt + 2 * length, 2 * length)  # reference, and the update's three
     )
     return Contest(
@@ -153,12 +156,14 @@ def unpacked(batch: PairBatch) -> tuple[Tokens, Tokens]:
 
 def evaluation(setting: Setting) -> Contest:
     """A response, its KL and its win against a fixed opponent, for 256 prompts: against `generate()`, padded scoring
-    and the judge in two passes.
+    and the judge in two passes. What our judge has read of prompts and opponents it keeps, as from one checkpoint to
+    the next.
     """
     policy, reference, scorer = setting.policy(), setting.reference(), setting.preference_model()
     judge, batch = ModelJudge(scorer), setting.batch(EVALUATION_PROMPTS)
     noise = uniforms(batch.prompt_numbers, 1, setting.limit, "benchmark")
-    chunks = [batch.take(index) for index in torch.arange(len(batch)).split(BATCH)]
+    every = torch.arange(len(batch))
+    against, chunks = judge.against(batch.prompts, [batch.first]), [batch.take(index) for index in every.split(BATCH)]
     model, base = setting.make_model(), setting.make_model()
 
     def peer() -> None:
@@ -170,13 +175,13 @@ def evaluation(setting: Setting) -> Contest:
     def work() -> None:
         responses = sample_in_chunks(policy, batch.prompts, noise)
         sequence_kl(policy, reference, batch.prompts, responses)
-        judge.prefer(batch.prompts, responses, batch.first)
+        decision(against.margins(every, responses))
 
     prompt, length = _mean(batch.prompts), _sampled_length(setting)
     flops = (
         forward_flops(model, prompt + length - 1, length)
         + 2 * forward_flops(model, prompt + length, length)
-        + forward_flops(model, prompt + 2 * (length + _mean(batch.first) + 2), 0)
+        + forward_flops(model, 2 * (length + 1) + _mean(batch.first) + 1, 0)
     )
     return Contest(
         lambda: timed(work),
@@ -232,6 +237,7 @@ ENTRIES: dict[str, Callable[[Setting], Contest]] = {
     "offline_step": offline_step,
     "offline_step_known": partial(offline_step, known=True),
     "online_step": online_step,
+    "online_step_pointwise": partial(online_step, kind="pointwise"),
     "sampling": sampling,
     "judging": judging,
     "log_probs": log_probs,

@@ -63,12 +63,13 @@ def prompts(count: int) -> Callable[[], object]:
     setting = small(count)
     policy, reference, judge = setting.policy(), setting.reference(), ModelJudge(setting.preference_model())
     batch = setting.batch(count)
-    noise = uniforms(batch.prompt_numbers, 1, setting.limit, "growth")
+    noise, every = uniforms(batch.prompt_numbers, 1, setting.limit, "growth"), torch.arange(count)
+    against = judge.against(batch.prompts, [batch.first])
 
     def work() -> None:
         responses = sample_in_chunks(policy, batch.prompts, noise)
         sequence_kl(policy, reference, batch.prompts, responses)
-        judge.prefer(batch.prompts, responses, batch.first)
+        against.margins(every, responses)
 
     return work
 

@@ -31,9 +31,11 @@ def offline(setting: Setting, *, known: bool = False) -> Work:
     return _loop(setting, lambda: Recorded(pairs, prompt_schedule(0)), LossSpec(reduction="mean"))
 
 
-def online(setting: Setting) -> Work:
-    """Training on two samples a prompt of the policy itself, judged in both orders."""
-    judge, prompts = ModelJudge(setting.preference_model()), setting.prompts()
+def online(setting: Setting, kind: str = "pairwise") -> Work:
+    """Training on two samples a prompt of the policy itself. kind: of the preference model that judges them; a pairwise
+    one reads both orders.
+    """
+    judge, prompts = ModelJudge(setting.preference_model(kind)), setting.prompts()
     return _loop(setting, lambda: Sampled(prompts, judge, 0), LossSpec())
 
 

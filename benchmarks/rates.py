@@ -126,17 +126,20 @@ def units() -> dict[str, tuple[Callable[[], object], int, str]]:
     )
     found["Evaluate: log-probs of a pair"] = (lambda: pair_log_probs(learner, held_out), SAMPLE, "pair")
 
+    golden = judges["medium"].against(asked, [held_out.first, held_out.second])
+    proxy = judges["small"].against(asked, [held_out.first])
+    every = torch.arange(len(held_out))
+
     def checkpoint() -> None:
         """As the stage, of responses that are all new: two splits, two opponents by golden (medium), one by the proxy
-        (small), the true utility.
+        (small), the true utility. What the judges keep of prompts and opponents is there.
         """
         for _ in range(2):
             drawn = sample_in_chunks(learner, asked, noise)
             sequence_kl(learner, reference, asked, drawn)
             judges["true utility"].utilities(asked, drawn)
-            for opponent in (held_out.first, held_out.second):
-                judges["medium"].margin(asked, drawn, opponent)
-            judges["small"].margin(asked, drawn, held_out.first)
+            golden.margins(every, drawn)
+            proxy.margins(every, drawn)
             pair_log_probs(learner, held_out)
 
     found[f"Evaluate: a checkpoint, {SAMPLE} prompts and pairs a split"] = (checkpoint, 1, "checkpoint")

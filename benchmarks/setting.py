@@ -18,7 +18,7 @@ from aligngap.models.build import (
     word_tokenizer,
 )
 from aligngap.models.policy import Policy
-from aligngap.models.preference import PairwiseModel
+from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.types import PairBatch, Prompt, Tokens
@@ -58,10 +58,10 @@ class Setting:
         policy.model.requires_grad_(False)
         return policy
 
-    def preference_model(self) -> PairwiseModel:
+    def preference_model(self, kind: str = "pairwise") -> PreferenceModel:
         """A preference model of the policy's size with an arbitrary read-out (a trained one costs the same)."""
         backbone: Any = self.make_model()
-        model = PairwiseModel(backbone.model, int(self.tokenizer.sep_token_id))
+        model = PREFERENCE_MODELS[kind](backbone.model, int(self.tokenizer.sep_token_id))
         generator = torch.Generator().manual_seed(torch_seed("benchmark", "readout"))
         for weight in model.readout.parameters():
             weight.data.normal_(std=0.02, generator=generator)

@@ -95,7 +95,8 @@ class Examination(Stage):
     @property
     def checkpoint_work(self) -> float:
         """Estimated seconds to measure one policy."""
-        judged = self.prompts * (len(self.opponents) * self.golden.seconds + self.proxy.seconds)
+        # Of what it takes to judge a pair a third has been read before (judges keep prompts and opponents).
+        judged = 0.65 * self.prompts * (len(self.opponents) * self.golden.seconds + self.proxy.seconds)
         other = (self.prompts * 5e-4 + self.pairs * 2e-4) * self.sft.base.size
         return len(SPLITS) * (judged + other)
 
