@@ -14,7 +14,7 @@ _SIDES = ("prompt", "first", "second")
 
 def write_pairs(pairs: PairBatch, path: Path) -> None:
     """Columns: prompt_number, prompt_ids, first_ids, second_ids (token ids), preference, provenance."""
-    columns = {f"{side}_ids": pl.Series(_side(pairs, side).rows(), dtype=pl.List(pl.Int32)) for side in _SIDES}
+    columns = {f"{side}_ids": token_column(_side(pairs, side)) for side in _SIDES}
     frame = pl.DataFrame(
         {
             "prompt_number": pairs.prompt_numbers.numpy(),
@@ -24,6 +24,13 @@ def write_pairs(pairs: PairBatch, path: Path) -> None:
         }
     )
     frame.write_parquet(path)
+
+
+def token_column(tokens: Tokens) -> pl.Series:
+    """A row's token ids as a list of 32-bit integers."""
+    padded = pl.Series("ids", tokens.ids.to(torch.int32).cpu().numpy())
+    frame = pl.DataFrame({"ids": padded, "length": tokens.lengths.cpu().numpy()})
+    return frame.select(pl.col("ids").arr.to_list().list.head("length")).to_series()
 
 
 def read_pairs(path: Path) -> PairBatch:

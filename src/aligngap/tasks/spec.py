@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,9 +130,9 @@ def _batch(rows: list[tuple[int, str, Written, Written, float]], tokenizer: PreT
     numbers, prompts, first, second, preference = zip(*rows, strict=True)
     return PairBatch(
         torch.tensor(numbers, dtype=torch.int64),
-        Tokens.collate([tokenizer(text)["input_ids"] for text in prompts]),
-        Tokens.collate([response_ids(response, tokenizer) for response in first]),
-        Tokens.collate([response_ids(response, tokenizer) for response in second]),
+        Tokens.collate(tokenizer(list(prompts))["input_ids"]),
+        Tokens.collate(_responses_ids(first, tokenizer)),
+        Tokens.collate(_responses_ids(second, tokenizer)),
         torch.tensor(preference, dtype=torch.float32),
         tuple(f"{a.writer} | {b.writer}" for a, b in zip(first, second, strict=True)),
     )
@@ -139,5 +140,9 @@ def _batch(rows: list[tuple[int, str, Written, Written, float]], tokenizer: PreT
 
 def response_ids(response: Written, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a response, with the end-of-sequence token if its writer ended it."""
-    ids: list[int] = tokenizer(response.text, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if response.ended else ids
+    return _responses_ids([response], tokenizer)[0]
+
+
+def _responses_ids(responses: Sequence[Written], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    found: list[list[int]] = tokenizer([one.text for one in responses], add_special_tokens=False)["input_ids"]
+    return [[*ids, tokenizer.eos_token_id] if one.ended else ids for one, ids in zip(responses, found, strict=True)]

@@ -19,7 +19,7 @@ from aligngap.models.build import SPECIAL_TOKENS, word_tokenizer
 from aligngap.tasks.spec import TaskData, TaskSpec, make_pairs, response_ids
 from aligngap.tasks.worlds import WORLDS, World, arena, harmlessness, helpfulness, summarisation, world
 from aligngap.tasks.worlds.arena import Arena
-from aligngap.tasks.worlds.base import Written
+from aligngap.tasks.worlds.base import Written, weighted_choice
 from aligngap.tasks.worlds.harmlessness import Harmlessness
 from aligngap.tasks.worlds.helpfulness import Helpfulness
 from aligngap.tasks.worlds.summarisation import Summarisation
@@ -480,3 +480,12 @@ def test_unknown_world_names_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
         world("summarization")
     assert "summarisation" in str(caught.value.mend)
+
+
+def test_a_weighted_choice_is_numpys_own() -> None:
+    one, other, weights = (np.random.default_rng(seed) for seed in (1, 1, 2))
+    for _ in range(2000):
+        chances = {str(key): float(weight) for key, weight in enumerate(weights.random(weights.integers(1, 9)) ** 3)}
+        p = np.array(list(chances.values()))
+        expected = one.choice(len(p), p=p / p.sum())
+        assert weighted_choice(other, chances) == str(expected)

@@ -25,7 +25,7 @@ from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, load_reference, sample_in_chunks
 from aligngap.seeds import uniforms
 from aligngap.store.store import is_checked, write_checked
-from aligngap.tasks.pairs import read_pairs
+from aligngap.tasks.pairs import read_pairs, token_column
 from aligngap.types import PairBatch, Tokens
 
 
@@ -62,7 +62,7 @@ class Responses(Stage):
             drawn = sample_in_chunks(policy, prompts, noise)
             columns = {
                 "prompt_number": numbers.numpy(),
-                "response_ids": pl.Series(drawn.rows(), dtype=pl.List(pl.Int32)),
+                "response_ids": token_column(drawn),
                 "utility": utilities(truth, prompts, drawn),
             }
             pl.DataFrame(columns).write_parquet(context.out / f"{split}.parquet")
@@ -301,7 +301,7 @@ class Examiner:
             "split": pl.Series([split] * len(rows)),
             "kl": kl.numpy(),
             "tokens": responses.lengths.numpy(),
-            "response_ids": pl.Series(rows, dtype=pl.List(pl.Int32)),
+            "response_ids": token_column(responses),
         }
         judged = zip(*(self._said[key] for key in keys), strict=True)
         judgements = {

@@ -95,6 +95,8 @@ class World(ABC):
 
 def weighted_choice(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
     """A key of `weights`, with probability in proportion to its weight."""
-    keys = list(weights)
-    p = np.array([weights[key] for key in keys])
-    return keys[int(rng.choice(len(keys), p=p / p.sum()))]
+    p = np.array(list(weights.values()))
+    # As `rng.choice` draws, to the bit, without the checks that make most of its time.
+    cumulative = (p / p.sum()).cumsum()
+    place = (cumulative / cumulative[-1]).searchsorted(rng.random(), side="right")
+    return list(weights)[int(place)]
