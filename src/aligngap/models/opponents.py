@@ -14,7 +14,7 @@ from aligngap.models import lean
 from aligngap.models.preference import PairwiseModel, PointwiseModel, PreferenceModel
 from aligngap.types import Tokens
 
-_KEPT = 1 << 28
+_KEPT = 1 << 27
 """Bytes of keys and values that are kept at most: a large model's of long prompts would fill the memory."""
 
 
