@@ -5,6 +5,7 @@ What is slow to import (torch, polars, charts) is imported by the commands that 
 
 from __future__ import annotations
 
+import atexit
 import gc as collector  # `gc` is a command here
 import json
 import shlex
@@ -71,6 +72,8 @@ Track = Annotated[
     typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
 ]
 _STARTED = time.monotonic()
+# To look, at the end of the process, for garbage in all that was imported takes a second; nobody uses what it frees.
+atexit.register(collector.freeze)
 _AGAIN = "Give the `aligngap run` command again."
 Checkpoint = Annotated[
     float | None,

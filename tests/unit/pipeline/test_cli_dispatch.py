@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -495,3 +496,9 @@ def test_samples_that_are_not_there(
     said = capsys.readouterr().err
     assert f"where: {options[0]}" in said
     assert mend in said
+
+
+def test_the_end_of_a_command_looks_for_no_garbage() -> None:
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); import aligngap.cli"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 1000
