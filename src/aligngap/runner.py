@@ -132,7 +132,7 @@ def run(
                 directory.note(event)
                 show(event)
                 note(event)
-                if not publisher.started and event.kind in ("started", "progress") and ledger.left < _NEARLY_DONE:
+                if event.kind == "progress" and not publisher.started and _time_for_report(ledger):
                     publisher.start([(arm.family, arm.stage.seed) for task in spec.tasks for arm in arms(spec, task)])
                     import_ahead(spec)
 
@@ -157,6 +157,11 @@ def run(
         print(line, file=sys.stderr)
     say(f"Report: {report} ({clock(time.monotonic() - start)})")
     return Ran(folder, report, failures)
+
+
+def _time_for_report(ledger: Ledger) -> bool:
+    """Whether the report is to be prepared: a core is idle, and the end is near."""
+    return 0 < ledger.count("running") < ledger.jobs and ledger.left < _NEARLY_DONE
 
 
 def _executor(

@@ -20,9 +20,9 @@ from aligngap.pipeline.executors.process import die_with_parent
 from aligngap.pipeline.executors.server import without_interrupts, without_main
 from aligngap.report.images import Painters
 
-#: Beside stages on all cores it gets about a quarter of one. Not less: other programs may want the cores when stages
-#: have ended, and nobody can take it back.
-_NICENESS = 5
+#: Beside stages on all cores it gets about a tenth of one. Not less: other programs may want the cores when stages have
+#: ended, and nobody can take it back.
+_NICENESS = 10
 
 
 class Publisher:
