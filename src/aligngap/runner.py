@@ -22,6 +22,7 @@ from aligngap.experiments.study import arms, targets
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
 from aligngap.models.build import load_tokenizer
+from aligngap.pipeline import RUNS
 from aligngap.pipeline.depot import is_address
 from aligngap.pipeline.executors.cluster.executor import RayExecutor
 from aligngap.pipeline.executors.local import LocalExecutor
@@ -29,7 +30,7 @@ from aligngap.pipeline.executors.progress import Ledger, clock, display
 from aligngap.pipeline.executors.run import Executor, run_stages
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
-from aligngap.pipeline.rundir import RUNS, RunDirectory, chosen_store
+from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
 from aligngap.plugins import Registry, use_plugins
 from aligngap.report.publisher import Publisher
