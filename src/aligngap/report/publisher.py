@@ -6,17 +6,19 @@ Light to import: the process is to be there before the libraries that it loads.
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
-from aligngap.pipeline.executors.process import die_with_parent
+from aligngap.pipeline.executors.process import GRACE, die_with_parent
 from aligngap.pipeline.executors.server import without_interrupts, without_main
 from aligngap.report.images import Painters
 
@@ -41,17 +43,15 @@ class Publisher:
         """Start the process, once. arms: as `report.page.prepare` takes them."""
         self.started = True
         context = get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._processes, arms), name="aligngap-publisher")
-        try:
-            with without_interrupts(), without_main():
-                process.start()
-        except OSError:  # there is no process to be had
-            self._connection.close()
-        else:
+        with suppress(OSError):  # there is no process to be had
+            self._connection, theirs = context.Pipe()
+            with theirs:
+                process = context.Process(
+                    target=_serve, args=(theirs, self._processes, arms), name="aligngap-publisher"
+                )
+                with without_interrupts(), without_main():
+                    process.start()
             self._process = process
-        finally:
-            theirs.close()
 
     def publish(self, folder: Path) -> bool:
         """Have the report written as `report.page.publish` does; whether it has been."""
@@ -71,12 +71,15 @@ class Publisher:
     ) -> None:
         if self._process is not None:
             self._connection.close()
-            self._process.kill()  # those who paint for it end with it
+            self._process.terminate()
+            self._process.join(GRACE)
+            self._process.kill()
             self._process.join()
             self._process.close()
 
 
 def _serve(connection: Connection, processes: int | None, arms: Sequence[tuple[str, int]]) -> None:
+    signal.signal(signal.SIGTERM, _stop)
     die_with_parent()
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
@@ -88,3 +91,12 @@ def _serve(connection: Connection, processes: int | None, arms: Sequence[tuple[s
         prepare(arms)
         publish(connection.recv(), painters=painters)
         connection.send("published")
+        os._exit(0)  # those who paint have ended, and to clear up would take a while
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends
+    gc.freeze()  # as at the end of a command
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Those who paint are ended, and their semaphores given back."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit
