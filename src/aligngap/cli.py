@@ -172,6 +172,7 @@ def _importing() -> Iterator[None]:
     try:
         yield
     finally:
+        collector.freeze()  # nor is there any later; `main` takes it back
         if collected:
             collector.enable()
 
@@ -853,6 +854,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    finally:
+        collector.unfreeze()
     return 0
 
 
