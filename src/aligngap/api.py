@@ -25,8 +25,9 @@ from aligngap.diagnosis.report import Diagnosis, diagnose_named
 from aligngap.errors import UserError
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
+from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.run import Interrupted
-from aligngap.pipeline.rundir import RUNS, chosen_store
+from aligngap.pipeline.rundir import chosen_store
 from aligngap.report import charts
 from aligngap.report.load import OPPONENTS, SPLITS, ReportData
 from aligngap.report.load import load as report_data

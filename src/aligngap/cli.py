@@ -5,6 +5,7 @@ What is slow to import (torch, polars, charts) is imported by the commands that 
 
 from __future__ import annotations
 
+import atexit
 import gc as collector  # `gc` is a command here
 import json
 import shlex
@@ -71,6 +72,8 @@ Track = Annotated[
     typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
 ]
 _STARTED = time.monotonic()
+# To look, at the end of the process, for garbage in all that was imported takes a second; nobody uses what it frees.
+atexit.register(collector.freeze)
 _AGAIN = "Give the `aligngap run` command again."
 Checkpoint = Annotated[
     float | None,
@@ -117,8 +120,8 @@ def run(
 ) -> None:
     """Run a study: make what is not made yet, then write results and report. The same command resumes it."""
     with _stoppable():
+        from aligngap.pipeline import RUNS
         from aligngap.pipeline.executors.server import start_server
-        from aligngap.pipeline.rundir import RUNS
 
         likely = out or RUNS / (Path(study).stem + "-smoke" * smoke)
         if executor == "local" and not _has_finished(likely):
@@ -169,6 +172,7 @@ def _importing() -> Iterator[None]:
     try:
         yield
     finally:
+        collector.freeze()  # nor is there any later; `main` takes it back
         if collected:
             collector.enable()
 
@@ -176,13 +180,13 @@ def _importing() -> Iterator[None]:
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and SIGTERM are one thing, which is told at the end; typer would swallow it."""
-    from aligngap.pipeline.executors.run import Interrupted
-    from aligngap.pipeline.graph import Outcome
-
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt as error:
+        from aligngap.pipeline.executors.run import Interrupted
+        from aligngap.pipeline.graph import Outcome
+
         raise Interrupted(Outcome()) from error
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -516,8 +520,9 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Free what no run refers to any more in a store: artefacts, step checkpoints, damaged ones that were set aside."""
+    from aligngap.pipeline import RUNS
     from aligngap.pipeline.garbage import collect_garbage
-    from aligngap.pipeline.rundir import RUNS, RunDirectory, chosen_store
+    from aligngap.pipeline.rundir import RunDirectory, chosen_store
 
     root = place or chosen_store(RUNS / "any", None)
     if (root / "study.json").is_file():
@@ -634,7 +639,8 @@ def diagnose(
     from aligngap.diagnosis.page import page_path, write_page
     from aligngap.diagnosis.report import diagnose_named
     from aligngap.diagnosis.terminal import lines
-    from aligngap.pipeline.rundir import RUNS, chosen_store
+    from aligngap.pipeline import RUNS
+    from aligngap.pipeline.rundir import chosen_store
     from aligngap.tasks.datasets import DatasetSpec
 
     page = page_path(out) if out is not None else None
@@ -821,9 +827,6 @@ def pretrain(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console entry. Returns the exit code: 0, 1 (something failed), 2 (the user's to mend) or 130 (stopped)."""
-    from aligngap.pipeline.executors.run import Interrupted
-    from aligngap.store.store import is_of_the_disk
-
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(given, prog_name="aligngap")
@@ -833,18 +836,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return 2
     except OSError as error:  # from wherever something is written, the terminal's own file among it
+        from aligngap.store.store import is_of_the_disk
+
         if not is_of_the_disk(error):
             raise
         mend = "Free some space there or mend the disk, then run the same command again; what is finished is kept."
         _complain(UserError(f"the disk cannot be written: {error.strerror}", where=error.filename, mend=mend))
         return 2
-    except (Interrupted, KeyboardInterrupt):
+    except BaseException as error:
+        from aligngap.pipeline.executors.run import Interrupted
+
+        if not isinstance(error, Interrupted | KeyboardInterrupt):
+            raise
         print(
             "Stopped. What is finished is kept, and training goes on from its last checkpoint. To go on:\n"
             f"  {shlex.join(['aligngap', *given])}",
             file=sys.stderr,
         )
         return 130
+    finally:
+        collector.unfreeze()
     return 0
 
 

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from aligngap.errors import UserError, nearest
-from aligngap.experiments.results import collect, summary
+from aligngap.experiments.results import collect, import_ahead, summary
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import targets
+from aligngap.experiments.study import arms, targets
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
 from aligngap.models.build import load_tokenizer
+from aligngap.pipeline import RUNS
 from aligngap.pipeline.depot import is_address
 from aligngap.pipeline.executors.cluster.executor import RayExecutor
 from aligngap.pipeline.executors.local import LocalExecutor
@@ -29,15 +30,19 @@ from aligngap.pipeline.executors.progress import Ledger, clock, display
 from aligngap.pipeline.executors.run import Executor, run_stages
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
-from aligngap.pipeline.rundir import RUNS, RunDirectory, chosen_store
+from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
 from aligngap.plugins import Registry, use_plugins
-from aligngap.report.page import publish
+from aligngap.report.publisher import Publisher
 from aligngap.store import Store, disk_errors
 from aligngap.tasks.spec import TaskSpec
 from aligngap.tasks.worlds import WORLDS, world
 from aligngap.testing import check_loss, check_measure, check_world
 from aligngap.trackers.tracking import tracking
+
+#: Estimated seconds to the last stage's end at which the report is prepared: long enough for that where cores are busy,
+#: and not for hours, because it takes memory.
+_NEARLY_DONE = 120.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ def run(
         )
         # Open until the report is written: so long, trackers have time that nobody waits for.
         note = stack.enter_context(tracking(trackers, spec, kept, folder, directory.logs, say))
+        publisher = stack.enter_context(Publisher(processes))
         with display(console, ledger) as show:
 
             def on_event(event: Event) -> None:
@@ -127,6 +133,9 @@ def run(
                 directory.note(event)
                 show(event)
                 note(event)
+                if event.kind == "progress" and not publisher.started and _time_for_report(ledger):
+                    publisher.start([(arm.family, arm.stage.seed) for task in spec.tasks for arm in arms(spec, task)])
+                    import_ahead(spec)
 
             outcome = run_stages(targeted, place, on_event)
         place.close()
@@ -140,13 +149,20 @@ def run(
             report = folder / "report.html"
             if (folder / "results.json").read_bytes() == before:
                 report.touch()  # newer than the results, which are what it was made of
-            else:
+            elif not publisher.publish(folder):
+                from aligngap.report.page import publish
+
                 publish(folder, processes)
     failures = _failures(stages, outcome, results, directory.logs)
     for line in failures:
         print(line, file=sys.stderr)
     say(f"Report: {report} ({clock(time.monotonic() - start)})")
     return Ran(folder, report, failures)
+
+
+def _time_for_report(ledger: Ledger) -> bool:
+    """Whether the report is to be prepared: a core is idle, and the end is near."""
+    return 0 < ledger.count("running") < ledger.jobs and ledger.left < _NEARLY_DONE
 
 
 def _executor(

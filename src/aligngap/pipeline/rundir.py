@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
+from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.progress import Ledger, Spent, activities, time_spent
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
@@ -32,8 +33,6 @@ _SCHEMA = 1
 _BETWEEN_WRITES = 0.5
 _HALF = re.compile(r"\..+\.[0-9a-f]{8}")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # with one slash: what a path makes of two
-RUNS = Path("runs")
-"""Where runs go that were given no folder; they share a store, so that one study finds what another has made."""
 STORE_VARIABLE = "ALIGNGAP_STORE"
 
 

@@ -18,13 +18,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
 from aligngap.pipeline.executors.progress import Spent, time_spent
 from aligngap.report import charts
-from aligngap.report.images import Images
+from aligngap.report.images import Images, Painters
 from aligngap.report.load import (
     FAILED,
     PENDING,
@@ -38,6 +38,9 @@ from aligngap.report.load import (
     number,
     shortened,
 )
+
+if TYPE_CHECKING:
+    import jinja2
 
 #: The page stays below 5 MB; samples are cut first, and the page says so.
 _PAGE_BYTES = 4_700_000
@@ -67,15 +70,26 @@ _GLYPHS = {
 }
 
 
-def publish(folder: Path, processes: int | None = None) -> Path:
+def publish(folder: Path, processes: int | None = None, painters: Painters | None = None) -> Path:
     """The figures of each task as a whole as PNG and SVG, and the page, from the results in a run's folder; the page's
-    path. processes: as `Images` takes them.
+    path. processes, painters: as `Images` takes them.
     """
     data = load(folder)
-    with Images(folder / "charts", ("png", "svg"), processes) as images:
+    with Images(folder / "charts", ("png", "svg"), processes, painters) as images:
         charts.draw(images, data, choose=charts.task_figures)
         page = render(data)  # while they are painted
     return _put(page, folder)  # the last file: whoever finds it finds the others
+
+
+def prepare(arms: Sequence[tuple[str, int]]) -> None:
+    """Do ahead what `publish` will need whatever the numbers are, which is most of its time. arms: family and seed of
+    those to be drawn, in the results' order; were they others, the report would be the same and take longer.
+    """
+    runs = pl.DataFrame(arms, {"family": pl.String, "seed": pl.Int64}, orient="row")
+    nothing = pl.DataFrame()
+    charts.prepare(ReportData({}, False, None, (), points=nothing, runs=runs, samples=nothing))
+    _template("template.html.j2")
+    _runtime()
 
 
 def write_report(folder: Path) -> Path:
@@ -142,22 +156,11 @@ class Page:
     """
 
     def __init__(self, template: str, shared: Mapping[str, Any], parts: Mapping[str, str], **context: Any) -> None:
-        import jinja2
         from markupsafe import Markup
 
-        loader = jinja2.FunctionLoader(_resource)
-        environment = jinja2.Environment(
-            autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, loader=loader
-        )
-        environment.filters |= {
-            "exact": text_of_setting,
-            "number": text_of_number,
-            "percent": text_of_share,
-            "has_mapping": _has_mapping,
-        }
         self._scripts = (_runtime(), _resource("page.js"))
         css = Markup(_resource("style.css") + _hues())
-        self._body = environment.get_template(template).render(policy=content_policy(), css=css, **context)
+        self._body = _template(template).render(policy=content_policy(), css=css, **context)
         self._shared, self._parts = shared, parts
 
     @property
@@ -299,6 +302,25 @@ def _has_mapping(value: Any) -> bool:
 
 def _resource(name: str) -> str:
     return resources.files("aligngap.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template(name: str) -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        loader=jinja2.FunctionLoader(_resource),
+    )
+    environment.filters |= {
+        "exact": text_of_setting,
+        "number": text_of_number,
+        "percent": text_of_share,
+        "has_mapping": _has_mapping,
+    }
+    return environment.get_template(name)
 
 
 @functools.cache

@@ -30,7 +30,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from aligngap.stats.curves import (
     Curve,
@@ -166,6 +165,8 @@ def _draws(
     prompt = joint - joint[usable].mean()
     if n_seeds == 1:
         return joint if place else np.asarray(observed[0] + prompt)
+    from scipy import stats
+
     v_prompt = joint[usable].var(ddof=1)
     v_seed_specific = (replicated[:, usable].var(axis=1, ddof=1).mean() - v_prompt) / (n_seeds - 1)
     share = np.clip(1 - v_seed_specific / v_prompt, 0, 1) if v_prompt > 0 else 0.0
@@ -235,7 +236,12 @@ def _joint_draws(
         k = int(keep.sum())
         if k == 0:
             continue
-        chi2 = stats.chi2.ppf(level, k - 1) if k > 1 else np.ones(replicates)
+        if k > 1:
+            from scipy import stats  # a quarter of a second, which nothing with one seed need wait for
+
+            chi2 = stats.chi2.ppf(level, k - 1)
+        else:
+            chi2 = np.ones(replicates)
         pick = (uniform[:, :k] * k).astype(np.int64)
         draws[:, m] = _draws(values[keep, :, m], normal[:, keep], chi2, pick, interval, place=m in places)
         prompts = values[keep, 1:, m].mean(axis=0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
 from aligngap.stats.bootstrap import FEW_SEEDS, Estimate
 from aligngap.stats.curves import Floats
@@ -59,6 +58,8 @@ def item_estimate(
         low, high = np.quantile(draws, [tail, 1 - tail]).tolist()
         notes.insert(0, ONE_SEED)
     else:
+        from scipy import stats
+
         error = means.std(ddof=1) / np.sqrt(n_seeds)
         quantiles = stats.t.ppf((rng.permutation(replicates) + 0.5) / replicates, n_seeds - 1)
         draws = means.mean() + error * quantiles

@@ -9,7 +9,6 @@ more than its contexts show, and an interval over contexts is too narrow (89% in
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
 
 from aligngap.stats.curves import Floats
 
@@ -41,6 +40,8 @@ def separating_rule(ours: Floats, others: Floats) -> Floats:
         value = np.logaddexp(0, -margin).mean() + RIDGE / 2 * weights @ weights
         wrong = np.exp(-np.logaddexp(0, margin))
         return float(value), RIDGE * weights - wrong @ x / len(x)
+
+    from scipy.optimize import minimize
 
     weights: Floats = minimize(loss, np.zeros(features), jac=True, method="L-BFGS-B").x
     result: Floats = np.divide(weights, scale, out=np.zeros(features), where=usable)

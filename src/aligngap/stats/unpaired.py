@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from aligngap.stats.bootstrap import MAX_UNDEFINED, Estimate, _check, _weights
 from aligngap.stats.curves import Curve, Floats, Run, curves
@@ -76,6 +75,8 @@ def _estimated(values: Floats, prompts: int, rng: np.random.Generator, level: fl
     if undefined > MAX_UNDEFINED * len(usable):
         notes[-1] += ": no interval"
         return Estimate(observed, np.nan, np.nan, min(counts), prompts, len(usable) - undefined, "; ".join(notes))
+    from scipy import stats
+
     draws, counted = np.full(int(usable.sum()), observed), 0.0
     for side, present in enumerate(sides):
         size = counts[side]

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
@@ -20,6 +21,7 @@ from aligngap.cli import main
 from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.ranks import ALONE
+from aligngap.report.publisher import Publisher
 from aligngap.store import Store, write_json
 from aligngap.trackers.base import Series
 from unit.pipeline.fake_stages import Fake, Steps
@@ -27,6 +29,16 @@ from unit.pipeline.runs import finished
 from unit.report.fixture_results import write_results
 
 Install = Callable[..., None]
+
+
+class Absent(Publisher):
+    """One whose process cannot be had."""
+
+    begun: ClassVar[list[int | None]] = []
+
+    def start(self, arms: Sequence[tuple[str, int]]) -> None:
+        self.started = True
+        self.begun.append(self._processes)
 
 
 @pytest.fixture
@@ -47,6 +59,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
             parallel=ALONE,
             plugins=(),
             folder=None,
+            tasks=(),
             experiments=sorted({name for names in asked.values() for name in names}),
             model_dump=lambda mode: {"title": "A [try]"} | settings,
         )
@@ -62,8 +75,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.runner.collect", collect)
     monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"])
-    for module in ("aligngap.runner", "aligngap.report.page"):
-        monkeypatch.setattr(f"{module}.publish", publish)
+    monkeypatch.setattr("aligngap.report.page.publish", publish)
+    monkeypatch.setattr("aligngap.runner.Publisher", Absent)
+    monkeypatch.setattr("aligngap.runner.import_ahead", lambda spec: None)
+    monkeypatch.setattr("aligngap.runner.arms", lambda spec, task: [])
 
     def install(*stages: Stage, **of: Sequence[Stage]) -> None:
         """The stages of the study, or of each of its experiments by name."""
@@ -122,7 +137,7 @@ def test_a_report_is_made_again_where_its_results_have_changed(study: Install, m
 
         monkeypatch.setattr("aligngap.runner.collect", collect)
 
-    monkeypatch.setattr("aligngap.runner.publish", publish)
+    monkeypatch.setattr("aligngap.report.page.publish", publish)
 
     def run() -> int:
         before = len(published)
@@ -142,6 +157,26 @@ def test_a_report_is_made_again_where_its_results_have_changed(study: Install, m
     collected(revision={"commit": "abc", "dirty": True})
     assert (run(), run()) == (1, 1)
     assert set(published) == {1}
+
+
+def test_a_report_is_prepared_beside_stages_where_a_core_is_idle_and_the_end_is_near(
+    study: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(*words: str) -> int:
+        Absent.begun.clear()
+        assert main(["run", "try", *words]) == 0
+        return len(Absent.begun)
+
+    study(Steps(seconds=0.05))
+    with monkeypatch.context() as patch:
+        patch.setattr("aligngap.runner._NEARLY_DONE", 0.0)
+        assert begun("--jobs", "2") == 0
+    shutil.rmtree("runs/store")
+    assert begun("--jobs", "1") == 0
+    shutil.rmtree("runs/store")
+    assert begun("--jobs", "2") == 1
+    assert Absent.begun == [2]
+    assert begun("--jobs", "2") == 0  # all is there
 
 
 def test_the_server_is_started_before_the_imports(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,3 +530,9 @@ def test_samples_that_are_not_there(
     said = capsys.readouterr().err
     assert f"where: {options[0]}" in said
     assert mend in said
+
+
+def test_the_end_of_a_command_looks_for_no_garbage() -> None:
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); import aligngap.cli"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 1000

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
 
 from aligngap.experiments.base import Analysis, Figure, Finished, Labelled, Point, TaskData
 from aligngap.experiments.discrimination.sweep import FAMILIES, SELF_FAMILIES, table_name
@@ -245,6 +244,8 @@ def spearman(x: Floats, y: Floats) -> Floats:
     """Rank correlation of each row, [B, K] -> [B]; NaN for fewer than three places, or where either does not vary."""
     if x.shape[1] < 3:
         return np.full(len(x), np.nan)
+    from scipy import stats
+
     a, b = (stats.rankdata(part, axis=1) for part in (x, y))
     a, b = (part - part.mean(axis=1, keepdims=True) for part in (a, b))
     spread = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))

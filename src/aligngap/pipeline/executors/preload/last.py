@@ -1,7 +1,9 @@
 """What every stage would do anew. To ask git for the revision. And where it loads a model: transformers compiles some
-900 patterns for the names of weights, of all kinds of models, and keeps them.
+900 patterns for the names of weights, of all kinds of models, and keeps them. What is imported by now is kept from the
+collector, which at the end of the server's process would look through all of it, for a second.
 """
 
+import gc
 import sys
 from contextlib import suppress
 
@@ -11,3 +13,4 @@ code()
 if patterns := sys.modules.get("transformers.conversion_mapping"):
     with suppress(Exception):  # a version without it costs stages a third of a second, and must not cost the server
         patterns.get_checkpoint_conversion_mapping("llama")
+gc.freeze()
