@@ -60,6 +60,9 @@ class ModelJudge(Judge):
         """Log-odds for the response read first: the first's, then the second's; [n] each."""
         asked, device = prompts.ids.device, self.model.device
         prompts, first, second = (tokens.to(device) for tokens in (prompts, first, second))
+        if len(prompts.ids) <= self.chunk:  # these very tokens are laid out once for judge, reference and policy
+            forward, backward = self.model.both_orders(prompts, first, second)
+            return forward.to(asked), backward.to(asked)
         found = []
         # Alike lengths together, so that little of a chunk is padding.
         order = torch.argsort(prompts.lengths + first.lengths + second.lengths, stable=True)
