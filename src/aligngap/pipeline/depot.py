@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from aligngap.errors import UserError
@@ -50,15 +50,17 @@ class Depot:
 
     def push(self, store: Store, identity: str, *, finished: bool = True) -> None:
         """Bring a finished artefact of the store, or its step checkpoints, here, in place of what there is. Raises
-        UserError.
+        UserError, and OSError for step checkpoints that change meanwhile, as they do while the stage is being made.
         """
         folder = store.get(identity).path if finished else store.unfinished(identity)
         target = self._place(identity, finished)
-        with store.incoming() as outgoing, self._errors("cannot be written"):
+        with store.incoming() as outgoing:
             file = outgoing / "one.tar"
-            pack_one(folder, identity, file, finished=finished)
-            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._files.put_file(str(file), target)
+            with self._errors("cannot be written") if finished else nullcontext():
+                pack_one(folder, identity, file, finished=finished)
+            with self._errors("cannot be written"):
+                self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+                self._files.put_file(str(file), target)
 
     def pull(self, store: Store, identity: str, *, finished: bool = True) -> bool:
         """Get an artefact, or its step checkpoints, into the store, verified; False when it is not here. One that is

@@ -10,6 +10,8 @@ import fsspec
 import pytest
 
 from aligngap.errors import UserError
+from aligngap.pipeline import depot as depot_module
+from aligngap.pipeline.archive import pack_one
 from aligngap.pipeline.depot import Depot
 from aligngap.pipeline.executors.cluster.node import Job, here, keep, unfit
 from aligngap.pipeline.executors.process import PackedStage
@@ -152,3 +154,20 @@ def test_a_stage_goes_on_at_another_node(
     assert list((other.root / ".partial").iterdir()) == []
     third = Store(other.root.with_name("third"))
     assert not file_depot.pull(third, stage.identity, finished=False)
+
+
+def test_step_checkpoints_that_go_while_they_are_packed_cost_the_stage_nothing(
+    file_depot: Depot, one: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, tried = Steps(steps=10, seconds=0.05), list[str]()
+
+    def gone(folder: Path, name: str, file: Path, *, finished: bool) -> None:
+        if not finished:
+            tried.append(name)
+            (folder / "gone").read_bytes()
+        pack_one(folder, name, file, finished=finished)
+
+    monkeypatch.setattr(depot_module, "pack_one", gone)
+    assert list(carried(stage, file_depot, one.root, monkeypatch, seconds=0.0))[-1][0] == "finished"
+    assert tried
+    assert file_depot.has(stage.identity)

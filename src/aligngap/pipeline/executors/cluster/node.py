@@ -155,7 +155,7 @@ def _carry(given: Job, settings: Settings, depot: Depot) -> Iterator[Message]:
                 at = time.monotonic()
                 if (newest := _newest(store.unfinished(name))) != brought:
                     brought = newest
-                    with suppress(FileNotFoundError):  # replaced meanwhile: the next is as good
+                    with suppress(OSError):  # replaced meanwhile: the next is as good
                         depot.push(store, name, finished=False)
             yield message
     except DiskError as error:
