@@ -104,7 +104,7 @@ def _both(device: str, progress: Progress) -> None:
 
 TROUBLES: Mapping[str, Callable[..., None]] = {
     "error": _then(_raise(ValueError("no such luck"))),
-    "user": _then(_raise(UserError("not like this", where="there", mend="Do that."))),
+    "user": _then(_raise(UserError("not like this", where="there", hint="Do that."))),
     "memory": _then(_raise(MemoryError("enough"))),
     "stubborn": _then(_raise(_Stubborn(1, 2))),
     "killed": _then(lambda: os.kill(os.getpid(), signal.SIGKILL)),

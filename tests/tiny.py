@@ -11,9 +11,9 @@ from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study, targets
 from aligngap.models.build import Architecture, random_model, word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
-from aligngap.spent import account
 from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
+from aligngap.timings import account
 
 STEPS, TRAIN, HELD_OUT, PROMPTS = 6, 64, 16, 10
 SETTINGS = [

@@ -123,7 +123,7 @@ class Results:
         """
         for what, value, known in (("split", split, SPLITS), ("opponent", opponent, OPPONENTS)):
             if value not in known:
-                raise UserError(f"there is no {what} '{value}'", mend=f"Known: {', '.join(known)}.")
+                raise UserError(f"there is no {what} '{value}'", hint=f"Known: {', '.join(known)}.")
         data: ReportData = report_data(self.folder)
         look = charts.Look.for_images(data)
         return {
@@ -165,7 +165,7 @@ def open_run(folder: str | Path) -> Results:
     """The results of a run that has been finished. Raises UserError when the folder holds none."""
     place = Path(folder)
     if not (place / "results.json").is_file():
-        raise UserError("there are no results here", where=str(place), mend="Give the folder of a finished run.")
+        raise UserError("there are no results here", where=str(place), hint="Give the folder of a finished run.")
     return Results(place)
 
 
@@ -209,7 +209,7 @@ def run(
     if not isinstance(study, StudySpec):
         study = load(study, settings, seeds=seeds, smoke=smoke)
     elif settings or seeds is not None or smoke:
-        raise UserError("this study has been loaded already", where="settings", mend="Give them to `aligngap.load`.")
+        raise UserError("this study has been loaded already", where="settings", hint="Give them to `aligngap.load`.")
     try:
         ran = runner.run(
             study,
@@ -251,7 +251,7 @@ def diagnose(
         spec = DatasetSpec.model_validate({"source": str(data), "seed": seed} | settings)
     except ValidationError as error:
         problem = error.errors()[0]
-        mend = "Settings of a data set: docs/data.md."
-        raise UserError(problem["msg"], where=".".join(map(str, problem["loc"])), mend=mend) from None
+        hint = "Settings of a data set: docs/data.md."
+        raise UserError(problem["msg"], where=".".join(map(str, problem["loc"])), hint=hint) from None
     cache = chosen_store(RUNS / "diagnose", Path(store) if store else None)
     return diagnose_named(str(policy), spec, judge, prompts=prompts, seed=seed, device=device, cache=cache)

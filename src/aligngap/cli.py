@@ -311,7 +311,7 @@ def watch(
     from aligngap.live.server import watch as follow
 
     if study is not None and not study.is_file():
-        raise UserError("there is no such file", where=f"--study {study}", mend="Give the YAML file that was run.")
+        raise UserError("there is no such file", where=f"--study {study}", hint="Give the YAML file that was run.")
     server = Server(Site(Watched(directory, study)), port)
     _say(f"Watching {directory} at {server.url} (Ctrl-C ends watching, and nothing else).")
     if open:
@@ -347,14 +347,14 @@ def figures(
 
     for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
         if value not in known:
-            raise UserError(f"there is no '{value}'", where=option, mend=f"Known: {', '.join(known)}.")
+            raise UserError(f"there is no '{value}'", where=option, hint=f"Known: {', '.join(known)}.")
     data = load(directory)
     folder = out or directory / "figures"
     try:
         written = charts.figures(data, folder, (cast(Format, form),), opponent=opponent)
     except OSError as error:
-        mend = "Give --out another folder."
-        raise UserError(f"cannot be written: {error.strerror}", where=str(folder), mend=mend) from error
+        hint = "Give --out another folder."
+        raise UserError(f"cannot be written: {error.strerror}", where=str(folder), hint=hint) from error
     if not written:
         raise UserError("there is nothing to draw: no run has a measured point", where=str(directory))
     _say(f"{len(written)} figures: {folder}")
@@ -372,7 +372,7 @@ def compare(
     from aligngap.compare.words import sections
 
     if out is not None and out.suffix != ".html":
-        raise UserError(f"'{out}' is no .html file", where="--out", mend="Write --out comparison.html.")
+        raise UserError(f"'{out}' is no .html file", where="--out", hint="Write --out comparison.html.")
     found = compared(first, second)
     if out is not None:
         from aligngap.compare.page import write_comparison
@@ -380,8 +380,8 @@ def compare(
         try:
             write_comparison(found, out)
         except OSError as error:
-            mend = "Give --out another path."
-            raise UserError(f"cannot be written: {error.strerror}", where=str(out), mend=mend) from error
+            hint = "Give --out another path."
+            raise UserError(f"cannot be written: {error.strerror}", where=str(out), hint=hint) from error
     if as_json:
         print(json.dumps(found.as_json(), indent=2, allow_nan=False))
         return
@@ -417,9 +417,9 @@ def samples(
     try:
         frame = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:  # of a run that was killed while it wrote
-        raise UserError(f"it cannot be read: {error}", where=str(path), mend=_AGAIN) from error
+        raise UserError(f"it cannot be read: {error}", where=str(path), hint=_AGAIN) from error
     if frame.is_empty():
-        raise UserError("there are no samples: no arm came to its end", where=str(path), mend=_AGAIN)
+        raise UserError("there are no samples: no arm came to its end", where=str(path), hint=_AGAIN)
     frame = frame.filter(pl.col("split") == _pick(frame, "split", split, "--split"))
     chosen = frame.filter(pl.col("who") == "policy")
     # The golden policy has its own column; it is an arm as well, for those who ask for its steps.
@@ -467,8 +467,8 @@ def verify(
             if away := kept.set_aside(identity):
                 _say(f"Set aside: {away}")
     if problems:
-        mend = _AGAIN if set_aside else f"`aligngap verify {directory} --set-aside`, then `aligngap run`, mends them."
-        print(f"{len(problems)} problems. {mend}", file=sys.stderr)
+        hint = _AGAIN if set_aside else f"`aligngap verify {directory} --set-aside`, then `aligngap run`, repairs them."
+        print(f"{len(problems)} problems. {hint}", file=sys.stderr)
         raise typer.Exit(1)
     _say(f"{len(made)} artefacts are as they were written.")
 
@@ -590,7 +590,7 @@ def check(
 def _renamed(columns: Sequence[str] | None) -> dict[str, str]:
     renamed = dict(item.partition("=")[::2] for item in columns or [])
     if wrong := [name for name, theirs in renamed.items() if not name or not theirs]:
-        raise UserError(f"'{wrong[0]}' names no column", where="--column", mend="Write --column prompt=question.")
+        raise UserError(f"'{wrong[0]}' names no column", where="--column", hint="Write --column prompt=question.")
     return renamed
 
 
@@ -698,16 +698,16 @@ def init(
     from aligngap.tasks.datasets import DatasetSpec
 
     if file.suffix not in (".yaml", ".yml"):
-        raise UserError("a study's file ends in .yaml", where=str(file), mend=f"Write {file.stem or 'study'}.yaml.")
+        raise UserError("a study's file ends in .yaml", where=str(file), hint=f"Write {file.stem or 'study'}.yaml.")
     if file.exists():
-        raise UserError("the file is there already", where=str(file), mend="Give another name, or remove it.")
+        raise UserError("the file is there already", where=str(file), hint="Give another name, or remove it.")
     spec = DatasetSpec(source=data, format=format, split=split, config=config)
     text = starter(file, spec, policy, golden, proxy)
     try:
         with file.open("x", encoding="utf-8") as handle:
             handle.write(text)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(file), mend="Give another place.") from error
+        raise UserError(f"cannot be written: {error.strerror}", where=str(file), hint="Give another place.") from error
     _say(f"{file}\nNext: aligngap plan {file}; aligngap run {file} --smoke")
 
 
@@ -800,7 +800,7 @@ def pretrain(
     chosen: dict[str, tuple[PretrainSpec, Path]] = {}
     for size in sizes or list(RECIPES):
         if size not in RECIPES:
-            raise UserError(f"unknown size '{size}'", where="SIZE", mend=nearest(size, RECIPES))
+            raise UserError(f"unknown size '{size}'", where="SIZE", hint=nearest(size, RECIPES))
         spec = RECIPES[size]
         if steps is not None:
             cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
@@ -826,7 +826,7 @@ def pretrain(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console entry. Returns the exit code: 0, 1 (something failed), 2 (the user's to mend) or 130 (stopped)."""
+    """The console entry. Returns the exit code: 0, 1 (something failed), 2 (the user's to fix) or 130 (stopped)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(given, prog_name="aligngap")
@@ -840,8 +840,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not is_of_the_disk(error):
             raise
-        mend = "Free some space there or mend the disk, then run the same command again; what is finished is kept."
-        _complain(UserError(f"the disk cannot be written: {error.strerror}", where=error.filename, mend=mend))
+        hint = "Free some space there or repair the disk, then run the same command again; what is finished is kept."
+        _complain(UserError(f"the disk cannot be written: {error.strerror}", where=error.filename, hint=hint))
         return 2
     except BaseException as error:
         from aligngap.pipeline.executors.run import Interrupted
@@ -861,7 +861,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(error: UserError) -> None:
     print(f"error: {error.what}", file=sys.stderr)
-    for word, text in (("where", error.where), ("mend", error.mend)):
+    for word, text in (("where", error.where), ("hint", error.hint)):
         if text:
             print(f"{word}: {text}", file=sys.stderr)
 
@@ -894,7 +894,7 @@ def _open_store(root: Path) -> Store:
 
     # A store has its folder of locks from the first moment on; nothing else is to be taken for one, or made one.
     if not (root / ".locks").is_dir():
-        raise UserError("there is no store here", where=str(root), mend="Say where it is with --store.")
+        raise UserError("there is no store here", where=str(root), hint="Say where it is with --store.")
     return Store(root)
 
 
@@ -909,7 +909,7 @@ def _size(count: int) -> str:
 
 def _needs(path: Path) -> None:
     if not path.is_file():
-        raise UserError("it has not been written yet", where=str(path), mend=_AGAIN)
+        raise UserError("it has not been written yet", where=str(path), hint=_AGAIN)
 
 
 def _has_finished(folder: Path) -> bool:
@@ -920,14 +920,14 @@ def _has_finished(folder: Path) -> bool:
 
 
 def _new_folder(path: Path) -> None:
-    mend = "Give --out another folder."
+    hint = "Give --out another folder."
     try:
         path.mkdir(parents=True, exist_ok=True)
         occupied = any(path.iterdir())
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), mend=mend) from error
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error
     if occupied:
-        raise UserError("the folder is not empty", where=str(path), mend=mend)
+        raise UserError("the folder is not empty", where=str(path), hint=hint)
 
 
 def _pick(frame: Any, column: str, value: Any, option: str, last: bool = False) -> Any:
@@ -937,8 +937,8 @@ def _pick(frame: Any, column: str, value: Any, option: str, last: bool = False) 
         return max(known) if last else known[0]
     if value not in known:
         what = f"no samples with {column.replace('_', ' ')} '{value}'" if known else "there are no samples of policies"
-        mend = nearest(value, known) if isinstance(value, str) else f"Known: {', '.join(map(str, sorted(known)))}."
-        raise UserError(what, where=option, mend=mend if known else None)
+        hint = nearest(value, known) if isinstance(value, str) else f"Known: {', '.join(map(str, sorted(known)))}."
+        raise UserError(what, where=option, hint=hint if known else None)
     return value
 
 

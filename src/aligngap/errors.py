@@ -1,4 +1,4 @@
-"""What a user did wrong, where, and how to mend it.
+"""What a user did wrong, where, and how to fix it.
 
 Every error that a user can cause is a `UserError`; the command line prints its three parts and exits
 with code 2, without a traceback. Anything else that escapes is a defect of this package.
@@ -17,23 +17,23 @@ class UserError(Exception):
     ----------
     what: one sentence, what is wrong.
     where: file, row, key or option that holds the mistake.
-    mend: what to do about it.
+    hint: what to do about it.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.mend = what, where, mend
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what, self.where, self.hint = what, where, hint
         parts = [f"{where}: {what}" if where else what]
-        if mend:
-            parts.append(mend)
+        if hint:
+            parts.append(hint)
         super().__init__("\n".join(parts))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling between processes.
-        return (_rebuild, (type(self), self.what, self.where, self.mend))
+        return (_rebuild, (type(self), self.what, self.where, self.hint))
 
 
-def _rebuild(kind: type[UserError], what: str, where: str | None, mend: str | None) -> UserError:
-    return kind(what, where=where, mend=mend)
+def _rebuild(kind: type[UserError], what: str, where: str | None, hint: str | None) -> UserError:
+    return kind(what, where=where, hint=hint)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -133,7 +133,7 @@ def pair_loss(
             raise UserError(
                 f"the loss '{name}' gives {shape} for {len(preference)} pairs",
                 where=LOSSES.place(name),
-                mend="A loss gives one number a pair, [n], and no mean: the trainer averages.",
+                hint="A loss gives one number a pair, [n], and no mean: the trainer averages.",
             )
     if sft:
         forward = forward - sft * first.policy / first.lengths

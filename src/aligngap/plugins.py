@@ -94,7 +94,7 @@ class Registry(dict[str, T]):
         if name in self and not again:
             whose = before.place if before else "aligngap itself"
             raise UserError(
-                f"there is a {self.what} '{name}' already, of {whose}", where=owner.place, mend="Rename yours."
+                f"there is a {self.what} '{name}' already, of {whose}", where=owner.place, hint="Rename yours."
             )
         if not _NAME.fullmatch(str(name)):
             fault: str | None = "a name is of letters, digits and _, and starts with a letter"
@@ -102,7 +102,7 @@ class Registry(dict[str, T]):
             fault = self._fault(name, value)
         if fault:
             what = f"the {self.what} {name!r} cannot be registered: {fault}"
-            raise UserError(what, where=owner.place, mend="See docs/own-ideas.md.")
+            raise UserError(what, where=owner.place, hint="See docs/own-ideas.md.")
         super().__setitem__(name, value)
         self._owners[name] = owner
 
@@ -121,7 +121,7 @@ class Registry(dict[str, T]):
             raise UserError(
                 f"the {self.what} '{name}' was registered outside a plugin",
                 where=owner.place,
-                mend="Put it into a module of its own, and name that under `plugins` in the study.",
+                hint="Put it into a module of its own, and name that under `plugins` in the study.",
             )
         return _loaded[owner.plugin].digest
 
@@ -325,13 +325,13 @@ def find_module(name: str, search: Path | None) -> ModuleSpec:
         raise UserError(
             f"there is no such module: {places} where Python looks",
             where=where,
-            mend="Put the file beside the study, or install its package in the same environment.",
+            hint="Put the file beside the study, or install its package in the same environment.",
         )
     if found.origin is None or not found.origin.endswith(".py") or not Path(found.origin).is_file():
         raise UserError(
             "the module has no Python source file, which is part of every result's identity",
             where=where,
-            mend="Write a module of your own that calls it.",
+            hint="Write a module of your own that calls it.",
         )
     return found
 
@@ -375,7 +375,7 @@ def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:
         words = traceback.format_exception_only(error)[-1].strip()
         line = line_of(error, path)
         where = f"module '{source.name}' ({path.name}{f', line {line}' if line else ''})"
-        raise UserError(f"the module cannot be imported: {words}", where=where, mend="Mend the module.") from error
+        raise UserError(f"the module cannot be imported: {words}", where=where, hint="Mend the module.") from error
     return module
 
 

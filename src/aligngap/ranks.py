@@ -57,19 +57,19 @@ class Parallel(BaseModel):
             raise UserError(
                 "several processes a stage need the package `accelerate`, which is not installed",
                 where=where,
-                mend="Install it: pip install 'aligngap[distributed]'.",
+                hint="Install it: pip install 'aligngap[distributed]'.",
             )
         if device not in ("cpu", "cuda"):
             raise UserError(
                 f"{self.processes} processes need a device each, and `device: {device}` is one",
                 where=where,
-                mend="Say `device: cuda` (process k takes cuda:k) or `device: cpu`.",
+                hint="Say `device: cuda` (process k takes cuda:k) or `device: cpu`.",
             )
         if device == "cuda" and devices is not None and devices < self.processes:
             raise UserError(
                 f"{self.processes} processes need a device each, and this machine has {devices}",
                 where=where,
-                mend="Give as many processes as there are devices, or fewer.",
+                hint="Give as many processes as there are devices, or fewer.",
             )
 
 

@@ -23,13 +23,13 @@ from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
 from aligngap.models.build import load_tokenizer
 from aligngap.pipeline import RUNS
-from aligngap.pipeline.depot import is_address
 from aligngap.pipeline.executors.cluster.executor import RayExecutor
 from aligngap.pipeline.executors.local import LocalExecutor
 from aligngap.pipeline.executors.progress import Ledger, clock, display
 from aligngap.pipeline.executors.run import Executor, run_stages
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
+from aligngap.pipeline.remote_cache import is_address
 from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
 from aligngap.plugins import Registry, use_plugins
@@ -72,7 +72,7 @@ def wanted(spec: StudySpec) -> list[Stage]:
         raise UserError(
             f"{type(own).__name__} is a class of the main program, which the processes of a run do not have",
             where="__main__",
-            mend="Put it into a module of its own, and name that under `plugins` in the study.",
+            hint="Put it into a module of its own, and name that under `plugins` in the study.",
         )
     _keep_contracts(stages)
     return found
@@ -103,10 +103,10 @@ def run(
     """
     start = time.monotonic()
     folder = out or default_folder(spec)
-    depot = store if isinstance(store, str) and is_address(store) else None
-    root = chosen_store(folder, None if depot or store is None else Path(store))
+    remote_cache = store if isinstance(store, str) and is_address(store) else None
+    root = chosen_store(folder, None if remote_cache or store is None else Path(store))
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-    executor_of = _executor(spec, executor, address, jobs, seconds, depot)
+    executor_of = _executor(spec, executor, address, jobs, seconds, remote_cache)
     targeted = wanted(spec)
     stages = all_stages(targeted)
     with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
@@ -166,11 +166,11 @@ def _time_for_report(ledger: Ledger) -> bool:
 
 
 def _executor(
-    spec: StudySpec, name: str, address: str | None, jobs: int | None, seconds: float, depot: str | None
+    spec: StudySpec, name: str, address: str | None, jobs: int | None, seconds: float, remote_cache: str | None
 ) -> Callable[[Store, Path], Executor]:
     """What makes the executor, from the store and the folder of logs. Raises UserError for what it could not do."""
     if name not in ("local", "ray"):
-        raise UserError(f"there is no executor '{name}'", where="--executor", mend=nearest(name, ("local", "ray")))
+        raise UserError(f"there is no executor '{name}'", where="--executor", hint=nearest(name, ("local", "ray")))
     device, parallel = spec.device, spec.parallel
     if name == "ray":
         RayExecutor.check(device, parallel)
@@ -181,14 +181,14 @@ def _executor(
             device=device,
             log_folder=logs,
             checkpoint_seconds=seconds,
-            depot=depot,
+            remote_cache=remote_cache,
             parallel=parallel,
         )
     if address:
-        raise UserError("--address is for --executor ray", where=f"--address {address}", mend="Give both, or none.")
-    if depot:
-        mend = "Give a folder, or --executor ray."
-        raise UserError("artefacts at a URL are for --executor ray", where=f"--store {depot}", mend=mend)
+        raise UserError("--address is for --executor ray", where=f"--address {address}", hint="Give both, or none.")
+    if remote_cache:
+        hint = "Give a folder, or --executor ray."
+        raise UserError("artefacts at a URL are for --executor ray", where=f"--store {remote_cache}", hint=hint)
     LocalExecutor.check(device, parallel)
     return lambda store, logs: LocalExecutor(
         store, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds, parallel=parallel
@@ -268,13 +268,13 @@ def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> 
     try:
         check(registry[name])
     except UserError as error:
-        raise UserError(error.what, where=error.where or registry.place(name), mend=error.mend) from error
+        raise UserError(error.what, where=error.where or registry.place(name), hint=error.hint) from error
     except Exception as error:
         what = str(error) if isinstance(error, AssertionError) else f"it fails: {type(error).__name__}: {error}"
         raise UserError(
             f"the {registry.what} '{name}' breaks its contract: {what}",
             where=registry.place(name, error),
-            mend=f"Mend it; `aligngap.testing.{check.__name__}` tries it again.",
+            hint=f"Mend it; `aligngap.testing.{check.__name__}` tries it again.",
         ) from error
     return True
 
@@ -290,5 +290,5 @@ def _knows_the_words(name: str, pairs: Pairs) -> None:
         raise UserError(
             f"the base '{pairs.base.name}' does not know {len(unknown)} of the words of the world '{name}': {some}",
             where=WORLDS.place(name),
-            mend="Use words that it knows, or a base of your own whose tokenizer has them.",
+            hint="Use words that it knows, or a base of your own whose tokenizer has them.",
         )

@@ -64,7 +64,7 @@ def test_the_process_ends_with_the_code_and_no_traceback(tmp_path: Path) -> None
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[0] == "error: not a run's folder: it has no study.json"
     assert done.stderr.splitlines()[1] == f"where: {tmp_path / 'nowhere'}"
-    assert done.stderr.splitlines()[2].startswith("mend: ")
+    assert done.stderr.splitlines()[2].startswith("hint: ")
 
 
 @pytest.mark.parametrize("command", ["--help", "status"])

@@ -151,7 +151,7 @@ def test_a_mistake_is_one_error(folder: Path, change: dict[str, Any], words: lis
     ("count", "ending", "words"),
     [
         (1, "", ["error: 1 pairs of 1 prompts cannot be split"]),
-        (60, "", ["error: 6 held-out prompts are too few", "mend: Hold out more"]),
+        (60, "", ["error: 6 held-out prompts are too few", "hint: Hold out more"]),
         (90, '{"prompt": "a", "chos', ["error: malformed JSON", "walks.jsonl, line 91"]),
         (90, '{"chosen": "A b.", "rejected": "A c."}', ["error: the formats are mixed", "walks.jsonl, row 91"]),
     ],
@@ -166,7 +166,7 @@ def test_broken_data_end_a_run_with_one_error(
     assert main(["run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
-    assert [line.partition(":")[0] for line in said.splitlines()] == ["error", "where", "mend"]
+    assert [line.partition(":")[0] for line in said.splitlines()] == ["error", "where", "hint"]
 
 
 def test_init_writes_a_study_that_plans(
@@ -244,10 +244,10 @@ def test_a_judge_that_fails_ends_a_run_with_one_error(
     judge = {"judge": {"kind": "function", "function": "broken_rules:prefer"}}
     path.write_text(yaml.safe_dump(SETTINGS | {"golden": judge}), "utf-8")
     assert main(["run", str(path), "--out", str(tmp_path / "run")]) == 2
-    error, where, mend = capsys.readouterr().err.splitlines()
+    error, where, hint = capsys.readouterr().err.splitlines()
     assert error == "error: the function returned 2.0, which is no number from 0 to 1"
     assert where.startswith("where: judge function 'broken_rules:prefer', row 1 of ")
-    assert mend.startswith("mend: ")
+    assert hint.startswith("hint: ")
 
 
 def test_nothing_is_analysed_by_a_truth_that_nobody_knows(folder: Path) -> None:

@@ -250,7 +250,7 @@ def test_too_long_for_the_context_is_found_before_training(folder: Path, tmp_pat
     for stage in (bench.sft, bench.golden):
         with pytest.raises(UserError, match=r"'short' takes 12") as caught:
             make(stage, store)
-        assert "datasets.walks.max_prompt_tokens" in str(caught.value.mend)
+        assert "datasets.walks.max_prompt_tokens" in str(caught.value.hint)
         assert not store.has(stage.identity)
 
 

@@ -387,7 +387,7 @@ def test_a_name_that_no_plugin_registered_is_refused_with_the_way_out(base: Path
     finally:
         del LOSSES["loose"]
     assert "test_plugins.py, line" in str(caught.value.where)
-    assert "`plugins`" in str(caught.value.mend)
+    assert "`plugins`" in str(caught.value.hint)
 
 
 def test_a_plugin_may_be_imported_in_the_ordinary_way_too(base: Path, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_nodes_without_a_common_disk(lab: Lab, tmp_path: Path) -> None:
     with nodes(tmp_path) as found:
         found.head(variables={"ALIGNGAP_STORE": str(tmp_path / "first")})
         found.node(variables={"ALIGNGAP_STORE": str(tmp_path / "second")})
-        more = ("--executor", "ray", "--address", found.address, "--store", f"file://{tmp_path}/depot")
+        more = ("--executor", "ray", "--address", found.address, "--store", f"file://{tmp_path}/remote_cache")
         process = lab.start("apart", *more, variables=found.variables)
         until(lambda: [s["status"] for s in lab.status("apart")["stages"]].count("finished") >= 6, process)
         found.lose(found.others[0])
@@ -198,7 +198,7 @@ def test_nodes_without_a_common_disk(lab: Lab, tmp_path: Path) -> None:
         lab.check("apart")
         assert len(lab.made_on("apart")) >= 2
         made = set(Store(lab.folder / "apart" / "store").identities())
-        assert {path.stem for path in (tmp_path / "depot" / "artefacts").iterdir()} == made
+        assert {path.stem for path in (tmp_path / "remote_cache" / "artefacts").iterdir()} == made
         assert set(Store(tmp_path / "third").identities()) < made
 
 
@@ -229,7 +229,7 @@ def test_a_node_with_another_version_or_other_code_is_refused(lab: Lab, tmp_path
     shutil.copytree(source, tmp_path / "aligngap", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     with cluster(tmp_path, {"PYTHONPATH": str(tmp_path)}) as found:
         for name, text, told in (
-            ("losses.py", "# mended here\n", "not the same: losses.py differs"),
+            ("losses.py", "# edited here\n", "not the same: losses.py differs"),
             ("__init__.py", '__version__ = "9.9.9"\n', "it has aligngap 9.9.9"),
         ):
             with (tmp_path / "aligngap" / name).open("a") as file:

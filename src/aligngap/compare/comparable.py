@@ -43,19 +43,19 @@ class Side:
         """Raises UserError when the folder holds no results, or none that can be recomputed."""
         data = load(folder)
         path = folder / "per_prompt.parquet"
-        mend = "Run the study again, with the same command: what is in the store is not made again."
+        hint = "Run the study again, with the same command: what is in the store is not made again."
         if not path.is_file():
             raise UserError(
                 "the outcomes prompt by prompt are missing, and no interval can be made without them",
                 where=str(path),
-                mend=mend,
+                hint=hint,
             )
         try:
             frame = pl.read_parquet(path)
             if not frame.is_empty():
                 frame = with_readable_names(frame.with_columns(pl.col("prompt_number", "seed", "step").cast(pl.Int64)))
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"not readable: {error}", where=str(path), mend=mend) from error
+            raise UserError(f"not readable: {error}", where=str(path), hint=hint) from error
         try:
             study = StudySpec.model_validate(data.study)
         except ValidationError:
@@ -98,7 +98,7 @@ class Side:
             raise UserError(
                 "these results do not say what they were measured with, and this version cannot read their settings",
                 where=str(self.folder),
-                mend="Run the study again with this version.",
+                hint="Run the study again with this version.",
             )
         try:
             found = yardstick(Bench(self.study, task))
@@ -107,7 +107,7 @@ class Side:
                 "these results do not say what they were measured with, and it cannot be told from their settings: "
                 + error.what,
                 where=str(self.folder),
-                mend="Run the study again with this version.",
+                hint="Run the study again with this version.",
             ) from error
         return found, f"{self.title}: judges and opponents are told from the settings alone, as none are on record."
 

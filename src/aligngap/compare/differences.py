@@ -157,7 +157,7 @@ def compare(first: Path, second: Path) -> Comparison:
         raise UserError(
             "one is a smoke run and the other is not: the smoke run's numbers mean nothing",
             where=where,
-            mend="Compare two whole runs.",
+            hint="Compare two whole runs.",
         )
     both = [task.name for task in a.data.tasks if task.name in {other.name for other in b.data.tasks}]
     if not both:
@@ -169,7 +169,7 @@ def compare(first: Path, second: Path) -> Comparison:
         raise UserError(
             f"not comparable. {reasons}",
             where=where,
-            mend="Give both runs the same data, judges and SFT policy; loss, optimiser, proxy, sweep and seeds may "
+            hint="Give both runs the same data, judges and SFT policy; loss, optimiser, proxy, sweep and seeds may "
             "differ.",
         )
     tasks = tuple(_task(a, b, found) for found in grounds if not found.refused)

@@ -21,9 +21,9 @@ _NAMES = {"chosen": "chosen", "rejected": "rejected", "own": "policy's own"}
 def page_path(path: Path) -> Path:
     """Where a page is to go. Raises UserError when it cannot be written there, before anything is measured."""
     if path.suffix != ".html":
-        raise UserError("a page's file ends in .html", where=str(path), mend=f"Write {path.stem or 'page'}.html.")
+        raise UserError("a page's file ends in .html", where=str(path), hint=f"Write {path.stem or 'page'}.html.")
     if not path.parent.is_dir():
-        raise UserError("there is no such folder", where=str(path.parent), mend="Make it, or give --out another place.")
+        raise UserError("there is no such folder", where=str(path.parent), hint="Make it, or give --out another place.")
     return path
 
 
@@ -34,7 +34,7 @@ def write_page(found: Diagnosis, path: Path) -> None:
         draft.write_text(render(found), encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), mend="Give another place.") from error
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Give another place.") from error
 
 
 def render(found: Diagnosis) -> str:

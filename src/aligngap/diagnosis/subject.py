@@ -51,8 +51,8 @@ def sft_checkpoint(name: str) -> Checkpoint:
     if len(found) != 1:
         what = f"this run has {len(found)} SFT policies" if found else "this run has no SFT policy yet"
         folders = ", ".join(str(store / identity / "model") for identity in found)
-        mend = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store}."
-        raise UserError(what, where=name, mend=mend)
+        hint = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store}."
+        raise UserError(what, where=name, hint=hint)
     return Checkpoint(path=str(Store(store).get(found[0]).path / "model"))
 
 
@@ -61,7 +61,7 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
     name of a built-in world means that. Raises UserError where either cannot be read, or there are too few prompts.
     """
     if not device_is_there(device):
-        raise UserError(f"there is no device '{device}' here", where="--device", mend="Use cpu.")
+        raise UserError(f"there is no device '{device}' here", where="--device", hint="Use cpu.")
     check_vocabulary(policy)
     tokenizer = load_tokenizer(policy)
     if data.source in WORLDS:
@@ -76,7 +76,7 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
         raise UserError(
             f"{len(chosen)} different prompts are too few: at least {MIN_PROMPTS} are needed",
             where=about["data"],
-            mend="Give more data, or let --prompts be larger.",
+            hint="Give more data, or let --prompts be larger.",
         )
     pairs = pairs.take(chosen)
     model = load_language_model(policy, device)
@@ -91,7 +91,7 @@ def _of_world(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PairBatch,
         raise UserError(
             "this policy does not know the words of the built-in worlds",
             where=f"--data {name}",
-            mend=f"Give one of the shipped bases ({', '.join(SHIPPED)}) or a policy trained from one. A data set of "
+            hint=f"Give one of the shipped bases ({', '.join(SHIPPED)}) or a policy trained from one. A data set of "
             f"the same name is ./{name}.",
         )
     data = make_pairs(TaskSpec(world=name), tokenizer)

@@ -186,7 +186,7 @@ class Bench:
             raise UserError(
                 f"an arm's settings come out as none that can be trained with: {said}",
                 where="baseline.optim and sweep",
-                mend="Change the baseline's settings, or the factors that they are multiplied by.",
+                hint="Change the baseline's settings, or the factors that they are multiplied by.",
             ) from None
         reference = None
         # Of our own source alone: another's, even one derived from it, may change the responses.

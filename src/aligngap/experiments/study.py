@@ -31,7 +31,7 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     """A shipped study by name, or a YAML file by path, with `key=value` overrides (dotted keys).
 
     Raises UserError for an unknown study or key, unreadable YAML, or a value out of range; the message says where and
-    how to mend it.
+    how to fix it.
     """
     known = shipped()
     if name in known:
@@ -41,13 +41,13 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
         path = Path(name)
         if path.suffix not in (".yaml", ".yml"):
             raise UserError(
-                f"there is no study '{name}'", mend=f"{nearest(name, known)} Or give a file that ends in .yaml."
+                f"there is no study '{name}'", hint=f"{nearest(name, known)} Or give a file that ends in .yaml."
             )
         try:
             where, text, default = name, path.read_text("utf-8"), path.stem
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"the study file cannot be read: {error}", where=name, mend="Check the path and that it is UTF-8 text."
+                f"the study file cannot be read: {error}", where=name, hint="Check the path and that it is UTF-8 text."
             ) from error
     content = _parse(text, where)
     if name not in known:
@@ -58,11 +58,11 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
         _set(content, override)
     if seeds is not None:
         if seeds < 1:
-            raise UserError(f"{seeds} seeds are too few", where="--seeds", mend="Give a number from 1 on.")
+            raise UserError(f"{seeds} seeds are too few", where="--seeds", hint="Give a number from 1 on.")
         content["seeds"] = list(range(seeds))
     plugins = content.get("plugins") or []
     if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
-        raise UserError("plugins are a list of modules", where=f"{where}, plugins", mend="As in plugins: [my_losses].")
+        raise UserError("plugins are a list of modules", where=f"{where}, plugins", hint="As in plugins: [my_losses].")
     use_plugins(plugins, None if name in known else Path(name).resolve().parent)
     try:
         study = StudySpec.model_validate(content)
@@ -71,8 +71,8 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     except ValidationError as error:
         raise _explained(error, where) from None
     for unknown in unknown_experiments(study):
-        mend = nearest(unknown, EXPERIMENTS)
-        raise UserError(f"there is no experiment '{unknown}'", where=f"{where}, experiments", mend=mend)
+        hint = nearest(unknown, EXPERIMENTS)
+        raise UserError(f"there is no experiment '{unknown}'", where=f"{where}, experiments", hint=hint)
     return study.shrunk() if smoke else study
 
 
@@ -91,13 +91,13 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise UserError(
             f"this is not valid YAML: {problem}",
             where=f"{where}{line}",
-            mend="Mend the file; compare with a shipped study.",
+            hint="Mend the file; compare with a shipped study.",
         ) from None
     if not isinstance(content, dict):
         raise UserError(
             "a study is a mapping of keys to values",
             where=where,
-            mend="Compare with a shipped study (docs/studies.md).",
+            hint="Compare with a shipped study (docs/studies.md).",
         )
     return content
 
@@ -154,7 +154,7 @@ def _extended(content: dict[str, Any], where: str) -> dict[str, Any]:
         return content
     if not isinstance(parent, str) or parent not in shipped():
         raise UserError(
-            f"there is no shipped study '{parent}'", where=f"{where}, extends", mend=nearest(str(parent), shipped())
+            f"there is no shipped study '{parent}'", where=f"{where}, extends", hint=nearest(str(parent), shipped())
         )
     base = _extended(_parse(shipped_text(parent), f"study '{parent}'"), f"study '{parent}'")
     base.pop("name", None)
@@ -184,7 +184,7 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise UserError(
             f"'{override}' is not of the form key=value",
             where="--set",
-            mend="For example --set baseline.optim.lr=0.001",
+            hint="For example --set baseline.optim.lr=0.001",
         )
     try:
         value = _yaml(text)
@@ -192,7 +192,7 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise UserError(
             f"the value '{text}' is not valid YAML",
             where=f"--set {key}",
-            mend="Quote it, or give a plain number, word or [list].",
+            hint="Quote it, or give a plain number, word or [list].",
         ) from None
     *parents, last = key.strip().split(".")
     place = content
@@ -204,7 +204,7 @@ def _set(content: dict[str, Any], override: str) -> None:
             raise UserError(
                 f"'{parent}' has no keys below it",
                 where=f"--set {key}",
-                mend="Check the key against `aligngap plan`'s settings.",
+                hint="Check the key against `aligngap plan`'s settings.",
             )
     place[last] = value
 
@@ -215,15 +215,15 @@ def _explained(error: ValidationError, where: str) -> UserError:
     # A misspelt key is often the reason for a missing one.
     first = next((problem for problem in found if problem["type"] == "extra_forbidden"), found[0])
     path = [str(part) for part in first["loc"]]
-    mend = "Mend the value in the file or the --set option."
+    hint = "Fix the value in the file or the --set option."
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        what, mend = f"there is no key '{path[-1]}'", nearest(path[-1], _known_keys(path[:-1]))
+        what, hint = f"there is no key '{path[-1]}'", nearest(path[-1], _known_keys(path[:-1]))
     elif first["type"] == "missing":
-        what, mend = f"the key '{path[-1]}' is missing", "Add it; a shipped study shows how."
+        what, hint = f"the key '{path[-1]}' is missing", "Add it; a shipped study shows how."
     elif first["type"] != "value_error" and not isinstance(first.get("input", {}), dict | list):
         what = f"{what}, not {first['input']!r}"
-    return UserError(what, where=f"{where}, {'.'.join(path)}" if path else where, mend=mend)
+    return UserError(what, where=f"{where}, {'.'.join(path)}" if path else where, hint=hint)
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:
@@ -254,7 +254,7 @@ def _said(name: str, what: str, ask: Callable[[Bench], T], bench: Bench) -> T:
         raise UserError(
             f"the experiment '{name}' cannot say its {what} on {bench.task}: {type(error).__name__}: {error}",
             where=EXPERIMENTS.place(name, error),
-            mend="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
+            hint="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
         ) from error
 
 

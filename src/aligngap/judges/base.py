@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from aligngap import ranks
-from aligngap.spent import spending
+from aligngap.timings import spending
 from aligngap.types import Tokens
 
 

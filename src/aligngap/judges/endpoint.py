@@ -176,7 +176,7 @@ class EndpointJudgeSpec(JudgeSpec):
             raise UserError(
                 f"the endpoint judge needs a package that is not installed: {error.name}",
                 where="judge: {kind: endpoint}",
-                mend="pip install 'aligngap[endpoint]'",
+                hint="pip install 'aligngap[endpoint]'",
             ) from None
         return EndpointJudge(given.tokenizer, self, self._key(), given.cache)
 
@@ -189,20 +189,20 @@ class EndpointJudgeSpec(JudgeSpec):
             raise UserError(
                 f"the environment variable {self.key_variable} is not set",
                 where=where,
-                mend="Set it to the endpoint's key before the run starts.",
+                hint="Set it to the endpoint's key before the run starts.",
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UserError(
                 f"the environment variable {self.key_variable} holds no key that a header could carry",
                 where=where,
-                mend="Set it to the key alone.",
+                hint="Set it to the key alone.",
             )
         # What is shorter is a stand-in for a server that wants none, and may well be a word of the template.
         if len(key) >= 8 and key in json.dumps(self.model_dump(mode="json")):
             raise UserError(
                 f"the key in {self.key_variable} is written in the study as well",
                 where=where,
-                mend="Take it out there: what a study says is written into every result.",
+                hint="Take it out there: what a study says is written into every result.",
             )
         return SecretStr(key)
 
@@ -415,7 +415,7 @@ class EndpointJudge(TextJudge):
         return repr(text[:200] + ("..." if len(text) > 200 else "")) if text else "empty"
 
     def _fail(self, what: str, why: str) -> NoReturn:
-        mends = {
+        hints = {
             "key": f"Check the key in the environment variable {self.spec.key_variable}."
             if self.spec.key_variable
             else "Name the environment variable that holds the key: key_variable.",
@@ -426,7 +426,7 @@ class EndpointJudge(TextJudge):
             "undecided": "Change template, answer or max_tokens, take another model, or allow more (undecided).",
         }
         where = f"judge endpoint {self.spec.url}, model {self.spec.model}"
-        raise UserError(what, where=where, mend=mends[why]) from None
+        raise UserError(what, where=where, hint=hints[why]) from None
 
 
 @functools.cache
@@ -557,7 +557,7 @@ class _Cache:
             raise UserError(
                 f"the kept answers of judge endpoints cannot be used: {error}",
                 where=str(path),
-                mend="Check the folder and the disk, or delete the file: questions are then asked again.",
+                hint="Check the folder and the disk, or delete the file: questions are then asked again.",
             ) from error
 
     def get(self, question: str) -> int | None:

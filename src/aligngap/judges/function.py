@@ -85,7 +85,7 @@ class FunctionJudge(TextJudge):
         if row is not None and prompts is not None:
             start = prompts[row][:60] + ("..." if len(prompts[row]) > 60 else "")
             where += f", row {row + 1} of {len(prompts)} (prompt {start!r})"
-        raise UserError(f"the function {what}", where=where, mend=_FORM) from cause
+        raise UserError(f"the function {what}", where=where, hint=_FORM) from cause
 
 
 class FunctionJudgeSpec(JudgeSpec):
@@ -116,10 +116,10 @@ class FunctionJudgeSpec(JudgeSpec):
             if not hasattr(found, part):
                 known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
                 hint = nearest(path, known) if known else _FORM
-                raise UserError(f"the module has no '{path}'", where=f"judge function '{self.function}'", mend=hint)
+                raise UserError(f"the module has no '{path}'", where=f"judge function '{self.function}'", hint=hint)
             found = getattr(found, part)
         if not callable(found):
-            raise UserError(f"'{path}' is no function", where=f"judge function '{self.function}'", mend=_FORM)
+            raise UserError(f"'{path}' is no function", where=f"judge function '{self.function}'", hint=_FORM)
         return FunctionJudge(given.tokenizer, found, self.function)
 
     def _source(self, search: Path | None) -> ModuleSpec:

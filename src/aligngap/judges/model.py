@@ -18,7 +18,7 @@ from aligngap.models.build import base_path, load_tokenizer
 from aligngap.models.check import alike
 from aligngap.models.opponents import Opponents, opponents_of
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
-from aligngap.spent import spending
+from aligngap.timings import spending
 from aligngap.types import Tokens
 
 
@@ -140,7 +140,7 @@ class PreferenceJudgeSpec(JudgeSpec):
             raise UserError(
                 f"the preference model reads the tokens of '{self.base}', which are not the policy's",
                 where=self.folder,
-                mend="Give one that was trained with the policy's tokenizer, or a judge that reads text.",
+                hint="Give one that was trained with the policy's tokenizer, or a judge that reads text.",
             )
         try:
             model = load_preference_model(self.model, folder, separator_of(own), given.device)
@@ -148,7 +148,7 @@ class PreferenceJudgeSpec(JudgeSpec):
             if out_of_memory(error):
                 raise
             raise UserError(
-                f"the preference model cannot be read: {error}", where=self.folder, mend="Check the folder's files."
+                f"the preference model cannot be read: {error}", where=self.folder, hint="Check the folder's files."
             ) from error
         return ModelJudge(model)
 
@@ -162,6 +162,6 @@ class PreferenceJudgeSpec(JudgeSpec):
                 raise UserError(
                     f"this folder holds no preference model (no {part})",
                     where=self.folder,
-                    mend="Give the folder of a trained preference model, such as a preference-... folder of a store.",
+                    hint="Give the folder of a trained preference model, such as a preference-... folder of a store.",
                 )
         return folder

@@ -35,9 +35,9 @@ def named_judge(text: str, defaults: Mapping[str, object] | None = None) -> tupl
         trouble = error.errors()[0]
         key = ".".join(map(str, trouble["loc"]))
         what = f"the judge needs '{key}'" if trouble["type"] == "missing" else f"{key}: {trouble['msg']}"
-        raise UserError(what, where=f"judge {text}", mend="Settings of every kind: docs/judges.md.") from None
+        raise UserError(what, where=f"judge {text}", hint="Settings of every kind: docs/judges.md.") from None
     except ValueError as error:
-        raise UserError(str(error), where=f"judge {text}", mend="Settings of every kind: docs/judges.md.") from None
+        raise UserError(str(error), where=f"judge {text}", hint="Settings of every kind: docs/judges.md.") from None
 
 
 def _inline(text: str) -> dict[str, Any]:
@@ -46,11 +46,11 @@ def _inline(text: str) -> dict[str, Any]:
         raise UserError(
             f"there is no judge of kind '{kind}'",
             where=f"judge {text}",
-            mend=f"{nearest(kind, JUDGES)} Write kind:argument, as in function:my_rules:prefer, or give a YAML file.",
+            hint=f"{nearest(kind, JUDGES)} Write kind:argument, as in function:my_rules:prefer, or give a YAML file.",
         )
     setting = next((name for name in JUDGES[kind].model_fields if name != "kind"), None)
     if argument and setting is None:
-        raise UserError(f"a judge of kind '{kind}' takes no argument", where=f"judge {text}", mend=f"Write {kind}.")
+        raise UserError(f"a judge of kind '{kind}' takes no argument", where=f"judge {text}", hint=f"Write {kind}.")
     return {"kind": kind} | ({setting: argument} if argument and setting is not None else {})
 
 
@@ -60,12 +60,12 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         what = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(
-            f"the judge's file cannot be read: {what}", where=str(path), mend="Check the path, and the YAML."
+            f"the judge's file cannot be read: {what}", where=str(path), hint="Check the path, and the YAML."
         ) from error
     if isinstance(content, dict) and isinstance(content.get("judge"), dict):
         content = content["judge"]
     if not isinstance(content, dict):
         raise UserError(
-            "the file holds no judge", where=str(path), mend="Write a mapping with a kind: see docs/judges.md."
+            "the file holds no judge", where=str(path), hint="Write a mapping with a kind: see docs/judges.md."
         )
     return content

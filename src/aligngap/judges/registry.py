@@ -69,7 +69,7 @@ class GivenJudge(BaseModel):
             raise UserError(
                 "the judge's files have changed since the run began",
                 where=f"judge of kind '{self.spec.kind}'",
-                mend="Run the study again: results of another judge have another name.",
+                hint="Run the study again: results of another judge have another name.",
             )
         return self.spec.build(given)
 

@@ -87,7 +87,7 @@ class RewardJudge(TextJudge):
                 raise UserError(
                     "the reward model gives scores that are not finite",
                     where=self.name,
-                    mend="Use dtype: float32, or another model.",
+                    hint="Use dtype: float32, or another model.",
                 )
             for row, score in zip(rows, found.tolist(), strict=True):
                 scores[row] = score
@@ -106,7 +106,7 @@ class RewardJudge(TextJudge):
             raise UserError(
                 f"the tokenizer gives token {int(ids.max())}, and the model knows {rows} tokens",
                 where=self.name,
-                mend="Save the tokenizer that the model was trained with beside it.",
+                hint="Save the tokenizer that the model was trained with beside it.",
             )
         config = self.model.config.get_text_config()
         own_padding = config.pad_token_id
@@ -138,7 +138,7 @@ class RewardJudge(TextJudge):
                 raise UserError(
                     f"the reward model's chat template refuses a conversation: {error}",
                     where=self.name,
-                    mend="Use text: joined, or mend the template.",
+                    hint="Use text: joined, or hint the template.",
                 ) from error
             ids = self.own(text, add_special_tokens=False, verbose=False)["input_ids"]
             if len(ids) > self.longest:
@@ -206,14 +206,14 @@ class RewardJudgeSpec(JudgeSpec):
             raise UserError(
                 f"a reward model has one label, and this model has {config.num_labels}",
                 where=path,
-                mend="Give a sequence classifier that was trained with num_labels=1.",
+                hint="Give a sequence classifier that was trained with num_labels=1.",
             )
         own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **source)
         kind, dtype = AutoModelForSequenceClassification, getattr(torch, self.dtype)
         model = whole_model(attempt(kind.from_pretrained, path, "reward model", **source, **WHOLE, dtype=dtype), path)
         form = self.text or ("chat" if own.chat_template else "joined")
         if form == "chat" and not own.chat_template:
-            raise UserError("the tokenizer has no chat template", where=path, mend="Use text: joined or text: pair.")
+            raise UserError("the tokenizer has no chat template", where=path, hint="Use text: joined or text: pair.")
         model = model.eval().requires_grad_(False).to(given.device)
         return RewardJudge(
             given.tokenizer, model, own, form, longest=self.max_length, batch=self.batch, name=f"reward model {path}"
@@ -223,6 +223,6 @@ class RewardJudgeSpec(JudgeSpec):
         path = beside(self.model, search)
         if path in SHIPPED:
             raise UserError(
-                "the shipped bases are no reward models", where=f"model: {path}", mend="Give a folder or a hub id."
+                "the shipped bases are no reward models", where=f"model: {path}", hint="Give a folder or a hub id."
             )
         return base_path(path)

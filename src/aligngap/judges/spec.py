@@ -61,4 +61,4 @@ def digest_of(path: Path) -> str:
     try:
         return content_digest(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"the files cannot be read: {error}", where=str(path), mend="Check the path.") from error
+        raise UserError(f"the files cannot be read: {error}", where=str(path), hint="Check the path.") from error

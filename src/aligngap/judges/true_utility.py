@@ -74,6 +74,6 @@ class TrueUtilityJudgeSpec(JudgeSpec):
             raise UserError(
                 "only built-in worlds have a true utility, and this task is none",
                 where="judge: {kind: true}",
-                mend=f"Choose another judge, or a task of {', '.join(WORLDS)}.",
+                hint=f"Choose another judge, or a task of {', '.join(WORLDS)}.",
             )
         return TrueUtilityJudge(world(given.world), given.tokenizer)

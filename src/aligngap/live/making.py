@@ -144,10 +144,10 @@ class Maker:
                 self._study = (given, study, {task: reads(study, task) for task in study.tasks})
             except (ValidationError, UserError) as error:
                 what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-                mend = "Watch with the version of aligngap that runs it" + (
+                hint = "Watch with the version of aligngap that runs it" + (
                     "." if file else "; if it has plugins or judges of its own, say --study FILE."
                 )
-                raise UserError(f"the study cannot be read: {what}", mend=mend) from error
+                raise UserError(f"the study cannot be read: {what}", hint=hint) from error
         return self._study[1:]
 
 

@@ -98,7 +98,7 @@ class Server(ThreadingHTTPServer):
             raise UserError(
                 f"port {port} is in use" if taken else f"port {port} cannot be had: {error.strerror}",
                 where="--port",
-                mend="Give another --port, or --port 0 for any that is free.",
+                hint="Give another --port, or --port 0 for any that is free.",
             ) from error
         self.port = int(self.server_address[1])
         names = ("localhost", HOST, "[::1]")

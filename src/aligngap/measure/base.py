@@ -78,6 +78,6 @@ def values_of(measure: ArmMeasure, answers: Answers, name: str, where: str | Non
     elif values.isinf().any():
         what = f"gives an infinite number for prompt {int(answers.numbers[values.isinf()][0])}"
     if values is None or what:
-        mend = "A measure gives one number a prompt, [n]; NaN where there is none."
-        raise UserError(f"the measure '{name}' {what}", where=where, mend=mend)
+        hint = "A measure gives one number a prompt, [n]; NaN where there is none."
+        raise UserError(f"the measure '{name}' {what}", where=where, hint=hint)
     return values

@@ -134,7 +134,7 @@ def base_path(name: str) -> str:
         if not (folder / "model.safetensors").is_file():
             raise UserError(
                 f"the shipped base '{name}' is missing from this installation",
-                mend="Reinstall the package; it ships with its bases.",
+                hint="Reinstall the package; it ships with its bases.",
             )
         return str(folder)
     if Path(name).is_dir():
@@ -142,7 +142,7 @@ def base_path(name: str) -> str:
             raise UserError(
                 "this folder holds no Hugging Face model (no config.json)",
                 where=name,
-                mend="Merge the adapters into their base (`merge_and_unload`) and save that."
+                hint="Merge the adapters into their base (`merge_and_unload`) and save that."
                 if (Path(name) / "adapter_config.json").is_file()
                 else "Give a folder saved by `save_pretrained`.",
             )
@@ -150,7 +150,7 @@ def base_path(name: str) -> str:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     raise UserError(
-        f"there is no base model '{name}'", mend=nearest(name, SHIPPED) + " Or give a folder or a hub id (owner/model)."
+        f"there is no base model '{name}'", hint=nearest(name, SHIPPED) + " Or give a folder or a hub id (owner/model)."
     )
 
 
@@ -177,7 +177,7 @@ def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
         raise UserError(
             "the tokenizer has no end-of-sequence token: a response could not end",
             where=_path(model),
-            mend="Set `eos_token` and save the tokenizer again.",
+            hint="Set `eos_token` and save the tokenizer again.",
         )
     config = load_config(model)
     if not config.is_encoder_decoder and given_end is not None:
@@ -238,7 +238,7 @@ def _leave_prompts_open(tokenizer: Any, end: int, path: str) -> None:
             raise UserError(
                 "the tokenizer closes every text with the end token, so that a decoder cannot go on behind a prompt",
                 where=path,
-                mend="Save it with add_eos_token=False, or without that part of its post-processor.",
+                hint="Save it with add_eos_token=False, or without that part of its post-processor.",
             )
 
 
@@ -303,7 +303,7 @@ def load_backbone(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrain
         raise UserError(
             f"an encoder-decoder of type '{config.model_type}' is not read by its encoder alone",
             where=_path(checkpoint),
-            mend="Take a decoder, or a model of the T5 family, as preference model.",
+            hint="Take a decoder, or a model of the T5 family, as preference model.",
         )
     return _load(AutoModelForTextEncoding, checkpoint, device)
 
@@ -331,19 +331,19 @@ def whole_model(loaded: tuple[PreTrainedModel, dict[str, Any]], where: str) -> P
         raise UserError(
             f"weights are of another shape than config.json says: {name} is {list(there)}, not {list(said)}",
             where=where,
-            mend="Save model and configuration together again.",
+            hint="Save model and configuration together again.",
         )
     if found["missing_keys"]:
         raise UserError(
             f"weights are missing from the checkpoint: {', '.join(sorted(found['missing_keys'])[:4])}",
             where=where,
-            mend="Save the whole model again, with its head; what is missing would have been random.",
+            hint="Save the whole model again, with its head; what is missing would have been random.",
         )
     if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise UserError(
             f"weights are infinite or no numbers: {', '.join(broken[:4])}",
             where=where,
-            mend="Take an earlier checkpoint; a model that was saved in half precision may have overflowed.",
+            hint="Take an earlier checkpoint; a model that was saved in half precision may have overflowed.",
         )
     return model
 
@@ -373,7 +373,7 @@ def attempt(load: Callable[..., Any], place: str, what: str, where: str | None =
             raise UserError(
                 "the checkpoint brings Python code of its own, which is not run unless you say so",
                 where=where,
-                mend="Read the code; if you trust it, write {path: ..., trust_remote_code: true} in place of the path.",
+                hint="Read the code; if you trust it, write {path: ..., trust_remote_code: true} in place of the path.",
             ) from error
         raise _unreadable(error, what, Path(place), where) from error
     finally:
@@ -381,19 +381,19 @@ def attempt(load: Callable[..., Any], place: str, what: str, where: str | None =
 
 
 def _unreadable(error: Exception, what: str, place: Path, where: str) -> UserError:
-    """What the libraries say, on one line, and what is likely to mend it."""
+    """What the libraries say, on one line, and what is likely to help."""
     words = " ".join(str(error).split())[:400]
     if isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError) or not words:
         words = f"{type(error).__name__}: {words}".rstrip(": ")
-    mend = "Check the hub id, and the network."
+    hint = "Check the hub id, and the network."
     if place.is_dir():
         files = [path for path in sorted(place.iterdir()) if path.is_file()]
-        mend = "Save it again with `save_pretrained`, or get all of its files again."
+        hint = "Save it again with `save_pretrained`, or get all of its files again."
         if pointers := [path.name for path in files if is_pointer(path)]:
-            words, mend = f"{pointers[0]} is a pointer of Git LFS, and not the file", "git lfs pull"
+            words, hint = f"{pointers[0]} is a pointer of Git LFS, and not the file", "git lfs pull"
         elif "no file named model.safetensors" in words and (found := [f.name for f in files if is_pickle(f.name)]):
-            mend = f"{found[0]} is a pickle, which may hold code and is not read: save it as safetensors."
-    return UserError(f"the {what} cannot be read: {words}", where=where, mend=mend)
+            hint = f"{found[0]} is a pickle, which may hold code and is not read: save it as safetensors."
+    return UserError(f"the {what} cannot be read: {words}", where=where, hint=hint)
 
 
 def _path(model: str | Checkpoint) -> str:

@@ -28,7 +28,7 @@ def _checked(checkpoint: Checkpoint, digest: str) -> PreTrainedTokenizerBase:
         raise UserError(
             f"the tokenizer has {size} tokens, but the model's embedding has {rows} rows",
             where=checkpoint.path,
-            mend="Save the tokenizer that belongs to the model, or resize the model's embedding and train it.",
+            hint="Save the tokenizer that belongs to the model, or resize the model's embedding and train it.",
         )
     return tokenizer
 
@@ -45,7 +45,7 @@ def check_alike(policy: Checkpoint, others: list[Checkpoint]) -> None:
                 f"{len(theirs)} tokens against {len(ours)}"
                 + ("" if len(theirs) != len(ours) else ", with other ids or special tokens"),
                 where="models",
-                mend="All models of a study share the policy's tokenizer. A judge that reads text need not: give one "
+                hint="All models of a study share the policy's tokenizer. A judge that reads text need not: give one "
                 "as golden.judge or proxy.judge (docs/judges.md).",
             )
 
@@ -69,9 +69,9 @@ def check_lengths(
     if needed <= limit:
         return
     read = f"both responses of up to {response} and two separators" if both else f"a response of up to {response}"
-    mend = f"Lower datasets.{task}.max_prompt_tokens or datasets.{task}.max_response_tokens, or take a longer model."
+    hint = f"Lower datasets.{task}.max_prompt_tokens or datasets.{task}.max_response_tokens, or take a longer model."
     raise UserError(
         f"a prompt of {prompt} tokens with {read} is {needed} tokens; '{checkpoint.name}' takes {limit}",
         where=f"datasets.{task}" if own_data else f"task {task}",
-        mend=mend if own_data else "Take a model with a longer context.",
+        hint=hint if own_data else "Take a model with a longer context.",
     )

@@ -283,5 +283,5 @@ def _refused(model: Any, why: str) -> UserError:
     return UserError(
         f"a model of type '{model.config.model_type}' cannot be used: {why}",
         where=str(model.name_or_path) or None,
-        mend="Use a decoder that reads from left to right, or an encoder-decoder.",
+        hint="Use a decoder that reads from left to right, or an encoder-decoder.",
     )

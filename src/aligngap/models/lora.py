@@ -60,7 +60,7 @@ def add_adapters(model: torch.nn.Module, lora: Lora, seed: int) -> None:
             raise UserError(
                 f"the model takes no such adapters: {error}",
                 where="lora.targets",
-                mend=f"Its linear layers: {', '.join(sorted(linear))}.",
+                hint=f"Its linear layers: {', '.join(sorted(linear))}.",
             ) from error
     for adapter in adapters(model).values():
         adapter.data = adapter.data.float()
@@ -158,6 +158,6 @@ def _peft() -> Any:
         raise UserError(
             "adapters need the package `peft`, which is not installed",
             where="lora",
-            mend="Install it: pip install 'aligngap[lora]'.",
+            hint="Install it: pip install 'aligngap[lora]'.",
         ) from error
     return peft

@@ -17,7 +17,7 @@ from aligngap.models.lora import adapters, adapters_off, copied, load_trained_st
 from aligngap.models.packing import pack
 from aligngap.models.sampling import by_noise, decode_cached, decode_generated
 from aligngap.models.sharding import load_weights, parts, save_weights
-from aligngap.spent import spending
+from aligngap.timings import spending
 from aligngap.types import Tokens
 
 

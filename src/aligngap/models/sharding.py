@@ -25,7 +25,7 @@ def check_divisible(config: object) -> None:
         raise UserError(
             "an encoder-decoder cannot be divided among processes",
             where="parallel.sharding",
-            mend="Say `sharding: none`, or take a decoder.",
+            hint="Say `sharding: none`, or take a decoder.",
         )
 
 

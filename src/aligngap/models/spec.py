@@ -57,7 +57,7 @@ class Checkpoint(BaseModel):
         """Folder or hub id. Raises UserError when there is none."""
         place = base_path(self.path)
         if self.revision is not None and Path(place).is_dir():
-            raise UserError("a folder has no revisions", where=self.path, mend="Take `revision` out, or give a hub id.")
+            raise UserError("a folder has no revisions", where=self.path, hint="Take `revision` out, or give a hub id.")
         return place
 
     @property

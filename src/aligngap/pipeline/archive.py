@@ -67,14 +67,14 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
     Raises UserError when an artefact is damaged or the file cannot be written.
     """
     if file.exists():
-        raise UserError("there is a file of this name already", where=str(file), mend="Give another name.")
+        raise UserError("there is a file of this name already", where=str(file), hint="Give another name.")
     wanted = [str(stage["identity"]) for stage in run.status()["stages"]]
     made = [name for name in wanted if store.has(name)]
     if problems := store.verify(made):
         raise UserError(
             f"{len(problems)} files are damaged, the first: {problems[0]}",
             where=str(store.root),
-            mend="Give the `aligngap run` command again: what is damaged is made anew. Then pack.",
+            hint="Give the `aligngap run` command again: what is damaged is made anew. Then pack.",
         )
     with ExitStack() as stack, disk_errors(file.parent, strict=True):
         # Step checkpoints change while somebody trains; those are left out.
@@ -106,7 +106,7 @@ def _write(file: Path, members: Mapping[str, Path | bytes]) -> int:
         raise UserError(
             "it holds code, which nobody would unpack",
             where=code[0],
-            mend="A checkpoint that brings its own code cannot be packed: copy the run's folder and its store.",
+            hint="A checkpoint that brings its own code cannot be packed: copy the run's folder and its store.",
         )
     entries = {name: _entry(content) for name, content in members.items()}
     index = json.dumps({"schema": _SCHEMA, "aligngap": __version__, "files": entries}, indent=1).encode()
@@ -181,7 +181,7 @@ def unpack(file: Path, folder: Path, store: Path | None = None) -> Packed:
     has been put anywhere.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("the folder is not empty", where=str(folder), mend="Give another folder.")
+        raise UserError("the folder is not empty", where=str(folder), hint="Give another folder.")
     folder = Path(os.path.abspath(folder))
     draft = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     try:
@@ -238,8 +238,8 @@ def _members(stream: IO[bytes], file: Path, into: Path) -> dict[str, tuple[str, 
     index = _index(b"".join(_contents(stream, size)), file)
     total, free = sum(size for _, size in index.values()), shutil.disk_usage(into).free
     if total > free:
-        mend = "Make room, or give another folder."
-        raise UserError(f"it unpacks to {total:,} bytes, and there is room for {free:,}", where=str(file), mend=mend)
+        hint = "Make room, or give another folder."
+        raise UserError(f"it unpacks to {total:,} bytes, and there is room for {free:,}", where=str(file), hint=hint)
     for wanted, (digest, size) in index.items():
         if _header(stream, file) != (wanted, size):
             raise _refused(file, f"its next member is not the {wanted} of {size:,} bytes that {_INDEX} lists")
@@ -356,4 +356,4 @@ def _point(status: Path, store: Path, folder: Path) -> None:
 
 
 def _refused(file: Path, what: str) -> Refused:
-    return Refused(f"the archive is refused: {what}", where=str(file), mend=_MEND)
+    return Refused(f"the archive is refused: {what}", where=str(file), hint=_MEND)

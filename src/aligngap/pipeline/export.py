@@ -67,7 +67,7 @@ def export(
         raise UserError(
             "the SFT policy is whole" if arm == SFT else "this arm trained all of its weights",
             where="--adapter",
-            mend="Leave --adapter out.",
+            hint="Leave --adapter out.",
         )
     limit = int(read_json(kept.get(inputs["task"]).path / "task.json")["max_new_tokens"])
     if arm == SFT:
@@ -80,7 +80,7 @@ def export(
             raise UserError(
                 f"the arm kept no step {step}; the nearest is {close}",
                 where="--step",
-                mend=f"Known: {', '.join(map(str, sorted(steps)))}.",
+                hint=f"Known: {', '.join(map(str, sorted(steps)))}.",
             )
         if checkpoint.lora:
             add_adapters(model, checkpoint.lora, 0)
@@ -125,26 +125,26 @@ def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> 
     """The arm's entry in results.json, and its task."""
     path = run.folder / "results.json"
     if not path.is_file():
-        raise UserError("it has not been written yet", where=str(path), mend="Give the `aligngap run` command again.")
+        raise UserError("it has not been written yet", where=str(path), hint="Give the `aligngap run` command again.")
     tasks: dict[str, Any] = read_json(path)["tasks"]
     if task is not None and task not in tasks:
-        raise UserError(f"there is no task '{task}'", where="--task", mend=nearest(task, tasks))
+        raise UserError(f"there is no task '{task}'", where="--task", hint=nearest(task, tasks))
     listed = [(entry, name) for name in ([task] if task else tasks) for entry in tasks[name]["arms"]]
     names = {entry["name"] for entry, _ in listed}
     if arm != SFT:
         listed = [(entry, name) for entry, name in listed if entry["name"] == arm]
     if not listed:
-        raise UserError(f"there is no arm '{arm}'", where="ARM", mend=nearest(arm, {*names, SFT}))
+        raise UserError(f"there is no arm '{arm}'", where="ARM", hint=nearest(arm, {*names, SFT}))
     seeds = sorted({entry["seed"] for entry, _ in listed})
     if seed is not None and seed not in seeds:
         known = ", ".join(map(str, seeds))
-        raise UserError(f"the arm '{arm}' has no seed {seed}", where="--seed", mend=f"Known: {known}.")
+        raise UserError(f"the arm '{arm}' has no seed {seed}", where="--seed", hint=f"Known: {known}.")
     listed = [(entry, name) for entry, name in listed if seed in (None, entry["seed"])]
     finished = [(entry, name) for entry, name in listed if entry["status"] in ("finished", "cached")]
     if not finished:
         raise UserError(
             f"the arm '{arm}' did not come to its end: {listed[0][0]['reason']}",
             where=str(path),
-            mend="Give the `aligngap run` command again.",
+            hint="Give the `aligngap run` command again.",
         )
     return finished[0]

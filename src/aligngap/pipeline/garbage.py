@@ -59,7 +59,7 @@ def collect_garbage(store: Store, dry_run: bool = False) -> tuple[list[Freed], U
             raise UserError(
                 "no run is known that uses this store, so nothing says what is still needed",
                 where=str(store.root),
-                mend="Give the `aligngap run` command of a study that uses it again; or remove the whole folder.",
+                hint="Give the `aligngap run` command of a study that uses it again; or remove the whole folder.",
             )
         freed = store.free(users.identities, dry_run)
         if not dry_run:
@@ -92,5 +92,5 @@ def _identities(folder: Path) -> set[str]:
         raise UserError(
             "it does not say which artefacts it needs",
             where=str(folder / "status.json"),
-            mend="Give its `aligngap run` command again, or remove the run's folder.",
+            hint="Give its `aligngap run` command again, or remove the run's folder.",
         ) from error

@@ -163,7 +163,7 @@ class Event:
 @dataclass
 class Outcome:
     """What became of each stage, by identity: `finished`, `cached`, `failed` or `blocked`; reasons of the failed and
-    blocked; seconds of the finished; mistakes: of the failed, those that are the user's to mend. wall: seconds from the
+    blocked; seconds of the finished; mistakes: of the failed, those that are the user's to fix. wall: seconds from the
     command's start to the last stage's end; jobs: stages side by side; both 0 where no command ran.
     """
 

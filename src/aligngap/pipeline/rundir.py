@@ -69,7 +69,7 @@ class RunDirectory:
                 _same_study(folder, _object(folder / "study.json"), wanted)
             elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
                 raise UserError(
-                    "the folder holds other things and no study", where=str(folder), mend="Give --out another folder."
+                    "the folder holds other things and no study", where=str(folder), hint="Give --out another folder."
                 )
             else:
                 write_json(folder / "study.json", wanted)
@@ -89,7 +89,7 @@ class RunDirectory:
             raise UserError(
                 "not a run's folder: it has no study.json",
                 where=str(folder),
-                mend="Give the folder that `aligngap run` wrote, by default runs/STUDY.",
+                hint="Give the folder that `aligngap run` wrote, by default runs/STUDY.",
             )
         return cls(folder, _object(folder / "study.json"))
 
@@ -112,7 +112,7 @@ class RunDirectory:
         """What status.json holds, with the truth about a run that died without a word. Raises UserError."""
         path = self.folder / "status.json"
         if not path.is_file():
-            raise UserError("nothing has been run here yet", where=str(path), mend="Start it with `aligngap run`.")
+            raise UserError("nothing has been run here yet", where=str(path), hint="Start it with `aligngap run`.")
         status = _object(path)
         if status.get("state") == "running" and not is_in_use(self.folder):
             status["state"] = "interrupted"
@@ -215,7 +215,7 @@ def chosen_store(folder: Path, option: Path | None) -> Path:
         raise UserError(
             f"it is an address, and no folder: {chosen}",
             where="--store" if option else STORE_VARIABLE,
-            mend="Give a folder. `aligngap run --executor ray --store URL` brings artefacts from node to node.",
+            hint="Give a folder. `aligngap run --executor ray --store URL` brings artefacts from node to node.",
         )
     return chosen
 
@@ -251,7 +251,7 @@ def _same_study(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise UserError(
             "the folder holds another study:\n  " + "\n  ".join(shown),
             where=str(folder),
-            mend=f"Give --out another folder; with --store {folder / 'store'} it reuses what both have in common.",
+            hint=f"Give --out another folder; with --store {folder / 'store'} it reuses what both have in common.",
         )
 
 
@@ -259,9 +259,9 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path), mend="See to its permissions.") from error
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path), hint="See to its permissions.") from error
     if not isinstance(value, dict):
-        raise UserError("not a JSON object", where=str(path), mend="The file is damaged; give --out another folder.")
+        raise UserError("not a JSON object", where=str(path), hint="The file is damaged; give --out another folder.")
     return value
 
 
@@ -274,7 +274,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(
             f"another process is running in this folder{_who(folder)}",
             where=str(folder),
-            mend=f"See how far it is with `aligngap status {folder}`, wait for it, or give --out another folder.",
+            hint=f"See how far it is with `aligngap status {folder}`, wait for it, or give --out another folder.",
         ) from error
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -317,7 +317,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"cannot be written: {error.strerror or error}",
         where=str(folder),
-        mend="Give --out a folder that you can write to.",
+        hint="Give --out a folder that you can write to.",
     )
 
 

@@ -44,7 +44,7 @@ def scratch(data: DatasetSpec, spec: ScratchSpec, out: Path, report: Report) -> 
         raise UserError(
             f"{spec.shape.heads} heads do not share a width of {spec.shape.hidden} in even parts",
             where="--heads",
-            mend="Give a width that is a multiple of twice the heads.",
+            hint="Give a width that is a multiple of twice the heads.",
         )
     with new_folder(out) as half:
         pairs = list(train_pairs(data))

@@ -104,8 +104,8 @@ class Images:
         finally:
             self._painters.close()
         if isinstance(error, BrokenProcessPool):
-            mend = "Memory may have run out. `aligngap report DIR` writes report and figures again."
-            raise UserError("a process that paints figures was killed", where=str(self._folder), mend=mend) from error
+            hint = "Memory may have run out. `aligngap report DIR` writes report and figures again."
+            raise UserError("a process that paints figures was killed", where=str(self._folder), hint=hint) from error
 
 
 def paint(svg: str, form: Format, path: Path) -> None:

@@ -288,16 +288,16 @@ def _read_results(path: Path) -> dict[str, Any]:
         raise UserError(
             "this folder holds no results",
             where=str(path),
-            mend="Give the folder of a run that has finished, or finish it with `aligngap run`.",
+            hint="Give the folder of a run that has finished, or finish it with `aligngap run`.",
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"not readable as JSON: {error}", where=str(path), mend="Make the results again.") from error
+        raise UserError(f"not readable as JSON: {error}", where=str(path), hint="Make the results again.") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or schema != SCHEMA:
         raise UserError(
             f"results of schema {schema!r}, but this version reads schema {SCHEMA}",
             where=str(path),
-            mend="Use the version of aligngap that wrote them, or run the study again.",
+            hint="Use the version of aligngap that wrote them, or run the study again.",
         )
     return raw
 
@@ -308,7 +308,7 @@ def _read_samples(path: Path) -> pl.DataFrame:
     try:
         return _samples(pl.read_parquet(path))
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"not readable: {error}", where=str(path), mend="Make the results again.") from error
+        raise UserError(f"not readable: {error}", where=str(path), hint="Make the results again.") from error
 
 
 def _samples(frame: pl.DataFrame) -> pl.DataFrame:

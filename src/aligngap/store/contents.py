@@ -81,7 +81,7 @@ def verify_folder(home: Path, identity: str, checksums: Callable[[str], bool] = 
 
 
 def _denied(path: Path) -> UserError:
-    return UserError("it may not be read", where=str(path), mend="See to its permissions, or use another --store.")
+    return UserError("it may not be read", where=str(path), hint="See to its permissions, or use another --store.")
 
 
 def parse_json(data: bytes) -> object:

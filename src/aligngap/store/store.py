@@ -47,7 +47,7 @@ from aligngap.store.contents import (
 )
 from aligngap.store.identity import file_digest, is_name
 
-# What the machine, not the program, did wrong: only these become the user's to mend when a stage's own code meets them.
+# What the machine, not the program, did wrong: only these become the user's to fix when a stage's own code meets them.
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DISK = _DISK_FULL | {errno.EROFS, errno.EIO}
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
@@ -70,7 +70,7 @@ class Artefact:
         """What the stage wrote about how it was made. Raises UserError when it cannot be read."""
         value = read_json(self.path / RECORD)
         if not isinstance(value, dict):
-            raise UserError("the record is not a JSON object", where=str(self.path / RECORD), mend=_REMAKE)
+            raise UserError("the record is not a JSON object", where=str(self.path / RECORD), hint=_REMAKE)
         return value
 
 
@@ -161,7 +161,7 @@ class Store:
             raise UserError(
                 f"{otherwise} after {timeout:g} seconds of waiting",
                 where=str(self.root),
-                mend="Wait for it to end, or stop it; finished artefacts are kept and reused.",
+                hint="Wait for it to end, or stop it; finished artefacts are kept and reused.",
             ) from error
         except OSError as error:
             _refuse_folder(error, self.root)
@@ -267,8 +267,8 @@ class Store:
                 folder = Path(os.path.normpath(self.root / value["folder"]))
                 identities, machine = frozenset(value["identities"]), value["machine"]
             except (KeyError, TypeError) as error:
-                mend = "Give the `aligngap run` command of each study that uses the store again, or remove the entry."
-                raise UserError("it does not say which run it is of", where=str(entry), mend=mend) from error
+                hint = "Give the `aligngap run` command of each study that uses the store again, or remove the entry."
+                raise UserError("it does not say which run it is of", where=str(entry), hint=hint) from error
             # Seen from another machine, or while a disk is away, a run's folder may only seem to be gone.
             gone = not folder.exists() and folder.parent.exists() and machine == _machine()
             found.append(User(folder, identities, gone, entry))
@@ -450,7 +450,7 @@ class Store:
             raise UserError(
                 "something without a manifest is in the artefact's place; it is never overwritten",
                 where=str(home),
-                mend="Run the same command again: it is set aside. Or move it away.",
+                hint="Run the same command again: it is set aside. Or move it away.",
             ) from error
         _sync_folder(self.root)
 
@@ -486,13 +486,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write to that becomes `path` when the block has ended well; else nothing is left of it. Raises
     UserError when `path` is there and not empty, or cannot be written.
     """
-    mend = "Give another folder."
+    hint = "Give another folder."
     half = path.with_name(f".{path.name}.half")
     missing = [parent for parent in path.parents if not parent.exists()]
     begun = written = False
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError("the folder is not empty", where=str(path), mend=mend)
+            raise UserError("the folder is not empty", where=str(path), hint=hint)
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
         begun = True
@@ -502,7 +502,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         if begun and not is_of_the_disk(error) and not _is_below(half, error.filename):
             raise
-        raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), mend=mend) from error
+        raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint) from error
     finally:
         shutil.rmtree(half, ignore_errors=True)
         for parent in missing if not written else ():
@@ -528,7 +528,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return parse_json(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not readable as JSON: {error}", where=str(path), mend="The file is damaged.") from error
+        raise UserError(f"not readable as JSON: {error}", where=str(path), hint="The file is damaged.") from error
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
@@ -584,15 +584,15 @@ def is_of_the_disk(error: OSError) -> bool:
 def _refuse_folder(error: OSError, folder: Path, cause: BaseException | None = None) -> NoReturn:
     if error.errno in _DISK_FULL:
         what = "no room left to write"
-        mend = "Free some space there or choose another folder"
+        hint = "Free some space there or choose another folder"
     elif error.errno in _DISK:
         what = f"the disk cannot be written: {error.strerror}"
-        mend = "Mend the disk or choose another folder"
+        hint = "Mend the disk or choose another folder"
     else:
         what = f"cannot be written: {error.strerror or error}"
-        mend = "Choose a folder that you can write to"
+        hint = "Choose a folder that you can write to"
     raise DiskError(
-        what, where=str(folder), mend=f"{mend}, then run the same command again; what is finished is kept."
+        what, where=str(folder), hint=f"{hint}, then run the same command again; what is finished is kept."
     ) from (cause or error)
 
 

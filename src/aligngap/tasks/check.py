@@ -139,7 +139,7 @@ def describe(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase | None = None
     tally = reading.tally
     tally.add(refused)
     if not measured:
-        raise UserError("no pair is left", where=spec.source, mend="; ".join(tally.reasons()))
+        raise UserError("no pair is left", where=spec.source, hint="; ".join(tally.reasons()))
     frame = pl.DataFrame(measured, schema=list(_Measured._fields), orient="row", infer_schema_length=None)
     schema = reading.schema
     assert schema is not None  # a reading that gave pairs knows its format

@@ -132,7 +132,7 @@ class Reading:
             what = f"none of its {self.tally.read} rows can be used" if self.tally.read else "it holds no rows"
             if self._split and not self.tally.read:
                 what += f" that name '{self._split}' as their split"
-            raise UserError(what, where=self._spec.source, mend="; ".join(self.tally.reasons()) or None)
+            raise UserError(what, where=self._spec.source, hint="; ".join(self.tally.reasons()) or None)
 
     def _pairs(self, part: Part) -> Iterator[TextPair]:
         rows = ((number, self._record(row, number, part)) for number, row in part.records())
@@ -162,7 +162,7 @@ class Reading:
             raise UserError(
                 f"a row is a {type(row).__name__}, not an object with named columns",
                 where=where,
-                mend='Write each row as {"prompt": ..., "chosen": ..., "rejected": ...}.',
+                hint='Write each row as {"prompt": ..., "chosen": ..., "rejected": ...}.',
             )
         renamed = {**row}
         for name, theirs in self._spec.columns.items():
@@ -171,7 +171,7 @@ class Reading:
                 if theirs not in self._spec.columns:
                     renamed.pop(theirs)
             elif number == 1:
-                raise UserError(f"there is no column '{theirs}'", where=where, mend=nearest(theirs, row))
+                raise UserError(f"there is no column '{theirs}'", where=where, hint=nearest(theirs, row))
         return renamed
 
     def _same_format(self, record: Record, where: str) -> None:
@@ -184,7 +184,7 @@ class Reading:
             raise UserError(
                 f"the formats are mixed: this row has {what}, the rows before it {self._shape or schema.name}",
                 where=where,
-                mend="Put each format into a file of its own, or choose one split.",
+                hint="Put each format into a file of its own, or choose one split.",
             )
 
 
@@ -202,7 +202,7 @@ def select(parts: Sequence[Part], split: str | None, source: str) -> tuple[Seque
     if split is None or not names:
         return parts, split
     if split not in names:
-        raise UserError(f"there is no split '{split}'", where=source, mend=nearest(split, names))
+        raise UserError(f"there is no split '{split}'", where=source, hint=nearest(split, names))
     return [part for part in parts if part.split == split], None
 
 
@@ -227,7 +227,7 @@ def _local(spec: DatasetSpec) -> Path | None:
         raise UserError(
             "there is no such file or folder",
             where=spec.source,
-            mend=f"{hint} Give a file, a folder or a hub name (owner/set).".strip(),
+            hint=f"{hint} Give a file, a folder or a hub name (owner/set).".strip(),
         )
     return None
 
@@ -283,14 +283,14 @@ def _folder_parts(path: Path, spec: DatasetSpec) -> list[Part]:
     ]
 
 
-def _loaded_parts(place: str, loaded: Any, mend: str) -> list[Part]:
+def _loaded_parts(place: str, loaded: Any, hint: str) -> list[Part]:
     splits = loaded if isinstance(loaded, Mapping) else {getattr(loaded, "split", None): loaded}
 
     def part(split: object, rows: Iterable[Any]) -> Part:
         name = f"{place} [{split}]" if split else place
 
         def records() -> Iterator[tuple[int, Any]]:
-            with _library_errors(name, mend):
+            with _library_errors(name, hint):
                 yield from enumerate(rows, 1)
 
         return Part(name, str(split) if split else None, records)
@@ -305,7 +305,7 @@ def _datasets(source: str) -> Any:
         raise UserError(
             "folders and hub sets are read by the library `datasets`, which is not installed",
             where=source,
-            mend="Install it: pip install 'aligngap[data]'. Single files need nothing more.",
+            hint="Install it: pip install 'aligngap[data]'. Single files need nothing more.",
         ) from error
     return datasets
 
@@ -318,7 +318,7 @@ _MEND_FOLDER = "Give a folder that `datasets` takes (files of one kind, as train
 
 
 @contextmanager
-def _library_errors(place: str, mend: str) -> Iterator[None]:
+def _library_errors(place: str, hint: str) -> Iterator[None]:
     """What the library says, as the user's error. It raises anything: its own, Arrow's, the network's, ValueError."""
     try:
         yield
@@ -331,7 +331,7 @@ def _library_errors(place: str, mend: str) -> Iterator[None]:
         raise UserError(
             f"it cannot be loaded: {text[:500]}",
             where=place,
-            mend=mend,
+            hint=hint,
         ) from error
 
 
@@ -344,7 +344,7 @@ def _file_part(path: Path, place: str, split: str | None) -> Part:
     if suffix not in _READERS:
         known = ", ".join(_READERS)
         raise UserError(
-            f"'{suffix or path.name}' is no known kind of file", where=place, mend=f"Known: {known}, and each with .gz."
+            f"'{suffix or path.name}' is no known kind of file", where=place, hint=f"Known: {known}, and each with .gz."
         )
     return Part(place, split, lambda: _READERS[suffix](path, place))
 
@@ -357,9 +357,9 @@ def _opened(path: Path, place: str) -> Iterator[IO[bytes]]:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             if is_pointer(path):
-                raise UserError("it is a pointer of Git LFS, and not the data", where=place, mend="git lfs pull")
+                raise UserError("it is a pointer of Git LFS, and not the data", where=place, hint="git lfs pull")
             if not packed and path.name.lower().endswith(".gz") and path.stat().st_size:
-                raise UserError("it is no gzip file", where=place, mend="Take .gz off its name, or pack it with gzip.")
+                raise UserError("it is no gzip file", where=place, hint="Take .gz off its name, or pack it with gzip.")
             if not packed:
                 yield raw
                 return
@@ -367,17 +367,17 @@ def _opened(path: Path, place: str) -> Iterator[IO[bytes]]:
                 yield stream  # type: ignore[misc]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
-            f"the gzip file is damaged or cut short: {error}", where=place, mend="Get the file again."
+            f"the gzip file is damaged or cut short: {error}", where=place, hint="Get the file again."
         ) from error
     except OSError as error:
         what = f"it cannot be read: {error.strerror or error}"
-        raise UserError(what, where=place, mend="Check the file, or get it again.") from error
+        raise UserError(what, where=place, hint="Check the file, or get it again.") from error
 
 
 def _not_utf8(place: str, offset: int, line: int | None = None) -> UserError:
     at = f"byte {offset}" if line is None else f"line {line}, byte {offset} of the file"
     return UserError(
-        f"the text is not UTF-8: {at}", where=place, mend="Write the file as UTF-8 (iconv -t UTF-8), or mend the byte."
+        f"the text is not UTF-8: {at}", where=place, hint="Write the file as UTF-8 (iconv -t UTF-8), or hint the byte."
     )
 
 
@@ -396,7 +396,7 @@ def _malformed(place: str, what: str) -> UserError:
     return UserError(
         f"malformed JSON: {what}",
         where=place,
-        mend="Write one JSON object a line (JSON Lines), or one list of objects.",
+        hint="Write one JSON object a line (JSON Lines), or one list of objects.",
     )
 
 
@@ -504,7 +504,7 @@ def _read_csv(path: Path, place: str) -> Iterator[tuple[int, Any]]:
                 raise UserError(
                     f"the header is one column, '{header[0]}': the cells seem to be parted by {mark!r}",
                     where=f"{place}, line 1",
-                    mend="Part them by commas; in a file that ends in .tsv, by tabs.",
+                    hint="Part them by commas; in a file that ends in .tsv, by tabs.",
                 )
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
@@ -512,14 +512,14 @@ def _read_csv(path: Path, place: str) -> Iterator[tuple[int, Any]]:
                     raise UserError(
                         f"{have} cells below a header of {len(header)}",
                         where=f"{place}, row {number} (line {reader.line_num})",
-                        mend="Put cells with commas, quotes or line ends into double quotes.",
+                        hint="Put cells with commas, quotes or line ends into double quotes.",
                     )
                 yield number, {column: _cell(column, value) for column, value in row.items()}
         except csv.Error as error:
             raise UserError(
                 f"malformed CSV: {error}",
                 where=f"{place}, row {number + 1} (line {reader.line_num})",
-                mend="Close every double quote; write a quote within a cell twice.",
+                hint="Close every double quote; write a quote within a cell twice.",
             ) from None
 
 
@@ -558,13 +558,13 @@ def _read_parquet(path: Path, place: str) -> Iterator[tuple[int, Any]]:
                     yield number, row
     except UnicodeDecodeError:
         raise UserError(
-            "the text is not UTF-8", where=f"{place}, in rows {number + 1} to {number + 256}", mend="Write it as UTF-8."
+            "the text is not UTF-8", where=f"{place}, in rows {number + 1} to {number + 256}", hint="Write it as UTF-8."
         ) from None
     except pa.ArrowException as error:
         raise UserError(
             f"it is no readable Parquet file: {' '.join(str(error).split())[:300]}",
             where=place,
-            mend="Get the file again.",
+            hint="Get the file again.",
         ) from error
 
 

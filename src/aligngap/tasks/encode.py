@@ -92,7 +92,7 @@ def encode(pairs: Iterable[TextPair], tokenizer: PreTrainedTokenizerBase, tally:
         raise UserError(
             "the tokenizer has no end-of-sequence token: a response could not end",
             where=str(tokenizer.name_or_path) or "tokenizer",
-            mend="Set `eos_token` and save the tokenizer again.",
+            hint="Set `eos_token` and save the tokenizer again.",
         )
     pairs = iter(pairs)
     while chunk := list(itertools.islice(pairs, _CHUNK)):
@@ -196,7 +196,7 @@ def make_dataset_pairs(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) ->
         found = [rows[index] for index in order if index in rows]
         if not found:
             what = f"no pair is left for the {split} split"
-            raise UserError(what, where=spec.source, mend="; ".join(tally.reasons()) or "Give more data.")
+            raise UserError(what, where=spec.source, hint="; ".join(tally.reasons()) or "Give more data.")
         batches.append(_batch(found, number))
         number += len(found)
     data = TaskData(batches[0], batches[1], spec.max_response_tokens)
@@ -231,7 +231,7 @@ def _readings(spec: DatasetSpec) -> list[Reading]:
     names = sorted({part.split for part in parts if part.split is not None})
     split = spec.split or ("train" if "train" in names else None)
     if split is None and len(names) > 1:
-        raise UserError("there are several splits", where=spec.source, mend=f"Choose one: {', '.join(names)}.")
+        raise UserError("there are several splits", where=spec.source, hint=f"Choose one: {', '.join(names)}.")
     wanted = [split] if spec.held_out_split is None else [split, spec.held_out_split]
     return [Reading(spec, *select(parts, name, spec.source)) for name in wanted]
 
@@ -251,7 +251,7 @@ def _held_out(keys: Sequence[int], spec: DatasetSpec) -> set[int]:
         raise UserError(
             f"{len(keys)} pairs of {len(prompts)} prompts cannot be split into train and held-out",
             where=spec.source,
-            mend=f"Every prompt has more than {wanted} pairs, or there is one only: hold out more, or give more data.",
+            hint=f"Every prompt has more than {wanted} pairs, or there is one only: hold out more, or give more data.",
         )
     return held
 

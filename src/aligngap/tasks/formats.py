@@ -1,7 +1,7 @@
 """Formats of preference data: from a record, as files and hub sets hold it, to a prompt with two answers.
 
 Pure: nothing is read or written here. A record that cannot be used raises `Dropped` with the reason, which the reader
-counts; a whole set that fits no format, or several, is the user's to mend.
+counts; a whole set that fits no format, or several, is the user's to fix.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def schema_named(name: str) -> Schema:
         if schema.name == name:
             return schema
     raise UserError(
-        f"unknown data format '{name}'", where="format", mend=nearest(name, (schema.name for schema in SCHEMAS))
+        f"unknown data format '{name}'", where="format", hint=nearest(name, (schema.name for schema in SCHEMAS))
     )
 
 
@@ -128,11 +128,11 @@ def _unknown(records: Sequence[Record], where: str) -> UserError:
         formats = "; ".join(f"{s.name} ({', '.join(s.columns)})" for s in SCHEMAS)
         what = f"no known preference format has these columns: {', '.join(present)}"
         known = {column for s in SCHEMAS for column in s.columns}
-        return UserError(what, where=where, mend=f"{_hints(sorted(known), present)}Known formats: {formats}.")
+        return UserError(what, where=where, hint=f"{_hints(sorted(known), present)}Known formats: {formats}.")
     if missing:
         what = f"column {_quoted(missing)} is missing: there is {_quoted(present)}"
-        mend = f"{_hints(missing, present)}The format nearest to this data is '{schema.name}': {schema.about}."
-        return UserError(what, where=where, mend=mend)
+        hint = f"{_hints(missing, present)}The format nearest to this data is '{schema.name}': {schema.about}."
+        return UserError(what, where=where, hint=hint)
     try:
         convert(schema, records[0])
         reason = "chosen and rejected are not of one kind"
@@ -141,7 +141,7 @@ def _unknown(records: Sequence[Record], where: str) -> UserError:
     return UserError(
         f"no row among the first {len(records)} can be read as '{schema.name}' ({reason})",
         where=where,
-        mend=f"'{schema.name}' is {schema.about}.",
+        hint=f"'{schema.name}' is {schema.about}.",
     )
 
 

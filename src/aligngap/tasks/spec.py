@@ -72,7 +72,7 @@ class DatasetTask(BaseModel):
             return cls(name=name, dataset=dataset, digest=source_digest(dataset))
         except OSError as error:
             raise UserError(
-                f"the data cannot be read: {error.strerror}", where=dataset.source, mend="Check path and rights."
+                f"the data cannot be read: {error.strerror}", where=dataset.source, hint="Check path and rights."
             ) from error
 
     @model_serializer
@@ -115,7 +115,7 @@ def make_pairs(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         raise UserError(
             f"the world '{spec.world}' seems to have {len(texts)} different prompts, and {spec.count} are asked for",
             where=WORLDS.place(spec.world),
-            mend="Let its prompts differ more, or set data.train_pairs and data.held_out_pairs lower.",
+            hint="Let its prompts differ more, or set data.train_pairs and data.held_out_pairs lower.",
         )
     rows = []
     for number, prompt in enumerate(texts):

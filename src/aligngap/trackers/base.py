@@ -46,10 +46,10 @@ def chosen(names: Iterable[str]) -> list[str]:
     found = list(dict.fromkeys(names))
     for name in found:
         if name not in TRACKERS:
-            raise UserError(f"there is no tracker '{name}'", where="--track", mend=nearest(name, TRACKERS))
+            raise UserError(f"there is no tracker '{name}'", where="--track", hint=nearest(name, TRACKERS))
         if importlib.util.find_spec(name) is None:
-            mend = f"Install it with: pip install 'aligngap[{name}]'"
-            raise UserError(f"the package '{name}' is not installed", where=f"--track {name}", mend=mend)
+            hint = f"Install it with: pip install 'aligngap[{name}]'"
+            raise UserError(f"the package '{name}' is not installed", where=f"--track {name}", hint=hint)
     return found
 
 

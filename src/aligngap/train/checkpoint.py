@@ -111,7 +111,7 @@ class Checkpointer:
             raise UserError(
                 "the step checkpoint does not fit this version of the package",
                 where=str(self._folder),
-                mend="Run the same command again: it has been set aside, and the stage starts over.",
+                hint="Run the same command again: it has been set aside, and the stage starts over.",
             ) from error
         self._current = state
         return True

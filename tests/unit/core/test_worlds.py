@@ -479,7 +479,7 @@ def test_true_utility_judge() -> None:
 def test_unknown_world_names_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
         world("summarization")
-    assert "summarisation" in str(caught.value.mend)
+    assert "summarisation" in str(caught.value.hint)
 
 
 def test_a_weighted_choice_is_numpys_own() -> None:

@@ -136,7 +136,7 @@ def test_an_unknown_parent_names_the_nearest(tmp_path: Path) -> None:
             load_study(str(own))
         assert f"no shipped study '{parent}'" in caught.value.what
         assert caught.value.where == f"{own}, extends"
-        assert "paper" in str(caught.value.mend)
+        assert "paper" in str(caught.value.hint)
     own.write_text("extends: papper\n")
     with pytest.raises(UserError, match="Did you mean 'paper'"):
         load_study(str(own))

@@ -331,7 +331,7 @@ def test_a_refusal_fails_at_once(serve: Serve, status: int, hint: str) -> None:
     assert len(server.asked) == 1
     assert f"HTTP status {status}" in str(caught.value)
     assert "I will not" in str(caught.value)
-    assert hint in str(caught.value.mend)
+    assert hint in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -343,7 +343,7 @@ def test_nobody_is_followed_elsewhere(serve: Serve, status: int, monkeypatch: py
         margins(judge(server, concurrency=1, key_variable="JUDGE_KEY"))
     assert (len(server.asked), len(other.asked)) == (1, 0)
     assert f"HTTP status {status}: it sends us on to '{other.url}/chat" in caught.value.what
-    assert "url" in str(caught.value.mend)
+    assert "url" in str(caught.value.hint)
 
 
 def test_where_nothing_listens_it_fails_at_once() -> None:
@@ -354,7 +354,7 @@ def test_where_nothing_listens_it_fails_at_once() -> None:
         with pytest.raises(UserError, match="judge-1: the connection failed") as caught:
             margins(made)
         assert "requests failed" not in str(caught.value)
-        assert "url" in str(caught.value.mend)
+        assert "url" in str(caught.value.hint)
 
 
 def test_an_endpoint_that_goes_away_is_waited_for(serve: Serve) -> None:
@@ -596,7 +596,7 @@ def test_a_broken_file_of_answers_is_a_clear_error(serve: Serve, tmp_path: Path)
     (tmp_path / "endpoint.sqlite").write_bytes(b"this is no database, but long enough to look like one" * 100)
     with pytest.raises(UserError, match=r"endpoint\.sqlite.*cannot be used") as caught:
         margins(judge(serve(longer), tmp_path))
-    assert "delete the file" in str(caught.value.mend)
+    assert "delete the file" in str(caught.value.hint)
 
 
 def test_a_file_in_the_folders_place_is_a_clear_error(serve: Serve, tmp_path: Path) -> None:
@@ -778,4 +778,4 @@ def test_without_its_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "httpx2", None)
     with pytest.raises(UserError, match="httpx2") as caught:
         spec_of("http://host/v1").build(JudgeIngredients(tokenizer=TOKENIZER))
-    assert "aligngap[endpoint]" in str(caught.value.mend)
+    assert "aligngap[endpoint]" in str(caught.value.hint)

@@ -99,7 +99,7 @@ def test_anything_else_is_one_clear_error(answers: Any, says: str) -> None:
         asked(lambda prompts, pairs: answers)
     assert says in str(caught.value)
     assert "'rules:prefer'" in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_an_error_in_the_function_names_its_row_and_line() -> None:
@@ -298,7 +298,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(tmp_path: Path, text: str, fun
     with pytest.raises(UserError) as caught:
         built(spec(function), tmp_path)
     assert says in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_module_that_failed_is_read_anew(tmp_path: Path) -> None:

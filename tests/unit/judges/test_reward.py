@@ -327,7 +327,7 @@ def refused(folder: Path | str, says: str, **settings: Any) -> None:
     with pytest.raises(UserError) as caught:
         judge(Path(folder), **settings).margin(*sides(POLICY, [("Which?", "one", "two")]))
     assert says in str(caught.value), caught.value
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_more_than_one_label_is_refused(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_broken_folders_are_refused(folders: dict[str, Path], tmp_path: Path) ->
 def test_a_hub_id_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be read") as caught:
         RewardJudgeSpec(model="no-owner/no-model", revision="v1").build(JudgeIngredients(tokenizer=POLICY))
-    assert "network" in str(caught.value.mend)
+    assert "network" in str(caught.value.hint)
 
 
 def test_code_of_the_checkpoint_runs_only_if_the_user_says_so(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_shards_are_all_needed(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../b"}}')
     with pytest.raises(UserError, match="KeyError: 'metadata'") as caught:
         load_language_model(Checkpoint(path=str(folder)))
-    assert "network" not in str(caught.value.mend)
+    assert "network" not in str(caught.value.hint)
 
 
 def test_weights_of_another_shape_are_named(folder: Path) -> None:
@@ -129,11 +129,11 @@ def test_what_the_likely_fault_is_is_said(folder: Path) -> None:
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(UserError, match=r"model\.safetensors is a pointer of Git LFS") as caught:
         load_language_model(Checkpoint(path=str(folder)))
-    assert caught.value.mend == "git lfs pull"
+    assert caught.value.hint == "git lfs pull"
     weights.rename(folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(UserError) as caught:
         load_language_model(Checkpoint(path=str(folder)))
-    assert "pytorch_model.bin is a pickle" in str(caught.value.mend)
+    assert "pytorch_model.bin is a pickle" in str(caught.value.hint)
     changed(folder / "config.json", model_type="wonder")
     with pytest.raises(UserError, match="wonder") as caught:
         load_language_model(Checkpoint(path=str(folder)))
@@ -141,7 +141,7 @@ def test_what_the_likely_fault_is_is_said(folder: Path) -> None:
     (folder / "config.json").rename(folder / "adapter_config.json")
     with pytest.raises(UserError, match="no Hugging Face model") as caught:
         load_language_model(Checkpoint(path=str(folder)))
-    assert "Merge the adapters" in str(caught.value.mend)
+    assert "Merge the adapters" in str(caught.value.hint)
 
 
 def test_a_vocabulary_larger_than_the_embedding_names_both(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_code_of_its_own_is_run_only_on_demand(folder: Path) -> None:
     )
     with pytest.raises(UserError, match="Python code of its own") as caught:
         load_language_model(Checkpoint(path=str(folder)))
-    assert "trust_remote_code: true" in str(caught.value.mend)
+    assert "trust_remote_code: true" in str(caught.value.hint)
     assert type(load_language_model(Checkpoint(path=str(folder), trust_remote_code=True))).__name__ == "MyModel"
 
 
@@ -194,7 +194,7 @@ def test_another_tokenizer_than_the_policys(whole: Path, tmp_path: Path) -> None
     other = qwen2(tmp_path / "other", ["quite other words", "yet other words"])
     with pytest.raises(UserError, match="another tokenizer than the policy") as caught:
         check_alike(Checkpoint(path=str(whole)), [Checkpoint(path=str(other))])
-    assert "docs/judges.md" in str(caught.value.mend)
+    assert "docs/judges.md" in str(caught.value.hint)
     with pytest.raises(UserError, match="another tokenizer"):
         check_alike(Checkpoint(path="small"), [Checkpoint(path=str(other))])
     check_alike(Checkpoint(path="small"), [Checkpoint(path="large")])
@@ -206,13 +206,13 @@ def test_too_long_names_the_numbers_and_the_keys(whole: Path) -> None:
     check_lengths(checkpoint, 10, 10, task="walks", own_data=True, both=True)
     with pytest.raises(UserError, match=r"prompt of 21 tokens .* 33 tokens; 'base' takes 32") as caught:
         check_lengths(checkpoint, 21, 12, task="walks", own_data=True)
-    assert "datasets.walks.max_prompt_tokens" in str(caught.value.mend)
-    assert "datasets.walks.max_response_tokens" in str(caught.value.mend)
+    assert "datasets.walks.max_prompt_tokens" in str(caught.value.hint)
+    assert "datasets.walks.max_response_tokens" in str(caught.value.hint)
     with pytest.raises(UserError, match=r"two separators is 33 tokens; 'base' takes 32"):
         check_lengths(checkpoint, 11, 10, task="walks", own_data=True, both=True)
     with pytest.raises(UserError, match="task arena") as caught:
         check_lengths(checkpoint, 33, 1, task="arena", own_data=False)
-    assert "datasets" not in str(caught.value.mend)
+    assert "datasets" not in str(caught.value.hint)
 
 
 def test_what_cannot_be_divided_is_refused_before_anything_is_made(tmp_path: Path) -> None:

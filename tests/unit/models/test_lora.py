@@ -193,7 +193,7 @@ def test_targets_that_are_no_layers_name_those_that_are(folder: Path) -> None:
     model = load_language_model(Checkpoint(path=str(folder)))
     with pytest.raises(UserError, match="no such adapters") as caught:
         add_adapters(model, Lora(targets=("query",)), 0)
-    assert "q_proj" in str(caught.value.mend)
+    assert "q_proj" in str(caught.value.hint)
     add_adapters(model, Lora(targets=("q_proj",)), 0)
     assert all("q_proj" in name for name in adapters(model))
 
@@ -210,4 +210,4 @@ def test_without_peft_it_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="peft") as caught:
         add_adapters(model, LORA, 0)
-    assert "aligngap[lora]" in str(caught.value.mend)
+    assert "aligngap[lora]" in str(caught.value.hint)

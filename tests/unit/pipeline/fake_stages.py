@@ -43,7 +43,7 @@ class Fake(Stage):
         if self.does == "fail":
             raise RuntimeError("out of luck")
         if self.does == "mistake":
-            raise UserError("no such column", where="data.csv", mend="Rename it.")
+            raise UserError("no such column", where="data.csv", hint="Rename it.")
         if self.does == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.does.startswith("at first "):

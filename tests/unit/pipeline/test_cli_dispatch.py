@@ -515,7 +515,7 @@ def test_samples_that_a_kill_has_cut_short(sampled: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("options", "mend"),
+    ("options", "hint"),
     [
         (["--arm", "onlin"], "Did you mean 'online'?"),
         (["--step", "5"], "Known: 0, 100."),
@@ -524,12 +524,12 @@ def test_samples_that_a_kill_has_cut_short(sampled: Path, capsys: pytest.Capture
     ],
 )
 def test_samples_that_are_not_there(
-    sampled: Path, capsys: pytest.CaptureFixture[str], options: list[str], mend: str
+    sampled: Path, capsys: pytest.CaptureFixture[str], options: list[str], hint: str
 ) -> None:
     assert main(["samples", str(sampled), *options]) == 2
     said = capsys.readouterr().err
     assert f"where: {options[0]}" in said
-    assert mend in said
+    assert hint in said
 
 
 def test_the_end_of_a_command_looks_for_no_garbage() -> None:

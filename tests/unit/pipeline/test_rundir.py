@@ -80,7 +80,7 @@ def test_another_study_is_refused_and_the_keys_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught, RunDirectory.use(tmp_path, STUDY | {"arms": {"online": {"lr": 0.2}}}):
         pass
     assert "arms.online.lr: 0.1 -> 0.2" in caught.value.what
-    assert "--out" in (caught.value.mend or "")
+    assert "--out" in (caught.value.hint or "")
     assert RunDirectory.open(tmp_path).study["arms"] == STUDY["arms"]
 
 

@@ -581,8 +581,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         Store(tmp_path / "file" / "store")
     assert caught.value.where == str(tmp_path / "file" / "store")
-    assert caught.value.mend
-    assert "run the same command again" in caught.value.mend
+    assert caught.value.hint
+    assert "run the same command again" in caught.value.hint
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_what_is_broken_is_one_error(name: str, tmp_path: Path, capsys: pytest.C
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert [line.partition(":")[0] for line in lines] in (["error", "where", "mend"], ["error", "where"])
+    assert [line.partition(":")[0] for line in lines] in (["error", "where", "hint"], ["error", "where"])
     assert name in lines[1]
 
 

@@ -131,7 +131,7 @@ def test_columns_may_be_renamed_and_the_format_forced(tmp_path: Path) -> None:
     names = {"prompt": "question", "chosen": "good", "rejected": "bad"}
     (pair,) = reading(path, columns=names)
     assert (pair.prompt, pair.chosen, pair.rejected) == ("q", "a", "b")
-    assert "Did you mean 'question'" in str(error_of(path, columns={"prompt": "questions"}).mend)
+    assert "Did you mean 'question'" in str(error_of(path, columns={"prompt": "questions"}).hint)
     transcript = write(tmp_path / "hh.jsonl", [rows.hh(" one two", " one three")])
     (pair,) = reading(transcript, format="implicit")
     assert pair.chosen == " two"
@@ -160,7 +160,7 @@ def test_a_hundred_thousand_words(tmp_path: Path) -> None:
 def test_nothing_usable_is_an_error_that_lists_the_reasons(tmp_path: Path) -> None:
     error = error_of(write(tmp_path / "pairs.jsonl", [rows.hh(" ", " b"), rows.hh(" b", " b")]))
     assert "none of its 2 rows" in error.what
-    assert "the answer in chosen is empty: 1 (row 1)" in str(error.mend)
+    assert "the answer in chosen is empty: 1 (row 1)" in str(error.hint)
     empty = tmp_path / "empty.jsonl"
     empty.write_bytes(b"")
     assert error_of(empty).what == "it holds no rows"
@@ -270,16 +270,16 @@ def test_a_pointer_in_the_datas_place_is_named(tmp_path: Path) -> None:
     for name in ("pairs.jsonl", "pairs.parquet", "pairs.csv", "pairs.json.gz"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
         error = error_of(tmp_path / name)
-        assert ("Git LFS" in error.what, error.mend) == (True, "git lfs pull")
+        assert ("Git LFS" in error.what, error.hint) == (True, "git lfs pull")
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", TEXTS)
-    assert "Did you mean 'pairs.jsonl'" in str(error_of(tmp_path / "pair.jsonl").mend)
+    assert "Did you mean 'pairs.jsonl'" in str(error_of(tmp_path / "pair.jsonl").hint)
     assert "no such file" in error_of("data/pairs.jsonl").what
     assert "no such file" in error_of("nothing").what
     (tmp_path / "led.jsonl").symlink_to(tmp_path / "nowhere")
-    assert "'led.jsonl'" not in str(error_of(tmp_path / "led.jsonl").mend)
+    assert "'led.jsonl'" not in str(error_of(tmp_path / "led.jsonl").hint)
     (tmp_path / "pairs.txt").write_text("x")
     assert "no known kind" in error_of(tmp_path / "pairs.txt").what
 
@@ -303,13 +303,13 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     assert {(pair.split, pair.first) for pair in source} == {("train", " a"), ("test", " c")}
     assert list(source.tally.reasons()) == ["the answer in chosen is empty: 1 (train.jsonl.gz row 2)"]
     assert [pair.first for pair in reading(folder, "train")] == [" a"]
-    assert "Did you mean 'train'" in str(error_of(folder, split="trian").mend)
+    assert "Did you mean 'train'" in str(error_of(folder, split="trian").hint)
     broken.write_bytes(broken.read_bytes()[:-9])
     assert error_of(folder).where == "test.jsonl.gz"
     (tmp_path / "empty").mkdir()
     error = error_of(tmp_path / "empty")
     assert "any data files" in error.what
-    assert "hub" not in str(error.mend)
+    assert "hub" not in str(error.hint)
 
 
 def test_a_folder_saved_by_the_library(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_without_the_library_files_are_read_and_hub_sets_are_refused(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert len(list(reading(write(tmp_path / "pairs.jsonl", TEXTS)))) == 5
-    assert "aligngap[data]" in str(error_of("trl-lib/tldr-preference").mend)
+    assert "aligngap[data]" in str(error_of("trl-lib/tldr-preference").hint)
 
 
 def test_text_in_parquet_that_is_no_utf8(tmp_path: Path) -> None:

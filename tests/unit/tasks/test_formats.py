@@ -155,20 +155,20 @@ def test_wrong_field_names_are_named_with_the_nearest() -> None:
         detect([{"prompt": "p", "choosen": "a", "rejected": "b"}], "pairs.jsonl, row 1")
     assert error.value.where == "pairs.jsonl, row 1"
     assert "'chosen' is missing" in error.value.what
-    assert "--column chosen=choosen" in str(error.value.mend)
+    assert "--column chosen=choosen" in str(error.value.hint)
     for row in ({"Prompt": "p", "Chosen": "a", "Rejected": "b"}, {"promt": "p", "choosen": "a", "rejcted": "b"}):
         with pytest.raises(UserError) as error:
             detect([row], "x")
         names = zip(("prompt", "chosen", "rejected"), row, strict=True)
-        assert [f"--column {name}={theirs}" in str(error.value.mend) for name, theirs in names] == [True] * 3
-        assert str(error.value.mend).count("--column") == 3
+        assert [f"--column {name}={theirs}" in str(error.value.hint) for name, theirs in names] == [True] * 3
+        assert str(error.value.hint).count("--column") == 3
 
 
 def test_a_set_of_another_kind_is_told_the_known_formats() -> None:
     with pytest.raises(UserError) as error:
         detect([{"question": "q", "label": True}], "x")
     assert "question, label" in error.value.what
-    assert all(schema.name in str(error.value.mend) for schema in SCHEMAS)
+    assert all(schema.name in str(error.value.hint) for schema in SCHEMAS)
     with pytest.raises(UserError, match="no row among the first 1 can be read as 'preference'"):
         detect([{**rows.TLDR, "rejected": None}], "x")
     with pytest.raises(UserError, match="Did you mean 'arena'"):

@@ -55,12 +55,12 @@ def test_what_is_not_known_or_not_installed_is_one_error(
 ) -> None:
     with pytest.raises(UserError, match="no tracker 'tensorbord'") as caught:
         chosen(["tensorbord"])
-    assert "tensorboard" in str(caught.value.mend)
+    assert "tensorboard" in str(caught.value.hint)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     assert main(["run", "quick", "--track", "wandb"]) == 2
     said = capsys.readouterr().err
-    assert said.splitlines()[-1] == "mend: Install it with: pip install 'aligngap[wandb]'"
+    assert said.splitlines()[-1] == "hint: Install it with: pip install 'aligngap[wandb]'"
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 

@@ -71,7 +71,7 @@ class LocalExecutor(Executor):
         import torch
 
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError("this machine has no CUDA device", where="device", mend="Use --set device=cpu.")
+            raise UserError("this machine has no CUDA device", where="device", hint="Use --set device=cpu.")
         parallel.check(device, torch.cuda.device_count())
 
     @property

@@ -25,9 +25,9 @@ from aligngap.pipeline.executors.server import without_main
 from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
 from aligngap.ranks import ALONE, Parallel
-from aligngap.spent import account
 from aligngap.store.record import environment
 from aligngap.store.store import DiskError, Store, disk_errors
+from aligngap.timings import account
 
 _BETWEEN_MESSAGES = 0.2
 
@@ -158,7 +158,7 @@ def _work(packed: PackedStage, settings: Settings, messages: Connection) -> None
     except DiskError as error:
         send.last(("disk", error))
     except UserError as error:
-        send.last(("mistake", UserError(error.what, where=error.where, mend=error.mend)))
+        send.last(("mistake", UserError(error.what, where=error.where, hint=error.hint)))
     except BaseException as error:
         with suppress(OSError):  # the log's disk is full
             traceback.print_exc()

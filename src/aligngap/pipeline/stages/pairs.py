@@ -69,7 +69,7 @@ class Pairs(PairsStage):
                 raise UserError(
                     f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
                     where=self.task.dataset.source,
-                    mend="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
+                    hint="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
                 )
             write_json(context.out / "data.json", prepared.as_json())
         else:

@@ -26,7 +26,7 @@ WORLDS: Registry[type[World]] = Registry(
 def world(name: str) -> World:
     """The built-in world of this name. Raises UserError, naming the nearest known one."""
     if name not in WORLDS:
-        raise UserError(f"there is no built-in world '{name}'", mend=nearest(name, WORLDS))
+        raise UserError(f"there is no built-in world '{name}'", hint=nearest(name, WORLDS))
     return WORLDS[name]()
 
 

@@ -100,8 +100,8 @@ def _connect(terms: Terms, folder: Path) -> Any:
     try:
         import ray
     except ImportError as error:
-        mend = "Install it: pip install 'aligngap[ray]'."
-        raise UserError(f"Ray cannot be imported: {error}", where="--executor ray", mend=mend) from error
+        hint = "Install it: pip install 'aligngap[ray]'."
+        raise UserError(f"Ray cannot be imported: {error}", where="--executor ray", hint=hint) from error
     more: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     cores = terms.jobs * terms.cpus if terms.jobs else max(default_jobs("cpu"), terms.cpus)
     own: dict[str, Any] = {"num_cpus": cores, "object_store_memory": _OBJECTS}
@@ -112,7 +112,7 @@ def _connect(terms: Terms, folder: Path) -> Any:
         raise UserError(
             f"no Ray cluster can be used: {describe(error)}",
             where=_where(terms),
-            mend="Run aligngap on a machine of the cluster (`ray status` must answer there), with the same Ray and "
+            hint="Run aligngap on a machine of the cluster (`ray status` must answer there), with the same Ray and "
             "Python; where the cluster asks for a token, export its RAY_AUTH_MODE and RAY_AUTH_TOKEN.",
         ) from error
     return ray
@@ -121,15 +121,15 @@ def _connect(terms: Terms, folder: Path) -> Any:
 def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():
-        mend = "Give HOST:PORT of its head, as `ray start --head` prints it, or auto for the one on this machine."
-        raise UserError(f"'{address}' is no address of a Ray cluster", where="--address", mend=mend)
+        hint = "Give HOST:PORT of its head, as `ray start --head` prints it, or auto for the one on this machine."
+        raise UserError(f"'{address}' is no address of a Ray cluster", where="--address", hint=hint)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
     except (OSError, OverflowError) as error:
         raise UserError(
             f"nothing answers there: {error}",
             where=f"--address {address}",
-            mend="Start the cluster (`ray start --head`), or give the address that it printed.",
+            hint="Start the cluster (`ray start --head`), or give the address that it printed.",
         ) from error
 
 
@@ -255,7 +255,7 @@ class _Driver:
         terms = self.terms
         if now - self.seen > _HEAD:
             what = f"the head of the Ray cluster has not answered for {_HEAD:.0f} seconds"
-            return UserError(what, where=_where(terms), mend=f"See that it runs. {_AGAIN}")
+            return UserError(what, where=_where(terms), hint=f"See that it runs. {_AGAIN}")
         if now - roomy > _NO_ROOM:
             return self._no_room()
         return None
@@ -263,9 +263,9 @@ class _Driver:
     def _no_room(self) -> UserError:
         terms = self.terms
         what = f"{terms.gpus} GPU and {terms.cpus} CPU" if terms.gpus else f"{terms.cpus} CPU"
-        mend = "Start a node that has (`ray start --address=...`)"
-        mend += ", or run the study on the CPU: --set device=cpu." if terms.gpus else ". " + _AGAIN
-        return UserError(f"no node of the Ray cluster has {what} for a stage", where=_where(terms), mend=mend)
+        hint = "Start a node that has (`ray start --address=...`)"
+        hint += ", or run the study on the CPU: --set device=cpu." if terms.gpus else ". " + _AGAIN
+        return UserError(f"no node of the Ray cluster has {what} for a stage", where=_where(terms), hint=hint)
 
     def _fits_all(self) -> None:
         """Raises UserError for the first node that cannot make the run's stages, and when there is no room."""
@@ -301,7 +301,7 @@ def _unfit(node: str, problem: str) -> UserError:
     return UserError(
         f"{node} cannot make stages of this run: {problem}",
         where="--executor ray",
-        mend="All nodes need the same aligngap, Python and packages, and the store on a disk that all of them have "
+        hint="All nodes need the same aligngap, Python and packages, and the store on a disk that all of them have "
         "under the same path, with locks that work between them, or at an address (docs/cluster.md).",
     )
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Self
 
 from aligngap.errors import UserError
-from aligngap.pipeline.depot import Depot
 from aligngap.pipeline.executors.cluster.driver import OWN, Terms, drive
 from aligngap.pipeline.executors.cluster.node import Job, here
 from aligngap.pipeline.executors.local import modules_of
@@ -23,6 +22,7 @@ from aligngap.pipeline.executors.run import Executor, Message
 from aligngap.pipeline.executors.server import without_interrupts, without_main
 from aligngap.pipeline.executors.worker import Settings
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
+from aligngap.pipeline.remote_cache import RemoteCache
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.store import DiskError, Store, disk_errors
 
@@ -35,8 +35,8 @@ class RayExecutor(Executor):
     """address: HOST:PORT of the cluster's head, or auto for the one that this machine is part of; None: RAY_ADDRESS,
     and without that a cluster of one node is started here, which ends with the run. jobs: stages side by side, None: as
     many as the cluster has room for, which may change. device: as `check` allows. log_folder: as for the local
-    executor; no node needs to see it. depot: address at which artefacts are brought from one machine to another; None:
-    all nodes see the store. parallel: how many processes make a stage together, all on one node.
+    executor; no node needs to see it. remote_cache: address by which artefacts go from machine to machine; None: all
+    nodes see the store. parallel: how many processes make a stage together, all on one node.
 
     Entering raises UserError when there is no such cluster, or one of its nodes cannot make the run's stages.
     """
@@ -50,11 +50,11 @@ class RayExecutor(Executor):
         device: str,
         log_folder: Path,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
-        depot: str | None = None,
+        remote_cache: str | None = None,
         parallel: Parallel = ALONE,
     ) -> None:
         super().__init__(store)
-        self._depot = Depot(depot) if depot else None
+        self._remote_cache = RemoteCache(remote_cache) if remote_cache else None
         self._address = address or os.environ.get("RAY_ADDRESS") or OWN
         self._wanted_jobs, self._gpus, self._parallel = jobs, parallel.processes * (device != "cpu"), parallel
         self._settings = Settings(store.root, device, checkpoint_seconds, parallel=parallel)
@@ -71,11 +71,11 @@ class RayExecutor(Executor):
     def check(device: str, parallel: Parallel = ALONE) -> None:
         """Raises UserError when Ray is not here, or has no such device to give."""
         if device not in ("cpu", "cuda"):
-            mend = "Set device to cuda: Ray gives each stage a GPU of its own." if device.startswith("cuda:") else None
-            raise UserError(f"Ray cannot give stages the device '{device}'", where="device", mend=mend)
+            hint = "Set device to cuda: Ray gives each stage a GPU of its own." if device.startswith("cuda:") else None
+            raise UserError(f"Ray cannot give stages the device '{device}'", where="device", hint=hint)
         if find_spec("ray") is None:
-            mend = "Install it: pip install 'aligngap[ray]'."
-            raise UserError("Ray is not installed", where="--executor ray", mend=mend)
+            hint = "Install it: pip install 'aligngap[ray]'."
+            raise UserError("Ray is not installed", where="--executor ray", hint=hint)
         parallel.check(device)
 
     @property
@@ -86,8 +86,8 @@ class RayExecutor(Executor):
         with disk_errors(self._log_folder, strict=True):
             self._log_folder.mkdir(parents=True, exist_ok=True)
         with self._stack as stack:
-            shared = self._depot or self.store
-            place = self._depot.url if self._depot else str(self.store.root)
+            shared = self._remote_cache or self.store
+            place = self._remote_cache.url if self._remote_cache else str(self.store.root)
             token = stack.enter_context(shared.shown())
             cpus = self._parallel.processes
             terms = Terms(self._address, self._wanted_jobs, cpus, self._gpus, here(), place, token)
@@ -121,12 +121,16 @@ class RayExecutor(Executor):
 
     def start(self, stage: Stage) -> None:
         inputs = tuple(dict.fromkeys(parent.identity for parent in stage.parents))
-        depot = self._depot.url if self._depot else None
-        job = Job(PackedStage.of(stage), self._settings, stage.identity, self._modules, depot, inputs)
-        if self._depot:  # what an earlier run has made here
+        remote_cache = self._remote_cache.url if self._remote_cache else None
+        job = Job(PackedStage.of(stage), self._settings, stage.identity, self._modules, remote_cache, inputs)
+        if self._remote_cache:  # what an earlier run has made here
             for identity in (stage.identity, *inputs):
-                if self.store.has(identity) and not self._depot.has(identity) and not self.store.verify([identity]):
-                    self._depot.push(self.store, identity)
+                if (
+                    self.store.has(identity)
+                    and not self._remote_cache.has(identity)
+                    and not self.store.verify([identity])
+                ):
+                    self._remote_cache.push(self.store, identity)
         with suppress(OSError):  # the driver is gone, as `listen` will find
             self._driver.send(("start", stage.identity, job.packed()))
         self._running.add(stage.identity)
@@ -161,10 +165,10 @@ class RayExecutor(Executor):
 
     def _brought(self, identity: str, message: Message) -> Message:
         """A last word, when what was made has come here too."""
-        if self._depot and message[0] in ("finished", "cached") and not self.store.has(identity):
+        if self._remote_cache and message[0] in ("finished", "cached") and not self.store.has(identity):
             try:
-                if not self._depot.pull(self.store, identity):
-                    return ("vanished", f"what it made has not come whole to {self._depot.url}")
+                if not self._remote_cache.pull(self.store, identity):
+                    return ("vanished", f"what it made has not come whole to {self._remote_cache.url}")
             except DiskError as error:
                 return ("disk", error)
             except UserError as error:
@@ -178,8 +182,8 @@ class RayExecutor(Executor):
 
     def _broken(self, what: str) -> UserError:
         where = "--executor ray" if self._address == OWN else f"--address {self._address}"
-        mend = f"See {self._log_folder / LOG}, and that the cluster runs. Then give the same command again: what is "
-        return UserError(what, where=where, mend=f"{mend}finished is kept, and training goes on from its checkpoints.")
+        hint = f"See {self._log_folder / LOG}, and that the cluster runs. Then give the same command again: what is "
+        return UserError(what, where=where, hint=f"{hint}finished is kept, and training goes on from its checkpoints.")
 
     def stop(self) -> None:
         with suppress(OSError):

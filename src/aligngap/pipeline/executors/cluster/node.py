@@ -19,11 +19,11 @@ from typing import Any
 
 from aligngap import __version__
 from aligngap.errors import UserError
-from aligngap.pipeline.depot import Depot, is_address
 from aligngap.pipeline.executors.process import PackedStage
 from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.server import one_thread, process_context
 from aligngap.pipeline.executors.worker import Settings, StageProcess
+from aligngap.pipeline.remote_cache import RemoteCache, is_address
 from aligngap.pipeline.rundir import STORE_VARIABLE
 from aligngap.store.contents import Problem
 from aligngap.store.identity import file_digest
@@ -36,15 +36,15 @@ _LOG_PART = 1 << 18
 
 @dataclass(frozen=True)
 class Job:
-    """What a node is sent. modules: where the run's stages are defined; depot: address of the artefacts, None where the
-    run's store is the node's as well; inputs: identities of the stage's inputs.
+    """What a node is sent. modules: where the run's stages are defined; remote_cache: address of the
+    artefacts, None where the run's store is the node's as well; inputs: identities of the stage's inputs.
     """
 
     stage: PackedStage
     settings: Settings
     identity: str
     modules: list[str]
-    depot: str | None = None
+    remote_cache: str | None = None
     inputs: tuple[str, ...] = ()
 
     def packed(self) -> bytes:
@@ -71,7 +71,7 @@ def here() -> dict[str, Any]:
 def unfit(wanted: Mapping[str, Any], place: str, token: str) -> str:
     """Why this machine cannot make stages of a run; empty when it can.
 
-    wanted: what `here` gave to the run's process. place, token: its store or depot, and what `shown` gave for it.
+    wanted: what `here` gave to the run's process. place, token: its store or remote cache, and what `shown` gave.
     """
     found = here()
     for name in ("python", "aligngap"):
@@ -87,7 +87,7 @@ def unfit(wanted: Mapping[str, Any], place: str, token: str) -> str:
     if not is_address(place):
         return Store(place, reading=True).sees(token)
     try:
-        return Depot(place).sees(token)
+        return RemoteCache(place).sees(token)
     except UserError as error:
         return str(error)
 
@@ -100,10 +100,10 @@ def keep(job: bytes, node: str) -> Iterator[Message]:
     """
     given: Job = pickle.loads(job)
     settings = replace(given.settings, record={"node": node})
-    if given.depot is None:
+    if given.remote_cache is None:
         yield from _keep(given, settings)
     else:
-        yield from _carry(given, settings, Depot(given.depot))
+        yield from _carry(given, settings, RemoteCache(given.remote_cache))
 
 
 def _keep(given: Job, settings: Settings) -> Iterator[Message]:
@@ -125,19 +125,19 @@ def _keep(given: Job, settings: Settings) -> Iterator[Message]:
             process.close()
 
 
-def _carry(given: Job, settings: Settings, depot: Depot) -> Iterator[Message]:
-    """The same in a store of the node's own: inputs are brought from the depot, the artefact is brought there, and its
-    step checkpoints on the way.
+def _carry(given: Job, settings: Settings, remote_cache: RemoteCache) -> Iterator[Message]:
+    """The same in a store of the node's own: inputs are brought from the remote cache, the artefact is brought
+    there, and its step checkpoints on the way.
     """
     store = Store(own_store())
     store.sweep()
     name = given.identity
     try:
-        if store.has(name) or depot.pull(store, name):
+        if store.has(name) or remote_cache.pull(store, name):
             store.set_aside(name)
         elif not store.unfinished(name).exists():
-            depot.pull(store, name, finished=False)
-        missing = [part for part in given.inputs if not store.has(part) and not depot.pull(store, part)]
+            remote_cache.pull(store, name, finished=False)
+        missing = [part for part in given.inputs if not store.has(part) and not remote_cache.pull(store, part)]
         if missing and not store.has(name):
             yield ("damaged", [Problem(part, "", "missing") for part in missing])
             return
@@ -145,10 +145,10 @@ def _carry(given: Job, settings: Settings, depot: Depot) -> Iterator[Message]:
         at = time.monotonic()
         for message in _keep(given, replace(settings, root=store.root)):
             if message[0] in ("finished", "cached"):
-                if message[0] == "finished" or not depot.has(name):
-                    depot.push(store, name)
-                depot.drop(name, finished=False)
-            elif message[0] == "damaged":  # here, while the depot may well have it whole
+                if message[0] == "finished" or not remote_cache.has(name):
+                    remote_cache.push(store, name)
+                remote_cache.drop(name, finished=False)
+            elif message[0] == "damaged":  # here, while the remote_cache may well have it whole
                 for problem in message[1]:
                     store.set_aside(problem.identity)
             elif time.monotonic() - at >= settings.checkpoint_seconds:
@@ -156,7 +156,7 @@ def _carry(given: Job, settings: Settings, depot: Depot) -> Iterator[Message]:
                 if (newest := _newest(store.unfinished(name))) != brought:
                     brought = newest
                     with suppress(OSError):  # replaced meanwhile: the next is as good
-                        depot.push(store, name, finished=False)
+                        remote_cache.push(store, name, finished=False)
             yield message
     except DiskError as error:
         yield ("disk", error)
@@ -165,8 +165,8 @@ def _carry(given: Job, settings: Settings, depot: Depot) -> Iterator[Message]:
 
 
 def own_store() -> Path:
-    """Where this machine keeps artefacts that it has brought from a depot. Raises UserError when that is not the user's
-    own.
+    """Where this machine keeps artefacts that it has brought from a remote cache. Raises UserError when that is not the
+    user's own.
     """
     if chosen := os.environ.get(STORE_VARIABLE):
         return Path(chosen)
@@ -174,8 +174,8 @@ def own_store() -> Path:
     with disk_errors(folder.parent, strict=True):
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
-            mend = f"Set {STORE_VARIABLE} to a folder of yours on the nodes."
-            raise UserError("the folder belongs to somebody else", where=str(folder), mend=mend)
+            hint = f"Set {STORE_VARIABLE} to a folder of yours on the nodes."
+            raise UserError("the folder belongs to somebody else", where=str(folder), hint=hint)
     return folder / "store"
 
 

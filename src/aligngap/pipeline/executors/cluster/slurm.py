@@ -20,10 +20,10 @@ def sbatch_file(words: Sequence[str], *, nodes: int, cpus: int, gpus: int, time:
     Raises UserError for a time that Slurm would not read, and for words that the script gives itself.
     """
     if not _TIME.fullmatch(time):
-        raise UserError(f"'{time}' is no time limit", where="--time", mend="Write --time 4:00:00, or 2-12 (two days).")
+        raise UserError(f"'{time}' is no time limit", where="--time", hint="Write --time 4:00:00, or 2-12 (two days).")
     for word in words:
         if word.partition("=")[0] in ("--executor", "--address"):
-            raise UserError(f"the script gives {word} itself", where="ARGUMENTS", mend="Leave it out.")
+            raise UserError(f"the script gives {word} itself", where="ARGUMENTS", hint="Leave it out.")
     text = (files(__package__) / "slurm.sh").read_text(encoding="utf-8")
     given = {
         "NODES": str(nodes),

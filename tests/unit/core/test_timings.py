@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aligngap import spent
-from aligngap.spent import account, spending
+from aligngap import timings
+from aligngap.timings import account, spending
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(spent.time, "perf_counter", made)
+    monkeypatch.setattr(timings.time, "perf_counter", made)
     return made
 
 

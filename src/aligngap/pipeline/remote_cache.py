@@ -29,7 +29,7 @@ def is_address(text: str) -> bool:
     return "://" in text
 
 
-class Depot:
+class RemoteCache:
     """A folder at a URL that fsspec knows; `s3://...` needs s3fs, `gs://...` gcsfs. Raises UserError for others.
 
     The libraries behind fsspec raise errors of any kind: all are passed on as UserError.
@@ -101,7 +101,7 @@ class Depot:
                 self._files.rm_file(place)
 
     def sees(self, name: str) -> str:
-        """What keeps this machine from sharing the depot with the one that has `shown` it; empty when nothing does."""
+        """What keeps this machine from sharing the cache with the one that has `shown` it; empty when nothing does."""
         with self._errors("cannot be read"):
             there = self._files.exists(f"{self._root}/shown/{name}")
         return "" if there else f"what the run has put to {self.url} cannot be seen there"
@@ -117,5 +117,5 @@ class Depot:
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
-            mend = "See to the address, its library (s3fs for s3://) and your rights there, on every node."
-            raise UserError(f"it {what}: {said}", where=self.url, mend=mend) from error
+            hint = "See to the address, its library (s3fs for s3://) and your rights there, on every node."
+            raise UserError(f"it {what}: {said}", where=self.url, hint=hint) from error

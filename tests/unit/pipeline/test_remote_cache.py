@@ -10,28 +10,28 @@ import fsspec
 import pytest
 
 from aligngap.errors import UserError
-from aligngap.pipeline import depot as depot_module
+from aligngap.pipeline import remote_cache as module
 from aligngap.pipeline.archive import pack_one
-from aligngap.pipeline.depot import Depot
 from aligngap.pipeline.executors.cluster.node import Job, here, keep, unfit
 from aligngap.pipeline.executors.process import PackedStage
 from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.worker import Settings
 from aligngap.pipeline.graph import Stage
+from aligngap.pipeline.remote_cache import RemoteCache
 from aligngap.store import Store
 from tiny import make
 from unit.pipeline.fake_stages import Fake, Steps, read
 
 
 @pytest.fixture(params=["file", "memory"])
-def depot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot]:
-    yield Depot(f"file://{tmp_path}/depot" if request.param == "file" else "memory://depot")
+def remote_cache(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteCache]:
+    yield RemoteCache(f"file://{tmp_path}/remote_cache" if request.param == "file" else "memory://remote_cache")
     fsspec.filesystem("memory").store.clear()
 
 
 @pytest.fixture
-def file_depot(tmp_path: Path) -> Depot:
-    return Depot(f"file://{tmp_path}/depot")
+def file_remote_cache(tmp_path: Path) -> RemoteCache:
+    return RemoteCache(f"file://{tmp_path}/remote_cache")
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def other(tmp_path: Path) -> Store:
     return Store(tmp_path / "other")
 
 
-def test_an_artefact_comes_as_it_was(depot: Depot, one: Store, other: Store) -> None:
+def test_an_artefact_comes_as_it_was(remote_cache: RemoteCache, one: Store, other: Store) -> None:
     stage = Fake(name="a", does="weights")
     make(stage, one)
-    assert not depot.pull(other, stage.identity)
-    depot.push(one, stage.identity)
-    assert depot.has(stage.identity)
-    assert depot.pull(other, stage.identity)
+    assert not remote_cache.pull(other, stage.identity)
+    remote_cache.push(one, stage.identity)
+    assert remote_cache.has(stage.identity)
+    assert remote_cache.pull(other, stage.identity)
     files = [{p.name: p.read_bytes() for p in store.get(stage.identity).path.iterdir()} for store in (one, other)]
     assert files[0] == files[1]
     assert other.verify() == []
@@ -58,12 +58,14 @@ def test_an_artefact_comes_as_it_was(depot: Depot, one: Store, other: Store) -> 
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "another's", "empty"])
-def test_what_is_not_whole_is_not_there(file_depot: Depot, one: Store, other: Store, tmp_path: Path, how: str) -> None:
+def test_what_is_not_whole_is_not_there(
+    file_remote_cache: RemoteCache, one: Store, other: Store, tmp_path: Path, how: str
+) -> None:
     stage, second = Fake(name="a", does="weights"), Fake(name="b")
     for part in (stage, second):
         make(part, one)
-        file_depot.push(one, part.identity)
-    file = tmp_path / "depot" / "artefacts" / f"{stage.identity}.tar"
+        file_remote_cache.push(one, part.identity)
+    file = tmp_path / "remote_cache" / "artefacts" / f"{stage.identity}.tar"
     data = file.read_bytes()
     at = data.index(bytes(1000))  # of the weights
     file.write_bytes(
@@ -74,90 +76,90 @@ def test_what_is_not_whole_is_not_there(file_depot: Depot, one: Store, other: St
             "empty": b"",
         }[how]
     )
-    assert not file_depot.pull(other, stage.identity)
+    assert not file_remote_cache.pull(other, stage.identity)
     assert other.identities() == []
-    assert not file_depot.has(stage.identity)  # so that it is brought again
+    assert not file_remote_cache.has(stage.identity)  # so that it is brought again
 
 
-def test_step_checkpoints(depot: Depot, one: Store, other: Store) -> None:
+def test_step_checkpoints(remote_cache: RemoteCache, one: Store, other: Store) -> None:
     stage = Steps()
     (one.partial(stage.identity) / "checkpoint.json").write_text(json.dumps({"step": 7}))
-    depot.push(one, stage.identity, finished=False)
-    assert not depot.has(stage.identity)
-    assert depot.pull(other, stage.identity, finished=False)
+    remote_cache.push(one, stage.identity, finished=False)
+    assert not remote_cache.has(stage.identity)
+    assert remote_cache.pull(other, stage.identity, finished=False)
     assert json.loads((other.unfinished(stage.identity) / "checkpoint.json").read_text()) == {"step": 7}
-    depot.drop(stage.identity, finished=False)
-    assert not depot.pull(Store(other.root.with_name("third")), stage.identity, finished=False)
+    remote_cache.drop(stage.identity, finished=False)
+    assert not remote_cache.pull(Store(other.root.with_name("third")), stage.identity, finished=False)
 
 
 def test_an_address_that_cannot_be_used() -> None:
     with pytest.raises(UserError, match="cannot be used"):
-        Depot("nothing://known")
+        RemoteCache("nothing://known")
 
 
-def test_a_node_that_does_not_see_it(file_depot: Depot, tmp_path: Path) -> None:
-    with file_depot.shown() as token:
-        assert unfit(here(), file_depot.url, token) == ""
+def test_a_node_that_does_not_see_it(file_remote_cache: RemoteCache, tmp_path: Path) -> None:
+    with file_remote_cache.shown() as token:
+        assert unfit(here(), file_remote_cache.url, token) == ""
         other = f"file://{tmp_path}/elsewhere"
         assert unfit(here(), other, token) == f"what the run has put to {other} cannot be seen there"
-    assert "cannot be seen there" in unfit(here(), file_depot.url, token)
+    assert "cannot be seen there" in unfit(here(), file_remote_cache.url, token)
 
 
 def carried(
-    stage: Stage, depot: Depot, cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 120.0
+    stage: Stage, remote_cache: RemoteCache, cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 120.0
 ) -> Iterator[Message]:
     """What a node with this store of its own says of a stage."""
     monkeypatch.setenv("ALIGNGAP_STORE", str(cache))
     inputs = tuple(parent.identity for parent in stage.parents)
     settings = Settings(Path("/nowhere"), "cpu", seconds)
-    return keep(Job(PackedStage.of(stage), settings, stage.identity, [], depot.url, inputs).packed(), "a node")
+    return keep(Job(PackedStage.of(stage), settings, stage.identity, [], remote_cache.url, inputs).packed(), "a node")
 
 
 def test_nodes_with_stores_of_their_own(
-    file_depot: Depot, one: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+    file_remote_cache: RemoteCache, one: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = Fake(name="a")
     b = Fake(name="b", after=(a,))
-    assert list(carried(b, file_depot, other.root, monkeypatch))[-1][0] == "damaged"  # for want of its input
-    assert list(carried(a, file_depot, one.root, monkeypatch))[-1][0] == "finished"
-    assert list(carried(b, file_depot, other.root, monkeypatch))[-1][0] == "finished"
+    assert list(carried(b, file_remote_cache, other.root, monkeypatch))[-1][0] == "damaged"  # for want of its input
+    assert list(carried(a, file_remote_cache, one.root, monkeypatch))[-1][0] == "finished"
+    assert list(carried(b, file_remote_cache, other.root, monkeypatch))[-1][0] == "finished"
     assert read(other.get(b.identity).path)["seen"] == ["a"]
-    assert list(carried(b, file_depot, one.root, monkeypatch))[-1] == ("cached",)  # not made twice
+    assert list(carried(b, file_remote_cache, one.root, monkeypatch))[-1] == ("cached",)  # not made twice
     for store in (one, other):
         assert store.verify() == []
         assert sorted(store.identities()) == sorted([a.identity, b.identity])
 
 
 def test_an_input_that_is_damaged_on_a_node_is_brought_again(
-    file_depot: Depot, one: Store, monkeypatch: pytest.MonkeyPatch
+    file_remote_cache: RemoteCache, one: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = Fake(name="a")
     b = Fake(name="b", after=(a,))
-    assert list(carried(a, file_depot, one.root, monkeypatch))[-1][0] == "finished"
+    assert list(carried(a, file_remote_cache, one.root, monkeypatch))[-1][0] == "finished"
     (one.get(a.identity).path / "times.json").write_text("{}")
-    said = list(carried(b, file_depot, one.root, monkeypatch))[-1]
+    said = list(carried(b, file_remote_cache, one.root, monkeypatch))[-1]
     assert (said[0], said[1][0].identity) == ("damaged", a.identity)
-    assert list(carried(a, file_depot, one.root, monkeypatch))[-1] == ("cached",)
-    assert list(carried(b, file_depot, one.root, monkeypatch))[-1][0] == "finished"
+    assert list(carried(a, file_remote_cache, one.root, monkeypatch))[-1] == ("cached",)
+    assert list(carried(b, file_remote_cache, one.root, monkeypatch))[-1][0] == "finished"
 
 
 def test_a_stage_goes_on_at_another_node(
-    file_depot: Depot, one: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+    file_remote_cache: RemoteCache, one: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Steps(steps=60, seconds=0.05)
-    keeper = carried(stage, file_depot, one.root, monkeypatch, seconds=0.0)
+    keeper = carried(stage, file_remote_cache, one.root, monkeypatch, seconds=0.0)
     while next(keeper)[1] < 20:
         pass
     keeper.close()  # the node is lost
-    assert list(carried(stage, file_depot, other.root, monkeypatch))[-1][0] == "finished"
+    assert list(carried(stage, file_remote_cache, other.root, monkeypatch))[-1][0] == "finished"
     assert read(other.get(stage.identity).path)["first"] >= 5
     assert list((other.root / ".partial").iterdir()) == []
     third = Store(other.root.with_name("third"))
-    assert not file_depot.pull(third, stage.identity, finished=False)
+    assert not file_remote_cache.pull(third, stage.identity, finished=False)
 
 
 def test_step_checkpoints_that_go_while_they_are_packed_cost_the_stage_nothing(
-    file_depot: Depot, one: Store, monkeypatch: pytest.MonkeyPatch
+    file_remote_cache: RemoteCache, one: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, tried = Steps(steps=10, seconds=0.05), list[str]()
 
@@ -167,7 +169,7 @@ def test_step_checkpoints_that_go_while_they_are_packed_cost_the_stage_nothing(
             (folder / "gone").read_bytes()
         pack_one(folder, name, file, finished=finished)
 
-    monkeypatch.setattr(depot_module, "pack_one", gone)
-    assert list(carried(stage, file_depot, one.root, monkeypatch, seconds=0.0))[-1][0] == "finished"
+    monkeypatch.setattr(module, "pack_one", gone)
+    assert list(carried(stage, file_remote_cache, one.root, monkeypatch, seconds=0.0))[-1][0] == "finished"
     assert tried
-    assert file_depot.has(stage.identity)
+    assert file_remote_cache.has(stage.identity)
