@@ -343,12 +343,12 @@ def figures(
     """Write every figure of the report as a file, TASK-EXPERIMENT-FIGURE.FORMAT. No browser is needed."""
     from aligngap.report import charts
     from aligngap.report.images import FORMATS, Format
-    from aligngap.report.load import OPPONENTS, load
+    from aligngap.results import OPPONENTS, read
 
     for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
         if value not in known:
             raise UserError(f"there is no '{value}'", where=option, hint=f"Known: {', '.join(known)}.")
-    data = load(directory)
+    data = read(directory)
     folder = out or directory / "figures"
     try:
         written = charts.figures(data, folder, (cast(Format, form),), opponent=opponent)

@@ -24,12 +24,12 @@ import polars as pl
 from aligngap.compare.comparable import Ground, Side, ground, settings_that_differ
 from aligngap.errors import UserError
 from aligngap.experiments.base import Finished, TaskData
+from aligngap.experiments.gather import runs_of
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import runs_of
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import arms
 from aligngap.report import charts
-from aligngap.report.load import Estimate as Published
+from aligngap.results import FINISHED, EstimateRecord
 from aligngap.seeds import numpy_stream
 from aligngap.stats.bootstrap import Estimate, Seed, estimates
 from aligngap.stats.curves import Curve, Run, average_gap, fall, peak
@@ -130,8 +130,9 @@ class Comparison:
         """Plain values, with null for what is not known."""
 
         def described(side: Side) -> dict[str, Any]:
-            facts = {"folder": str(side.folder), "title": side.title, "study": side.data.study.get("name")}
-            return facts | {"smoke": side.data.smoke, "revision": side.data.revision, "seeds": side.data.seeds}
+            data = side.data
+            facts = {"folder": str(side.folder), "title": side.title, "study": data.study.get("name")}
+            return facts | {"smoke": data.smoke, "revision": data.revision.model_dump(), "seeds": data.seeds}
 
         return {
             "schema": 1,
@@ -193,11 +194,10 @@ def _notes(a: Side, b: Side) -> tuple[str, ...]:
     notes = []
     if a.data.smoke:
         notes.append("Both are smoke runs: their numbers mean nothing, nor does any difference.")
-    revisions = [side.data.revision or {} for side in (a, b)]
-    commits = [str(revision.get("commit") or "unknown")[:12] for revision in revisions]
+    commits = [side.data.revision.commit_or("unknown") for side in (a, b)]
     if commits[0] != commits[1]:
         notes.append(f"Made by different revisions of the code: {commits[0]} and {commits[1]}.")
-    elif any(revision.get("dirty") for revision in revisions):
+    elif any(side.data.revision.dirty for side in (a, b)):
         notes.append("Made with uncommitted changes to the code, which may differ between the runs.")
     lists = [{task.name for task in side.data.tasks} for side in (a, b)]
     if alone := sorted(lists[0] ^ lists[1]):
@@ -277,12 +277,11 @@ def _arms(side: Side, task: str, prompts: Mapping[str, Sequence[int]]) -> list[_
         for (family, arm, seed), part in frame.group_by("family", "arm", "seed", maintain_order=True)
     }
     found: dict[tuple[str, str], _Arm] = {}
-    for arm in side.task(task).arms:
-        key = (str(arm.get("family")), str(arm.get("name")))
-        rows = by_run.get((*key, arm["seed"])) if arm["seed"] is not None else None
-        if arm.get("status") == "finished" and rows is not None:
-            entry = found.setdefault(key, _Arm(*key, bool(arm.get("baseline")), {}))
-            entry.rows[arm["seed"]] = rows
+    for arm in side.data.task(task).arms:
+        rows = by_run.get((arm.family, arm.name, arm.seed)) if arm.seed is not None else None
+        if arm.status == FINISHED and arm.seed is not None and rows is not None:
+            entry = found.setdefault((arm.family, arm.name), _Arm(arm.family, arm.name, arm.baseline, {}))
+            entry.rows[arm.seed] = rows
     return list(found.values())
 
 
@@ -310,13 +309,11 @@ def _missing(
         run = ("first", "second")[place]
         matched = {id(pair[place]) for pair in pairs}
         found += [f"Only the {run} run has the arm {arm.name}." for arm in there if id(arm) not in matched]
-        for arm in side.task(task).arms:
-            if arm.get("status") != "finished":
-                reason = arm.get("reason") or "no reason recorded"
-                found.append(
-                    f"{run} run, arm {arm.get('name')}, seed {arm.get('seed')}: {arm.get('status')}, {reason}."
-                )
-    asked = [{experiment.name for experiment in side.task(task).experiments} for side in (a, b)]
+        for arm in side.data.task(task).arms:
+            if arm.status != FINISHED:
+                reason = arm.reason or "no reason recorded"
+                found.append(f"{run} run, arm {arm.name}, seed {arm.seed}: {arm.status}, {reason}.")
+    asked = [{experiment.name for experiment in side.data.task(task).experiments} for side in (a, b)]
     if alone := sorted(asked[0] ^ asked[1]):
         found.append(f"Asked in one run only: {', '.join(alone)}.")
     return tuple(found)
@@ -452,9 +449,9 @@ def _experiments(
     # As published, the two are on one scale only if neither opponent, prompts nor judge had to be replaced.
     own = [(side.analysis.split, side.analysis.opponent, side.analysis.judge) for side in (a, b)]
     published = own[0] == own[1] == (settings.split, settings.opponent, settings.judge)
-    others = {experiment.name: experiment for experiment in b.task(found.task).experiments}
+    others = {experiment.name: experiment for experiment in b.data.task(found.task).experiments}
     questions = []
-    for experiment in a.task(found.task).experiments:
+    for experiment in a.data.task(found.task).experiments:
         other = others.get(experiment.name)
         if other is None:
             continue
@@ -464,11 +461,11 @@ def _experiments(
             made = [
                 {key: value.estimate for key, value in known.analyse(part).estimates.items()} for part in data if part
             ]
-        theirs = {estimate.key: estimate for estimate in other.estimates}
+        theirs = {estimate.name: estimate for estimate in other.estimates}
         rows = (
-            _estimate_row(one, theirs[one.key], made, published, paired, same, settings.replicates)
+            _estimate_row(one, theirs[one.name], made, published, paired, same, settings.replicates)
             for one in experiment.estimates
-            if one.key in theirs
+            if one.name in theirs
         )
         verdicts = (experiment.verdict, other.verdict)
         questions.append(Question(experiment.name, experiment.title, verdicts, tuple(row for row in rows if row)))
@@ -494,7 +491,7 @@ def _task_data(
         entries = {(entry.family, entry.name, entry.stage.seed): entry for entry in arms(side.study, task)}
     except UserError:
         return None
-    recorded = {(arm.get("family"), arm.get("name"), arm.get("seed")): arm for arm in side.task(task).arms}
+    recorded = {(arm.family, arm.name, arm.seed): arm for arm in side.data.task(task).arms}
     finished = []
     for arm in there:
         for seed, rows in arm.rows.items():
@@ -505,9 +502,9 @@ def _task_data(
                     Finished(
                         entries[key],
                         runs_of(arm.name, seed, rows),
-                        str(facts.get("weights_sha256")),
+                        str(facts.weights_sha256),
                         per_prompt=rows,
-                        parameters=int(facts.get("parameters") or 0),
+                        parameters=facts.parameters or 0,
                     )
                 )
     truth = any("true" in key for arm in finished for key in arm.runs)
@@ -515,8 +512,8 @@ def _task_data(
 
 
 def _estimate_row(
-    one: Published,
-    two: Published,
+    one: EstimateRecord,
+    two: EstimateRecord,
     made: Sequence[Mapping[str, Estimate]],
     published: bool,
     paired: bool,
@@ -528,7 +525,7 @@ def _estimate_row(
     published: whether the runs' own estimates are on it; paired: whether the runs share seeds; same: whether all their
     arms are identical, so that what is published alike is alike.
     """
-    anew = [side.get(one.key) for side in made]
+    anew = [side.get(one.name) for side in made]
     known = [found for found in anew if found is not None and math.isfinite(found.value)]
     how, a, b = PAIRED if paired else INDEPENDENT, anew[0], anew[1]
     if len(known) < 2 and published and one.value is not None and two.value is not None:
@@ -542,7 +539,7 @@ def _estimate_row(
     if joint is None:
         how, joint = how if how == PUBLISHED else INDEPENDENT, difference_of_intervals(a, b)
     return Row(
-        one.key,
+        one.name,
         one.label,
         one.unit,
         _number(a),
@@ -568,6 +565,6 @@ def _joint(a: Estimate, b: Estimate, replicates: int) -> tuple[float, float, flo
 _NOTHING = Estimate(math.nan, math.nan, math.nan, 0, 0, 0, "")
 
 
-def _as_estimate(published: Published) -> Estimate:
+def _as_estimate(published: EstimateRecord) -> Estimate:
     value, low, high = (math.nan if v is None else v for v in (published.value, published.low, published.high))
     return Estimate(value, low, high, published.n_seeds or 0, published.n_prompts or 0, 0, published.note)

@@ -11,8 +11,8 @@ import polars as pl
 from aligngap.compare import words
 from aligngap.compare.differences import ArmPair, Comparison, Number, Row, TaskComparison
 from aligngap.report import charts
-from aligngap.report.load import OPPONENTS, ReportData, Task
 from aligngap.report.page import Page, drawable, figure_context, packed, shared_by_scripts, whisker
+from aligngap.results import OPPONENTS, ArmRecord, StudyResults, Task
 
 #: Both runs of an arm in one figure, told apart by hue, shape and dash.
 _STYLES = (charts.Style(0, "circle"), charts.Style(1, "square", (6, 3)))
@@ -48,8 +48,8 @@ def render(comparison: Comparison) -> str:
             {
                 "title": side.title,
                 "folder": side.folder.name or str(side.folder),
-                "revision": str((side.data.revision or {}).get("commit") or "not known")[:12],
-                "dirty": bool((side.data.revision or {}).get("dirty")),
+                "revision": side.data.revision.commit_or("not known"),
+                "dirty": bool(side.data.revision.dirty),
                 "seeds": ", ".join(map(str, side.data.seeds)) or "none",
             }
             for side in sides
@@ -64,35 +64,34 @@ def render(comparison: Comparison) -> str:
     ).text()
 
 
-def _both(comparison: Comparison) -> ReportData:
+def _both(comparison: Comparison) -> StudyResults:
     """The compared arms of both runs as one study, whose families are `1 FAMILY` and `2 FAMILY`."""
-    points: list[pl.DataFrame] = []
-    runs: list[pl.DataFrame] = []
-    tasks = []
-    for number, side in enumerate((comparison.first, comparison.second), start=1):
-        for task in comparison.tasks:
-            names = [(pair.family, pair.first if number == 1 else pair.second) for pair in task.arms]
-            compared = pl.DataFrame(names, schema={"family": pl.String, "arm": pl.String}, orient="row")
-            for frame, into in ((side.data.points, points), (side.data.runs, runs)):
-                chosen = frame.filter(pl.col("task") == task.task).join(compared, on=["family", "arm"], how="semi")
-                into.append(
-                    chosen.with_columns(
-                        # No number of a run of the one study is that of a run of the other.
-                        run=2 * pl.col("run") + number - 1,
-                        family=f"{number} " + pl.col("family"),
-                        arm=f"{_NAMES[number - 1].lower()}: " + pl.col("arm"),
-                    )
-                )
+    tasks, points, before = [], [], 0
     for task in comparison.tasks:
+        arms: list[ArmRecord] = []
+        for place, side in enumerate((comparison.first, comparison.second)):
+            compared = {(pair.family, (pair.first, pair.second)[place]) for pair in task.arms}
+            names = {"family": f"{place + 1} ", "arm": f"{_NAMES[place].lower()}: "}
+            numbers = side.data.runs.filter(pl.col("task") == task.task)["run"].to_list()
+            renumbered = {}
+            for number, arm in zip(numbers, side.data.task(task.task).arms, strict=True):
+                if (arm.family, arm.name) in compared:
+                    renumbered[number] = before + len(arms)
+                    changed = {"family": names["family"] + arm.family, "name": names["arm"] + arm.name}
+                    arms.append(arm.model_copy(update=changed))
+            shown = side.data.points.filter(pl.col("run").is_in(list(renumbered)))
+            shown = shown.with_columns(pl.lit(text) + pl.col(column) for column, text in names.items())
+            points.append(shown.with_columns(pl.col("run").replace(renumbered)))
         # The budget of the golden policy, where the runs share it.
-        shared = comparison.first.task(task.task).golden_kl if len(task.opponents) == len(OPPONENTS) else {}
-        tasks.append(Task(task.task, (), {}, (), (), shared))
+        shared = comparison.first.data.task(task.task).golden_kl if len(task.opponents) == len(OPPONENTS) else {}
+        tasks.append(Task(name=task.task, arms=tuple(arms), golden_kl=shared))
+        before += len(arms)
     first = comparison.first.data
     both = pl.concat(points, how="diagonal")  # one of them may have measures of its own
-    return ReportData(first.study, first.smoke, None, tuple(tasks), both, pl.concat(runs), pl.DataFrame())
+    return StudyResults(study=first.study, smoke=first.smoke, tasks=tuple(tasks), points=both)
 
 
-def _figures(task: TaskComparison, data: ReportData, look: charts.Look) -> list[charts.Figure]:
+def _figures(task: TaskComparison, data: StudyResults, look: charts.Look) -> list[charts.Figure]:
     """Win rate over KL, both runs in one figure: a figure a family."""
     points = data.points.filter(pl.col("task") == task.task)
     found = []
@@ -115,7 +114,7 @@ def _figures(task: TaskComparison, data: ReportData, look: charts.Look) -> list[
 
 
 def _task(
-    task: TaskComparison, identifier: str, figures: Sequence[charts.Figure], data: ReportData, merged: Task
+    task: TaskComparison, identifier: str, figures: Sequence[charts.Figure], data: StudyResults, merged: Task
 ) -> dict[str, Any]:
     runs = data.runs.filter(pl.col("task") == task.task)
     return {

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.spec import AnalysisSpec
+from aligngap.results import Figure as Figure
+from aligngap.results import FigurePoint, Verdict
 from aligngap.seeds import numpy_stream
 from aligngap.stats.bootstrap import Estimate, Groups, Seed, estimate, fraction_closed, gap_estimates, prompt_means
 from aligngap.stats.curves import Run
 from aligngap.stats.overoptimisation import Overoptimisation, overoptimisation
-from aligngap.stats.verdict import Verdict
+
+Point = FigurePoint
 
 
 @dataclass(frozen=True)
@@ -28,37 +30,6 @@ class Labelled:
     estimate: Estimate
     unit: str = "win rate"
     null: float | None = 0.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a figure. `low` and `high` are its 95% interval where there is one; `seed` is None for what is
-    pooled over seeds.
-    """
-
-    series: str
-    x: float | str
-    y: float
-    low: float | None = None
-    high: float | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What the report draws of an experiment, beside its win-rate curves: lines or points over numbers, or bars over
-    names. `x` and `y` are the axes' titles with their units; `families`, instead of points, asks for the win-rate
-    curves of these families of arms.
-    """
-
-    name: str
-    title: str
-    x: str = ""
-    y: str = ""
-    mark: Literal["line", "point", "bar"] = "line"
-    points: Sequence[Point] = ()
-    x_log: bool = False
-    families: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from aligngap.report.drawing import Drawing, drawings, measures, plotted
 from aligngap.report.images import Format, Images
-from aligngap.report.load import FAMILIES, JUDGES, OPPONENTS, PENDING, SPLITS, Drawing, Experiment, ReportData, Task
+from aligngap.results import FAMILIES, JUDGES, OPPONENTS, PENDING, SPLITS, Conclusion, StudyResults, Task
 
 if TYPE_CHECKING:
     import altair as alt
@@ -123,12 +124,12 @@ class Look:
     own: tuple[tuple[str, str, Style], ...] = ()
 
     @classmethod
-    def for_images(cls, data: ReportData) -> Look:
+    def for_images(cls, data: StudyResults) -> Look:
         light = tuple(light for light, _ in HUES)
         return cls("#22262b", "#5d6670", "#e6e8eb", light, tuple(data.families), tuple(data.seeds))
 
     @classmethod
-    def for_page(cls, data: ReportData, own: tuple[tuple[str, str, Style], ...] = ()) -> Look:
+    def for_page(cls, data: StudyResults, own: tuple[tuple[str, str, Style], ...] = ()) -> Look:
         variables = tuple(f"var(--hue-{index})" for index in range(len(HUES)))
         return cls("var(--ink)", "var(--muted)", "var(--grid)", variables, tuple(data.families), tuple(data.seeds), own)
 
@@ -181,14 +182,14 @@ class Figure:
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def datasets(data: ReportData, task: Task) -> dict[str, list[dict[str, Any]]]:
+def datasets(data: StudyResults, task: Task) -> dict[str, list[dict[str, Any]]]:
     """The named data sets that all panels of a task share, as plain rows."""
-    points = data.points.filter(pl.col("task") == task.name).drop("task")
+    points = plotted(data).filter(pl.col("task") == task.name).drop("task")
     # Five significant digits are beyond what any of these numbers can carry, and halve the page.
     points = points.with_columns(
         pl.col(name).round_sig_figs(5) for name, kind in points.schema.items() if kind == pl.Float64
     )
-    drawings = [drawing for experiment in task.experiments for drawing in experiment.figures]
+    drawn = [drawing for experiment in task.experiments for drawing in drawings(experiment)]
     runs = data.runs.filter(pl.col("task") == task.name)
     # What is still being evaluated is drawn as far as it has come, and says so.
     arm = pl.when(pl.col("status") == PENDING).then(pl.col("arm") + " (unfinished)").otherwise("arm")
@@ -197,18 +198,18 @@ def datasets(data: ReportData, task: Task) -> dict[str, list[dict[str, Any]]]:
         "points": points.to_dicts(),
         "runs": runs.join(_extents(points), on="run", how="left").to_dicts(),
         "references": [{"split": split, "kl": kl} for split, kl in task.golden_kl.items()],
-        "drawn": [{"figure": drawing.key, **point} for drawing in drawings for point in drawing.points],
+        "drawn": [{"figure": drawing.key, **point} for drawing in drawn for point in drawing.points],
     }
 
 
-def _points(data: ReportData, task: str, families: Iterable[str] | None = None) -> pl.DataFrame:
-    chosen = data.points.filter(pl.col("task") == task)
+def _points(data: StudyResults, task: str, families: Iterable[str] | None = None) -> pl.DataFrame:
+    chosen = plotted(data).filter(pl.col("task") == task)
     return chosen if families is None else chosen.filter(pl.col("family").is_in(list(families)))
 
 
-def splits_of(data: ReportData, task: str) -> list[str]:
+def splits_of(data: StudyResults, task: str) -> list[str]:
     present = set(_points(data, task)["split"].to_list())
-    return [split for split in SPLITS if split in present]
+    return [split for split in reversed(SPLITS) if split in present]
 
 
 def rate_columns(opponents: Sequence[str] = OPPONENTS) -> list[str]:
@@ -232,7 +233,7 @@ def usual_kl(points: pl.DataFrame) -> float:
     return math.inf if upper is None else FAR * upper
 
 
-def reaches_far(data: ReportData, task: Task) -> bool:
+def reaches_far(data: StudyResults, task: Task) -> bool:
     """Whether any point of the task lies beyond the usual range of KL."""
     points = _points(data, task.name)
     return not points.filter(pl.col("kl") > usual_kl(points)).is_empty()
@@ -500,7 +501,7 @@ def _measure_spec(
         f"{_IN_VIEW} && {_OF_SPLIT} && {drawable} && isValid(datum['{measure}'])"
     )
     of = _family_encodings(look)
-    share = measure in ("accuracy", "self_accuracy")
+    share = measure == "accuracy"
     axis = alt.Axis(format=".1~%" if share else ".3~r", tickCount=5)
     y = alt.Y(f"{measure}:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=True))
     steps = alt.X("step:Q", title="optimiser steps", axis=alt.Axis(labelExpr=_SHORT, grid=False, tickCount=5))
@@ -697,9 +698,9 @@ def drawn_panel(look: Look, drawing: Drawing) -> Panel:
     build = functools.partial(
         _drawn_spec,
         look,
-        drawing.mark,
-        drawing.x,
-        drawing.y,
+        drawing.figure.mark,
+        drawing.figure.x,
+        drawing.figure.y,
         drawing.x_log,
         names,
         series,
@@ -739,7 +740,7 @@ def win_figure(look: Look, points: pl.DataFrame, families: Sequence[str], shown:
     )
 
 
-def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
+def task_figures(data: StudyResults, task: Task, look: Look) -> list[Figure]:
     """The figures of a task as a whole that have anything to show, in reading order.
 
     What the paper compares first is shown from the start; the families of other experiments can be added to it.
@@ -816,7 +817,7 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
                 f"{family_name(measure)} over {words}",
                 functools.partial(_measure_spec, look, column, measure, over=over),
             )
-            for column, measure in data.measures.items()
+            for column, measure in measures(data).items()
             if _any_number(points, [column])
             for over, words in _OVERS
         ),
@@ -839,7 +840,7 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
     return [figure for figure in (win, other, judges, training, more, cost) if figure.panels]
 
 
-def prepare(data: ReportData) -> None:
+def prepare(data: StudyResults) -> None:
     """Do ahead what takes time and needs of `data` nothing but its families and seeds: the panels of `task_figures`, as
     these functions remember them, and the start of what draws them.
     """
@@ -855,23 +856,23 @@ def prepare(data: ReportData) -> None:
     _svg({"$schema": _schema(), "data": {"values": [{"x": 0}]}, "mark": "point", "encoding": {"x": {"field": "x"}}})
 
 
-def experiment_figures(data: ReportData, task: Task, experiment: Experiment, look: Look) -> list[Figure]:
+def experiment_figures(data: StudyResults, task: Task, experiment: Conclusion, look: Look) -> list[Figure]:
     """The figures that an experiment asked for, also those without anything to draw: these say so."""
-    return [_of_drawing(data, task.name, drawing, look) for drawing in experiment.figures]
+    return [_of_drawing(data, task.name, drawing, look) for drawing in drawings(experiment)]
 
 
-def _of_drawing(data: ReportData, task: str, drawing: Drawing, look: Look) -> Figure:
+def _of_drawing(data: StudyResults, task: str, drawing: Drawing, look: Look) -> Figure:
     words: dict[str, Any] = {
         "task": task,
         "name": drawing.key,
-        "title": drawing.title or drawing.name.replace("_", " "),
+        "title": drawing.figure.title or drawing.figure.name.replace("_", " "),
     }
-    if drawing.families:
-        points = _points(data, task, drawing.families)
+    if drawing.figure.families:
+        points = _points(data, task, drawing.figure.families)
         drawable = points.filter(pl.any_horizontal(pl.col(rate_columns()).is_not_null()) & pl.col("kl").is_not_null())
         present = set(drawable["family"].to_list())
-        families = [family for family in drawing.families if family in present]
-        lacking = [family_name(family) for family in drawing.families if family not in present]
+        families = [family for family in drawing.figure.families if family in present]
+        lacking = [family_name(family) for family in drawing.figure.families if family not in present]
         note = f"No data of: {', '.join(lacking)}." if lacking else ""
         return win_figure(look, drawable, families, families, **words, caption="", note=note)
     series = tuple(dict.fromkeys(point["series"] for point in drawing.points))
@@ -895,7 +896,7 @@ def _of_drawing(data: ReportData, task: str, drawing: Drawing, look: Look) -> Fi
     )
 
 
-def every_figure(data: ReportData, task: Task, look: Look) -> list[Figure]:
+def every_figure(data: StudyResults, task: Task, look: Look) -> list[Figure]:
     """All figures of a task that have anything to show."""
     own = [figure for experiment in task.experiments for figure in experiment_figures(data, task, experiment, look)]
     return [figure for figure in (*task_figures(data, task, look), *own) if figure.panels]
@@ -914,7 +915,6 @@ _OTHER_AXES: tuple[tuple[Literal["step", "rate_sft_proxy"], str], ...] = (
 _STEP_PANELS: tuple[tuple[str, str, float | None], ...] = (
     ("accuracy", "Accuracy on golden pairs", 0.5),
     ("drift", "Drift of winners’ log-probability", 0.0),
-    ("self_accuracy", "Accuracy on own pairs", 0.5),
     ("kl", "KL from SFT", None),
     ("tokens", "Response length, tokens", None),
     ("utility", "Mean true utility", None),
@@ -956,7 +956,7 @@ def config(look: Look) -> dict[str, Any]:
 
 
 def image_spec(
-    data: ReportData,
+    data: StudyResults,
     figure: Figure,
     *,
     split: str = "held_out",
@@ -1104,12 +1104,12 @@ def _with_scale(node: Any, scale: str) -> Any:
 
 
 def figures(
-    data: ReportData,
+    data: StudyResults,
     folder: Path,
     formats: Sequence[Format] = ("png", "svg"),
     *,
     opponent: str = "golden_policy",
-    choose: Callable[[ReportData, Task, Look], list[Figure]] = every_figure,
+    choose: Callable[[StudyResults, Task, Look], list[Figure]] = every_figure,
 ) -> list[Path]:
     """The figures of every task as files `TASK[-EXPERIMENT]-FIGURE[-SPLIT].FORMAT`; returns their paths.
 
@@ -1123,10 +1123,10 @@ def figures(
 
 def draw(
     images: Images,
-    data: ReportData,
+    data: StudyResults,
     *,
     opponent: str = "golden_policy",
-    choose: Callable[[ReportData, Task, Look], list[Figure]] = every_figure,
+    choose: Callable[[StudyResults, Task, Look], list[Figure]] = every_figure,
 ) -> None:
     """As `figures`, for who has other things to do while they are painted."""
     look = Look.for_images(data)
@@ -1137,7 +1137,7 @@ def draw(
                 images.add(file_name(task.name, figure.name, *([split] if split else [])), svg)
 
 
-def image_svg(data: ReportData, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy") -> str:
+def image_svg(data: StudyResults, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy") -> str:
     """A figure as SVG text; also what a reader without scripts sees in the page."""
     return _svg(image_spec(data, figure, split=split, opponent=opponent))
 

@@ -24,18 +24,21 @@ import polars as pl
 
 from aligngap.pipeline.executors.progress import Spent, time_spent
 from aligngap.report import charts
+from aligngap.report.drawing import measures
 from aligngap.report.images import Images, Painters
-from aligngap.report.load import (
+from aligngap.results import (
     FAILED,
+    FINISHED,
     PENDING,
     UNFINISHED,
     VERDICTS,
-    Estimate,
-    Experiment,
-    ReportData,
+    ArmRecord,
+    Conclusion,
+    EstimateRecord,
+    StudyResults,
     Task,
-    load,
     number,
+    read,
     shortened,
 )
 
@@ -74,7 +77,7 @@ def publish(folder: Path, processes: int | None = None, painters: Painters | Non
     """The figures of each task as a whole as PNG and SVG, and the page, from the results in a run's folder; the page's
     path. processes, painters: as `Images` takes them.
     """
-    data = load(folder)
+    data = read(folder)
     with Images(folder / "charts", ("png", "svg"), processes, painters) as images:
         charts.draw(images, data, choose=charts.task_figures)
         page = render(data)  # while they are painted
@@ -85,16 +88,15 @@ def prepare(arms: Sequence[tuple[str, int]]) -> None:
     """Do ahead what `publish` will need whatever the numbers are, which is most of its time. arms: family and seed of
     those to be drawn, in the results' order; were they others, the report would be the same and take longer.
     """
-    runs = pl.DataFrame(arms, {"family": pl.String, "seed": pl.Int64}, orient="row")
-    nothing = pl.DataFrame()
-    charts.prepare(ReportData({}, False, None, (), points=nothing, runs=runs, samples=nothing))
+    listed = tuple(ArmRecord(name=family, family=family, seed=seed) for family, seed in arms)
+    charts.prepare(StudyResults(tasks=(Task(name="", arms=listed),)))
     _template("template.html.j2")
     _runtime()
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` beside the `results.json` of a folder."""
-    return _put(render(load(folder)), folder)
+    return _put(render(read(folder)), folder)
 
 
 def _put(page: str, folder: Path) -> Path:
@@ -106,7 +108,7 @@ def _put(page: str, folder: Path) -> Path:
     return path
 
 
-def render(data: ReportData) -> str:
+def render(data: StudyResults) -> str:
     """The page as text."""
     look = charts.Look.for_page(data)
     fallbacks = _fallbacks(data)
@@ -118,7 +120,8 @@ def render(data: ReportData) -> str:
         parts[f"task:{task.name}"] = packed(
             drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
         )
-    verdicts, spent, spent_on = _verdicts(contexts), _spent(data), _activities(data)
+    verdicts, spent = _verdicts(contexts), _spent(data)
+    activities = {name: seconds for name, seconds in data.timings.activities.items() if seconds is not None}
     page = Page(
         "template.html.j2",
         shared_by_scripts(data, look),
@@ -133,8 +136,8 @@ def render(data: ReportData) -> str:
         incomplete=[context for context in contexts if context["missing"]],
         spent=spent,
         total_seconds=sum(row.seconds for row in spent),
-        activities=spent_on,
-        all_seconds=sum(spent_on.values()),
+        activities=activities,
+        all_seconds=sum(activities.values()),
         pending=data.pending,
         seeds_note=seeds_note(len(data.seeds)),
         opponents=charts.OPPONENT_NAMES,
@@ -180,13 +183,13 @@ class Page:
         return "\n".join([self._body, *elements, "</body>", "</html>", ""])
 
 
-def shared_by_scripts(data: ReportData, look: charts.Look) -> dict[str, Any]:
+def shared_by_scripts(data: StudyResults, look: charts.Look) -> dict[str, Any]:
     """What the script needs to know of all tasks."""
     return {
         "config": charts.config(look),
         "seeds": data.seeds,
         "judges": charts.JUDGE_NAMES,
-        "measures": data.measures,
+        "measures": measures(data),
         "splits": {task.name: next(iter(charts.splits_of(data, task.name)), None) for task in data.tasks},
     }
 
@@ -237,7 +240,7 @@ def seeds_note(n_seeds: int) -> str:
     return f"{n_seeds} seeds. Intervals resample seeds, paired between arms, and prompts."
 
 
-def _covers(estimate: Estimate) -> str:
+def _covers(estimate: EstimateRecord) -> str:
     """What the interval covers, where the note does not say the same."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return ""
@@ -249,7 +252,7 @@ def _covers(estimate: Estimate) -> str:
     return "Seeds and prompts; fewer than five seeds." if few else "Seeds and prompts."
 
 
-def _counts(data: ReportData) -> str:
+def _counts(data: StudyResults) -> str:
     arms = data.runs.select("task", "arm").unique().height
     parts = ((len(data.tasks), "task"), (arms, "arm"), (len(data.seeds), "seed"), (data.runs.height, "run"))
     return ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in parts)
@@ -350,7 +353,7 @@ def _hues() -> str:
     return f"{rule(0)}\n@media screen and (prefers-color-scheme: dark){{{rule(1)}}}\n"
 
 
-def _fallbacks(data: ReportData) -> dict[str, str]:
+def _fallbacks(data: StudyResults) -> dict[str, str]:
     """Figure 1 of each task as an image, for readers without scripts, as far as it fits."""
     found: dict[str, str] = {}
     room = _FALLBACK_BYTES
@@ -366,7 +369,7 @@ def _fallbacks(data: ReportData) -> dict[str, str]:
     return found
 
 
-def drawable(data: ReportData, task: Task, figures: list[charts.Figure]) -> dict[str, Any]:
+def drawable(data: StudyResults, task: Task, figures: list[charts.Figure]) -> dict[str, Any]:
     """What the script draws a task's figures from: each table and each specification once, figures by reference."""
     tables = charts.datasets(data, task)
     of_run = set(tables["runs"][0]) & {"arm", "family", "seed", "baseline", "base"} if tables["runs"] else ()
@@ -388,7 +391,7 @@ def drawable(data: ReportData, task: Task, figures: list[charts.Figure]) -> dict
 
 
 def _task_context(
-    data: ReportData,
+    data: StudyResults,
     task: Task,
     identifier: str,
     figures: list[charts.Figure],
@@ -478,34 +481,27 @@ def _tally(verdicts: list[dict[str, Any]]) -> str:
     return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in shown)
 
 
-def _rests(experiment: Experiment) -> dict[str, Any] | None:
+def _rests(experiment: Conclusion) -> dict[str, Any] | None:
     """On which of its arms and measures the estimates rest, and which are not among them; None where all are."""
     found: dict[str, list[str]] = {"finished": [], "failed": [], PENDING: []}
-    count = {state: sum(len(row.get(state) or []) for row in experiment.inputs) for state in found}
+    count = {state: sum(len(getattr(row, state)) for row in experiment.inputs) for state in found}
     if count["finished"] == sum(count.values()):
         return None
     for row in experiment.inputs:
-        name = f"{'measure ' if row.get('what') == 'measure' else ''}{row.get('name')}"
+        name = f"{'measure ' if row.what == 'measure' else ''}{row.name}"
         for state, names in found.items():
-            if seeds := row.get(state):
+            if seeds := getattr(row, state):
                 names.append(f"{name} (seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))})")
     words = {state: "; ".join(names) for state, names in found.items()}
     return {"count": count["finished"], "total": sum(count.values()), **words}
 
 
-def _spent(data: ReportData) -> list[Spent]:
+def _spent(data: StudyResults) -> list[Spent]:
     """Where time went, by kind of stage."""
-    stages = data.timings.get("stages") or []
-    return time_spent((str(stage.get("kind")), number(stage.get("seconds"))) for stage in stages)
+    return time_spent((stage.kind, stage.seconds) for stage in data.timings.stages)
 
 
-def _activities(data: ReportData) -> dict[str, float]:
-    """Where time went, by activity; empty where the results do not say."""
-    found = data.timings.get("activities")
-    return {str(name): float(seconds) for name, seconds in found.items()} if isinstance(found, dict) else {}
-
-
-def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:
+def _missing(data: StudyResults, task: Task) -> list[dict[str, Any]]:
     """Everything that was asked for and has no number: what, which seed, and why. Nothing is computed in its place."""
     runs = data.runs.filter(pl.col("task") == task.name)
     rate = pl.any_horizontal(pl.col(charts.rate_columns()).is_not_null())
@@ -526,10 +522,9 @@ def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:
         elif count < asked:
             rows.append(row | {"reason": f"{asked - count} of its {asked} points lack a KL or a win rate"})
     for measure in task.measures:
-        if measure.get("status") != "finished":
-            what = {"what": f"measure {measure.get('name')}", "seed": measure.get("seed")}
-            reason = measure.get("reason") or "no reason recorded"
-            rows.append(what | {"status": str(measure.get("status")), "reason": reason})
+        if measure.status != FINISHED:
+            what = {"what": f"measure {measure.name}", "seed": measure.seed}
+            rows.append(what | {"status": measure.status, "reason": measure.reason or "no reason recorded"})
     return rows
 
 
@@ -543,7 +538,7 @@ def _agreement(task: Task) -> list[dict[str, Any]]:
     return rows
 
 
-def _estimate_rows(experiment: Experiment) -> list[dict[str, Any]]:
+def _estimate_rows(experiment: Conclusion) -> list[dict[str, Any]]:
     return [
         {
             "estimate": e,
@@ -599,12 +594,11 @@ def _arm_settings(task: Task) -> list[dict[str, Any]]:
     """One entry an arm, its seeds together: only the weights differ between them."""
     entries: dict[str, dict[str, Any]] = {}
     for arm in task.arms:
-        name = str(arm.get("name"))
-        settings = {key: arm.get(key) for key in ("source", "loss", "settings")}
-        entry = entries.setdefault(name, {"name": name, "seeds": [], "settings": settings | {"weights, SHA-256": {}}})
-        seed = "not known" if arm.get("seed") is None else arm["seed"]
+        settings = {"source": arm.source, "loss": arm.loss, "settings": arm.settings, "weights, SHA-256": {}}
+        entry = entries.setdefault(arm.name, {"name": arm.name, "seeds": [], "settings": settings})
+        seed = "not known" if arm.seed is None else arm.seed
         entry["seeds"].append(seed)
-        entry["settings"]["weights, SHA-256"][f"seed {seed}"] = arm.get("weights_sha256") or "no data"
+        entry["settings"]["weights, SHA-256"][f"seed {seed}"] = arm.weights_sha256 or "no data"
     return list(entries.values())
 
 
@@ -620,7 +614,7 @@ _CHOICES = (
 _FEW_PROMPTS = 12
 
 
-def _samples(data: ReportData, task: str, budget: int) -> dict[str, Any] | None:
+def _samples(data: StudyResults, task: str, budget: int) -> dict[str, Any] | None:
     """Prompts of a task in their order, as many as fit `budget` bytes of the page, with the responses to them.
 
     Prompts are never chosen by what was answered: a choice by the outcome would mislead. Where only a few would fit,
