@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.experiments.bench import Bench
-from aligngap.experiments.results import collect
+from aligngap.experiments.gather import collect
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study, targets
 from aligngap.models.build import Architecture, random_model, word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
-from aligngap.store.store import Store
+from aligngap.store.store import Store, read_json
 from aligngap.tasks.worlds import WORLDS
 from aligngap.timings import account
 
@@ -57,12 +57,14 @@ def context_of(stage: Stage, store: Store, out: Path) -> Context:
 
 
 def make_study(study: StudySpec, folder: Path) -> dict[str, Any]:
-    """Everything a study wants, and its results, in `folder`."""
+    """Everything a study wants, and its results, in `folder`; what results.json holds."""
     store, outcome = Store(folder / "store"), Outcome()
     for stage in targets(study):
         make(stage, store)
     outcome.status |= {stage.identity: "finished" for stage in all_stages(targets(study))}
-    return collect(study, store, outcome, folder)
+    collect(study, store, outcome, folder)
+    found: dict[str, Any] = read_json(folder / "results.json")
+    return found
 
 
 class Tiny:

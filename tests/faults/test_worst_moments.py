@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aligngap.experiments.results import collect
+from aligngap.experiments.gather import collect
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import targets
 from aligngap.pipeline.graph import Outcome, Stage, all_stages

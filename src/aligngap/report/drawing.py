@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from aligngap.results import SETTINGS, Conclusion, Figure, StudyResults, measure_columns
+from aligngap.results import SETTINGS, Conclusion, Figure, StudyResults, measure_columns, name_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _drawing(experiment: str, figure: Figure) -> Drawing:
 
 def measures(data: StudyResults) -> dict[str, str]:
     """The further measures of the points, by the column that `plotted` gives them: a name could be any text."""
-    return {f"measure_{index}": name for index, name in enumerate(data.measures)}
+    return {f"measure_{index}": name_of(name) for index, name in enumerate(data.measures)}
 
 
 def plotted(data: StudyResults) -> pl.DataFrame:
@@ -61,7 +61,7 @@ def plotted(data: StudyResults) -> pl.DataFrame:
     """
     columns: dict[str, str] = {}
     unused = [*SETTINGS, "pairs"]
-    for column, name in measures(data).items():
+    for column, name in zip(measures(data), data.measures, strict=True):
         mean, se, n = measure_columns(name)
         columns |= {mean: column, se: f"{column}_se"}
         unused.append(n)

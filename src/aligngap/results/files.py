@@ -49,7 +49,7 @@ def read(folder: Path) -> StudyResults:
         UserError: the folder holds no results, none that this version reads, or a value that cannot be.
     """
     path = folder / RESULTS
-    raw = _json(path)
+    raw = readable(_json(path))
     if raw["schema"] == 1:
         raw, points = _migrations.from_schema_1(raw)
     else:
@@ -71,22 +71,20 @@ def read_per_prompt(folder: Path) -> pl.DataFrame:
 
 
 def parse(raw: Mapping[str, Any], points: pl.DataFrame, samples: pl.DataFrame, where: str) -> StudyResults:
-    """Results from what `results.json` holds, every text as a reader can take it.
-
-    Raises UserError, which names the key, for a value that cannot be. where: the file.
+    """Results from what `results.json` holds. where: the file. Raises UserError, which names the key, for a value that
+    cannot be.
     """
-    known = readable(raw)
     try:
-        return StudyResults.model_validate(known | {"points": points, "samples": samples})
+        return StudyResults.model_validate({**raw, "points": points, "samples": samples})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        what = f"{_key(known, problem['loc'])}: {problem['msg']}"
+        what = f"{_key(raw, problem['loc'])}: {problem['msg']}"
         raise UserError(what, where=where, hint="Make the results again.") from None
 
 
 def for_readers(results: StudyResults) -> StudyResults:
     """The same as they would be read from a file."""
-    return parse(content(results), typed_points(results.points), typed_samples(results.samples), RESULTS)
+    return parse(readable(content(results)), typed_points(results.points), typed_samples(results.samples), RESULTS)
 
 
 def _key(value: Any, place: Sequence[str | int]) -> str:

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from aligngap.experiments.bench import ArmEntry
-from aligngap.experiments.results import reads
+from aligngap.experiments.gather import reads
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import arms
 from aligngap.live import making

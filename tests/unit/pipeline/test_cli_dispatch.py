@@ -22,11 +22,13 @@ from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.ranks import ALONE
 from aligngap.report.publisher import Publisher
+from aligngap.results import Revision, StudyResults, write
 from aligngap.store import Store, write_json
 from aligngap.trackers.base import Series
 from unit.pipeline.fake_stages import Fake, Steps
 from unit.pipeline.runs import finished
 from unit.report.fixture_results import write_results
+from unit.results.made_up_points import row
 
 Install = Callable[..., None]
 
@@ -64,9 +66,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
             model_dump=lambda mode: {"title": "A [try]"} | settings,
         )
 
-    def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
-        write_json(folder / "results.json", outcome.status)
-        return {"tasks": {}, **outcome.status}
+    def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
+        results = StudyResults(study=outcome.status)
+        write(results, pl.DataFrame(), folder)
+        return results
 
     def publish(folder: Path, processes: int | None = None) -> Path:
         (folder / "report.html").write_text("<p>")
@@ -74,7 +77,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.runner.collect", collect)
-    monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"])
+    monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results.study)} [stages]"])
     monkeypatch.setattr("aligngap.report.page.publish", publish)
     monkeypatch.setattr("aligngap.runner.Publisher", Absent)
     monkeypatch.setattr("aligngap.runner.import_ahead", lambda spec: None)
@@ -131,9 +134,10 @@ def test_a_report_is_made_again_where_its_results_have_changed(study: Install, m
         report.write_text("<p>")
 
     def collected(**found: Any) -> None:
-        def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
-            write_json(folder / "results.json", {"tasks": {}, "revision": None} | found)
-            return {"tasks": {}}
+        def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
+            results = StudyResults(**found)
+            write(results, pl.DataFrame(), folder)
+            return results
 
         monkeypatch.setattr("aligngap.runner.collect", collect)
 
@@ -144,17 +148,19 @@ def test_a_report_is_made_again_where_its_results_have_changed(study: Install, m
         assert main(["run", "try", "--jobs", "1"]) == 0
         return len(published) - before
 
-    collected(kl=1)
+    collected(versions={"kl": 1})
     assert (run(), run()) == (1, 0)
     assert report.stat().st_mtime_ns >= results.stat().st_mtime_ns
     assert run() == 0
-    collected(kl=2)
+    collected(versions={"kl": 2})
+    assert (run(), run()) == (1, 0)
+    collected(versions={"kl": 2}, points=row(0, "a"))  # the same but for the points
     assert (run(), run()) == (1, 0)
     results.write_text(results.read_text())  # newer than the report: a command was stopped between the two
     assert (run(), run()) == (1, 0)
     report.unlink()
     assert (run(), run()) == (1, 0)
-    collected(revision={"commit": "abc", "dirty": True})
+    collected(revision=Revision(commit="abc", dirty=True))
     assert (run(), run()) == (1, 1)
     assert set(published) == {1}
 

@@ -1,6 +1,5 @@
 """Figures as specifications and as files."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ import altair as alt
 import pytest
 
 from aligngap.report import charts
-from aligngap.report.load import Drawing, ReportData, load
+from aligngap.results import Figure, FigurePoint, StudyResults, read
 from unit.report.fixture_results import FURTHER, write_results
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
-    return load(write_results(tmp_path_factory.mktemp("results"), seeds=(0,)))
+def data(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
+    return read(write_results(tmp_path_factory.mktemp("results"), seeds=(0,)))
 
 
 def _walk(node: Any) -> Any:
@@ -24,7 +23,7 @@ def _walk(node: Any) -> Any:
         yield from _walk(item)
 
 
-def test_every_figure_is_there_in_reading_order(data: ReportData) -> None:
+def test_every_figure_is_there_in_reading_order(data: StudyResults) -> None:
     found = charts.every_figure(data, data.tasks[0], charts.Look.for_page(data))
     assert [figure.name for figure in found] == [
         *("goodhart", "other_axes", "judges", "training", "cost"),
@@ -33,7 +32,7 @@ def test_every_figure_is_there_in_reading_order(data: ReportData) -> None:
     assert [panel.title for panel in found[0].panels] == ["Golden judge", "True utility"]
 
 
-def test_panels_are_valid_json_that_loads_nothing(data: ReportData) -> None:
+def test_panels_are_valid_json_that_loads_nothing(data: StudyResults) -> None:
     for figure in charts.every_figure(data, data.tasks[0], charts.Look.for_page(data)):
         for panel in figure.panels:
             spec = panel.build()
@@ -44,7 +43,7 @@ def test_panels_are_valid_json_that_loads_nothing(data: ReportData) -> None:
             assert {"split", "shown", "seeds", "sweep", "opponent", "judge"} | set(panel.params) <= names
 
 
-def test_an_image_has_no_parameter_left_and_no_name_shared_between_panels(data: ReportData) -> None:
+def test_an_image_has_no_parameter_left_and_no_name_shared_between_panels(data: StudyResults) -> None:
     # With view names in common, Vega-Lite drew one panel's points with the other panel's numbers.
     figure = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))[0]
     spec = charts.image_spec(data, figure)
@@ -58,7 +57,7 @@ def test_an_image_has_no_parameter_left_and_no_name_shared_between_panels(data: 
     assert {"points0", "points1"} <= set(spec["datasets"])
 
 
-def test_panels_of_an_image_plot_their_own_judge(data: ReportData) -> None:
+def test_panels_of_an_image_plot_their_own_judge(data: StudyResults) -> None:
     import vl_convert
 
     figure = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))[0]
@@ -106,10 +105,10 @@ def test_every_hue_can_be_seen_on_its_ground(ground: str, column: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def runaway(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+def runaway(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     """Of five families within a KL of a few nats, one arm of `shuffled` goes on to some hundreds."""
     folder = tmp_path_factory.mktemp("runaway")
-    path = write_results(folder, seeds=(0,), fail_one=False) / "results.json"
+    path = write_results(folder, seeds=(0,), fail_one=False, schema=1) / "results.json"
     results = json.loads(path.read_text())
     for arm in results["tasks"]["summarisation"]["arms"]:
         factor = 400.0 if arm["family"] == "shuffled" else 3.0
@@ -117,15 +116,15 @@ def runaway(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
         for point in arm["points"]:
             point["kl"] *= factor / highest
     path.write_text(json.dumps(results))
-    return load(folder)
+    return read(folder)
 
 
-def _span(data: ReportData, families: tuple[str, ...], **options: Any) -> dict[str, float]:
+def _span(data: StudyResults, families: tuple[str, ...], **options: Any) -> dict[str, float]:
     runs = charts.datasets(data, data.tasks[0])["runs"]
     return charts.reach([run for run in runs if run["family"] in families], "golden_policy", **options)
 
 
-def test_a_runaway_arm_does_not_widen_the_figures_and_is_not_cut_in_silence(runaway: ReportData) -> None:
+def test_a_runaway_arm_does_not_widen_the_figures_and_is_not_cut_in_silence(runaway: StudyResults) -> None:
     task = runaway.tasks[0]
     assert charts.reaches_far(runaway, task)
     others = ("online", "offline", "replay", "golden_policy")
@@ -141,14 +140,14 @@ def test_a_runaway_arm_does_not_widen_the_figures_and_is_not_cut_in_silence(runa
     assert subtitle[1] == f"Not shown: {points.height} points further right, up to a KL of 400 (replay shuffled)"
 
 
-def test_where_only_the_runaway_is_shown_all_of_it_is(runaway: ReportData) -> None:
+def test_where_only_the_runaway_is_shown_all_of_it_is(runaway: StudyResults) -> None:
     runs = [run for run in charts.datasets(runaway, runaway.tasks[0])["runs"] if run["family"] == "shuffled"]
     far = [run | {"from_kl": None, "to_kl": None} for run in runs]  # no point in the usual range
     assert charts.reach(far, "golden_policy")["xmax"] == pytest.approx(400 * 1.25)
     assert charts.reach([], "golden_policy") == {"xmin": 0.01, "xmax": 10.0, "ymin": 0.45, "ymax": 0.55}
 
 
-def test_axes_take_in_every_rate_of_what_is_shown(runaway: ReportData) -> None:
+def test_axes_take_in_every_rate_of_what_is_shown(runaway: StudyResults) -> None:
     span = _span(runaway, ("online",))
     points = runaway.points.filter((runaway.points["family"] == "online") & (runaway.points["kl"] > 0))
     rates = [rate for judge in ("golden", "true", "proxy") for rate in points[f"rate_golden_policy_{judge}"] if rate]
@@ -157,7 +156,7 @@ def test_axes_take_in_every_rate_of_what_is_shown(runaway: ReportData) -> None:
     assert span["xmin"] < points["kl"].min() * 0.81
 
 
-def test_win_rates_are_drawn_over_steps_and_the_proxys_opinion_too(data: ReportData) -> None:
+def test_win_rates_are_drawn_over_steps_and_the_proxys_opinion_too(data: StudyResults) -> None:
     figure = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))[1]
     scene = _scene(charts.image_spec(data, figure))
     symbols = [m for m in scene if m["marktype"] == "symbol" and "layer" in str(m.get("name", ""))]
@@ -167,7 +166,7 @@ def test_win_rates_are_drawn_over_steps_and_the_proxys_opinion_too(data: ReportD
     assert len(symbols[0]["items"]) == len(symbols[1]["items"]) > 0
 
 
-def test_a_figure_of_families_shows_these_alone_and_says_which_have_no_data(data: ReportData) -> None:
+def test_a_figure_of_families_shows_these_alone_and_says_which_have_no_data(data: StudyResults) -> None:
     task = data.tasks[0]
     coverage = next(x for x in task.experiments if x.name == "coverage")
     (figure,) = charts.experiment_figures(data, task, coverage, charts.Look.for_images(data))
@@ -192,19 +191,18 @@ def _scene(spec: dict[str, Any]) -> list[dict[str, Any]]:
     [("line", 1.0, "area", 1), ("point", 1.0, "rule", 2), ("bar", "a name", "rule", 2), ("line", "a name", "rule", 2)],
 )
 def test_drawn_figures_have_points_intervals_and_seeds(
-    data: ReportData, mark: Any, x: float | str, kind: str, count: int
+    data: StudyResults, mark: Any, x: float | str, kind: str, count: int
 ) -> None:
     places = [x, x + 1 if isinstance(x, float) else "another"]
-    points = tuple(
-        {"series": "online", "x": place, "y": 0.1 if seed is None else 0.12, "seed": seed}
-        | {"low": 0.05 if seed is None else None, "high": 0.2 if seed is None else None}
+    points = [
+        FigurePoint("online", place, 0.1, 0.05, 0.2) if seed is None else FigurePoint("online", place, 0.12, seed=seed)
         for place in places
         for seed in (None, *data.seeds)
-    )
-    drawing = Drawing("goodhart", "made_up", "Made up", "x", "win rate", mark, False, (), points, 0)
-    experiment = dataclasses.replace(data.tasks[0].experiments[0], figures=(drawing,))
-    task = dataclasses.replace(data.tasks[0], experiments=(experiment,))
-    changed = dataclasses.replace(data, tasks=(task,))
+    ]
+    drawn = Figure("made_up", "Made up", "x", "win rate", mark, points)
+    experiment = data.tasks[0].experiments[0].model_copy(update={"figures": (drawn,)})
+    task = data.tasks[0].model_copy(update={"experiments": (experiment,)})
+    changed = data.model_copy(update={"tasks": (task,)})
     (figure,) = charts.experiment_figures(changed, task, experiment, charts.Look.for_images(changed))
     marks = [m for m in _scene(charts.image_spec(changed, figure)) if "layer" in str(m.get("name", ""))]
     assert sum(len(m["items"]) for m in marks if m["marktype"] == "symbol") == 2 + 2 * (mark != "bar")
@@ -213,7 +211,7 @@ def test_drawn_figures_have_points_intervals_and_seeds(
     assert len(intervals) == count or sum(len(m["items"]) for m in intervals) == count
 
 
-def test_charts_are_saved(data: ReportData, tmp_path: Path) -> None:
+def test_charts_are_saved(data: StudyResults, tmp_path: Path) -> None:
     # One figure stands for all: each takes a second.
     every = charts.task_figures
     paths = charts.figures(data, tmp_path / "charts", choose=lambda *arguments: every(*arguments)[-1:])
@@ -225,7 +223,7 @@ def test_charts_are_saved(data: ReportData, tmp_path: Path) -> None:
 
 
 def test_nothing_is_drawn_from_nothing(tmp_path: Path) -> None:
-    empty = load(write_results(tmp_path / "in", no_numbers=True))
+    empty = read(write_results(tmp_path / "in", no_numbers=True))
     assert charts.figures(empty, tmp_path / "out") == []
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from aligngap.report import charts, images, page, publisher
-from aligngap.report.load import load
 from aligngap.report.publisher import Publisher
+from aligngap.results import read
 from unit.report.fixture_results import write_results
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux lists them")
@@ -55,7 +55,7 @@ def gone(pid: int) -> bool:
 
 
 def arms_of(folder: Path) -> list[tuple[str, int]]:
-    return [(row["family"], row["seed"]) for row in load(folder).runs.to_dicts()]
+    return [(row["family"], row["seed"]) for row in read(folder).runs.to_dicts()]
 
 
 def test_it_writes_what_is_written_without_it(tmp_path: Path) -> None:
