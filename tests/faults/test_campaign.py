@@ -7,6 +7,7 @@ import random
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from aligngap.store import Store
