@@ -80,7 +80,7 @@ def _both(comparison: Comparison) -> StudyResults:
                     changed = {"family": names["family"] + arm.family, "name": names["arm"] + arm.name}
                     arms.append(arm.model_copy(update=changed))
             shown = side.data.points.filter(pl.col("run").is_in(list(renumbered)))
-            shown = shown.with_columns(pl.lit(text) + pl.col(column) for column, text in names.items())
+            shown = shown.with_columns((pl.lit(text) + pl.col(column)).alias(column) for column, text in names.items())
             points.append(shown.with_columns(pl.col("run").replace(renumbered)))
         # The budget of the golden policy, where the runs share it.
         shared = comparison.first.data.task(task.task).golden_kl if len(task.opponents) == len(OPPONENTS) else {}
