@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import pytest
@@ -15,6 +15,7 @@ from aligngap.errors import UserError
 from aligngap.results import (
     PENDING,
     SCHEMA,
+    VERDICTS,
     ArmRecord,
     Conclusion,
     EstimateRecord,
@@ -29,6 +30,7 @@ from aligngap.results import (
     write,
 )
 from aligngap.results.tables import typed_points
+from aligngap.stats import verdict
 from unit.report.fixture_results import UNRULY, write_results
 from unit.results.made_up_points import row
 
@@ -238,3 +240,8 @@ def test_what_is_still_to_come_is_counted(tmp_path: Path) -> None:
         listed[0]["status"] = PENDING
     path.write_text(json.dumps(raw), "utf-8")
     assert read(tmp_path).pending == 2
+
+
+def test_the_words_of_verdicts_are_those_of_the_statistics() -> None:
+    """Which import nothing of the project, and so have them once more."""
+    assert get_args(verdict.Verdict) == VERDICTS
