@@ -17,7 +17,7 @@ import polars as pl
 from aligngap.errors import UserError
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.results import point
-from aligngap.pipeline.graph import Event, Stage, all_stages
+from aligngap.pipeline.graph import Event, all_stages
 from aligngap.pipeline.stages import SPLITS, Arm, Evaluate
 from aligngap.store.store import Store, read_json, write_json
 from aligngap.trackers.base import Series
@@ -35,21 +35,20 @@ def series_of(plan: Plan) -> dict[str, Series]:
     found: dict[str, Series] = {}
     evaluations: dict[str, str] = {}
     tasks: dict[str, list[str]] = {}
-    others: dict[str, Stage] = {}
-    for task, of_task in plan.tasks.items():
-        for entry in (planned.entry for planned in of_task.arms):
+    for name, task in plan.tasks.items():
+        for entry in (planned.entry for planned in task.arms):
             arm = entry.stage
-            about = {"study": plan.name, "task": task, "arm": entry.name, "family": entry.family, "seed": arm.seed}
-            name = f"{_part(task)}/{_part(entry.name)}/seed {arm.seed}"
+            about = {"study": plan.name, "task": name, "arm": entry.name, "family": entry.family, "seed": arm.seed}
             settings = {**arm.specification, **about, "identity": arm.identity}
-            found.setdefault(arm.identity, Series(arm.identity, name, settings))
-        for stage in all_stages(of_task.targets):
-            if isinstance(stage, Evaluate):
-                evaluations[stage.identity] = stage.arm.identity
-            else:
-                tasks.setdefault(stage.identity, []).append(task)
-                others[stage.identity] = stage
-    for identity, stage in others.items():
+            title = f"{_part(name)}/{_part(entry.name)}/seed {arm.seed}"
+            found.setdefault(arm.identity, Series(arm.identity, title, settings))
+        for stage in all_stages(task.targets):
+            tasks.setdefault(stage.identity, []).append(name)
+    for stage in plan.stages:
+        if isinstance(stage, Evaluate):
+            evaluations[stage.identity] = stage.arm.identity
+            continue
+        identity = stage.identity
         place = tasks[identity][0] if len(tasks[identity]) == 1 else "shared"
         settings = {**stage.specification, "study": plan.name, "stage": stage.kind, "identity": identity}
         found.setdefault(identity, Series(identity, f"{_part(place)}/{_part(stage.label)}", settings))
