@@ -268,17 +268,21 @@ def test_models_that_cannot_be_had_are_told_before_anything_is_made(tmp_path: Pa
         plan_of("quick", f"models.policy={tmp_path}/nowhere").check_models()
 
 
-def readers(root: Path, name: str = "StudySpec") -> set[str]:
-    """Modules that import the name, or take it from a module that they have imported."""
+def readers(root: Path) -> set[str]:
+    """Modules that import StudySpec, take it from a module that they have imported, or read a bench's study."""
 
     def reads(node: ast.AST) -> bool:
         if isinstance(node, ast.ImportFrom):
-            return any(alias.name == name for alias in node.names)
-        return isinstance(node, ast.Attribute) and node.attr == name
+            return any(alias.name == "StudySpec" for alias in node.names)
+        if not isinstance(node, ast.Attribute):
+            return False
+        return node.attr == "StudySpec" or ast.unparse(node).endswith("bench.study")
 
     texts = {file.relative_to(root).as_posix(): file.read_text("utf-8") for file in root.rglob("*.py")}
     return {
-        module for module, text in texts.items() if name in text and any(map(reads, ast.walk(ast.parse(text))))
+        module
+        for module, text in texts.items()
+        if ("StudySpec" in text or "bench" in text) and any(map(reads, ast.walk(ast.parse(text))))
     }
 
 
@@ -294,6 +298,7 @@ def test_nobody_outside_experiments_reads_a_study() -> None:
         "from aligngap.experiments.spec import AnalysisSpec, StudySpec",
         "from aligngap.experiments import spec\nspec.StudySpec",
         "def late():\n    from aligngap.experiments.spec import StudySpec as S",
+        "def seeds(bench):\n    return bench.study.seeds",
     ],
 )
 def test_who_reads_a_study_is_seen(tmp_path: Path, text: str) -> None:
