@@ -27,7 +27,6 @@ from aligngap.experiments.base import Finished, TaskData
 from aligngap.experiments.gather import runs_of
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import AnalysisSpec
-from aligngap.experiments.study import arms
 from aligngap.results import EstimateRecord
 from aligngap.seeds import numpy_stream
 from aligngap.stats.bootstrap import Estimate, Seed, estimates
@@ -350,12 +349,13 @@ def _experiments(walk: Matched, *, same: bool) -> tuple[Question, ...]:
 def _task_data(walk: Matched, place: int) -> TaskData | None:
     """What an experiment analyses, rebuilt from a result folder; None where this version cannot read its settings."""
     side = walk.sides[place]
-    if side.study is None:
+    if side.plan is None:
         return None
     try:
-        entries = {(entry.family, entry.name, entry.stage.seed): entry for entry in arms(side.study, walk.task)}
+        planned = [arm.entry for arm in side.plan.tasks[walk.task].arms]
     except UserError:
         return None
+    entries = {(entry.family, entry.name, entry.stage.seed): entry for entry in planned}
     finished = [
         Finished(
             entries[arm.family, arm.name, seed],

@@ -15,10 +15,8 @@ import polars as pl
 from aligngap.experiments.base import Finished, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.conclusions import adjusted, concluded
-from aligngap.experiments.registry import EXPERIMENTS
+from aligngap.experiments.plan import Needs, Plan, PlannedArm, TaskPlan
 from aligngap.experiments.samples import samples
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, asked, measures, obstacles, targets
 from aligngap.experiments.timings import latest, timings
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.pipeline.graph import Outcome, Stage
@@ -43,6 +41,7 @@ from aligngap.results import (
     plain,
     write,
 )
+from aligngap.results.tables import typed_points
 from aligngap.stats.curves import Run
 from aligngap.store.record import environment
 from aligngap.store.store import Store, read_json
@@ -72,26 +71,26 @@ class _GatheredArm:
     measures: Sequence[MeasureRecord] = ()
 
 
-def import_ahead(study: StudySpec) -> None:
+def import_ahead(plan: Plan) -> None:
     """Import in the background what `collect` needs where there are several seeds, for a quarter of a second."""
-    if len(study.seeds) > 1:
+    if len(plan.seeds) > 1:
         threading.Thread(target=importlib.import_module, args=("scipy.stats",), daemon=True).start()
 
 
-def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
+def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
     """Gather all tasks and write the results into `folder`.
 
     Failed and blocked arms are listed with their reason, and enter no average.
     """
-    gathered = [gather(study, task, store, outcome) for task in study.tasks]
-    results = assemble(study, store, outcome, gathered)
+    gathered = [gather(task, store, outcome) for task in plan.tasks.values()]
+    results = assemble(plan, store, outcome, gathered)
     results = results.model_copy(update={"timings": latest(results.timings, outcome, folder)})
     frames = [frame for part in gathered for frame in part.per_prompt]
     write(results, pl.concat(frames) if frames else pl.DataFrame(), folder)
     return results
 
 
-def assemble(study: StudySpec, store: Store, outcome: Outcome, gathered: Sequence[Gathered]) -> StudyResults:
+def assemble(plan: Plan, store: Store, outcome: Outcome, gathered: Sequence[Gathered]) -> StudyResults:
     """The results of tasks that have been gathered."""
     made: dict[str, Any] = environment()
     commit, dirty = made.pop("git_revision", None), made.pop("git_dirty", None)
@@ -103,11 +102,11 @@ def assemble(study: StudySpec, store: Store, outcome: Outcome, gathered: Sequenc
     tables = {"points": pl.concat(points, how="diagonal")} if points else {}
     tables |= {"samples": pl.concat(found)} if found else {}
     return StudyResults(
-        study=study.model_dump(mode="json"),
-        smoke=study.smoke,
+        study=plan.specification,
+        smoke=plan.smoke,
         revision=Revision(commit=commit, dirty=dirty) if commit else Revision(),
         tasks=tuple(part.task for part in gathered),
-        timings=timings(targets(study), store, outcome),
+        timings=timings(plan.stages, store, outcome),
         versions=made,
         **tables,
     )
@@ -122,39 +121,30 @@ def summary(results: StudyResults) -> list[str]:
     ]
 
 
-def reads(study: StudySpec, task: str) -> list[Stage]:
-    """The stages whose artefacts `gather` reads, beside those that these stand on."""
-    bench = Bench(study, task)
-    judges = [stage for seed in study.seeds for stage in (bench.proxy(seed), bench.agreement(seed))]
-    of_arms = [stage for entry in arms(study, task) for stage in (bench.evaluation(entry), *bench.measured(entry))]
-    measured = [*of_arms, *(m.stage for m in measures(study, task))]
-    return [bench.sft, bench.golden, *judges, *measured]
-
-
-def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathered:
+def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:
     """Read what the store holds of a task, and let the experiments conclude from its finished arms.
 
     An arm that is pending is listed with the points of the checkpoints that have been evaluated, which enter no
     estimate; an experiment that waits for one has no verdict. Reads only.
     """
-    bench = Bench(study, task)
-    found = [_arm(bench, entry, store, outcome) for entry in arms(study, task)]
+    bench, task = plan.bench, plan.task
+    found = [_arm(task, arm, store, outcome) for arm in plan.arms]
     finished = [arm.finished for arm in found if arm.finished]
-    tables, measured = _tables(study, task, store, outcome)
-    data = TaskData(task, study.analysis, finished, tables, bench.has_truth)
+    tables, measured = _tables(plan, store, outcome)
+    data = TaskData(task, bench.study.analysis, finished, tables, bench.has_truth)
     records = tuple(arm.record for arm in found)
-    points = _points(found, task, study.evaluation.measures)
+    points = _points(found, task)
     golden = [run for run, arm in enumerate(records) if (arm.family, arm.status) == ("golden_policy", FINISHED)]
     states = {row.identity: row.status for rows in (records, measured) for row in rows}
-    conclusions = [concluded(name, data, _inputs(name, bench, states)) for name in asked(study, task)]
+    conclusions = [concluded(name, data, _inputs(needs, states)) for name, needs in plan.asked.items()]
     about = Task(
         name=task,
-        yardstick=yardstick(bench),
+        yardstick=plan.yardstick,
         arms=records,
         measures=(*measured, *(row for arm in found for row in arm.measures)),
         stages=_stages(bench, store),
         experiments=adjusted(conclusions),
-        not_asked=obstacles(study, task),
+        not_asked=plan.not_asked,
         golden_kl=golden_kl(points, golden),
     )
     prompts = [arm.per_prompt for arm in finished]
@@ -162,17 +152,17 @@ def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathe
     return Gathered(about, points, [frame.drop("response_ids") for frame in prompts], shown)
 
 
-def _arm(bench: Bench, entry: ArmEntry, store: Store, outcome: Outcome) -> _GatheredArm:
-    evaluation = bench.evaluation(entry)
+def _arm(task: str, planned: PlannedArm, store: Store, outcome: Outcome) -> _GatheredArm:
+    entry, evaluation = planned.entry, planned.evaluation
     status, reason = _became((entry.stage, evaluation), outcome, store)
     if status != FINISHED:
         begun = _begun(entry, evaluation, store) if status == PENDING else []
         return _GatheredArm(_record(entry, status, reason), begun)
     folder, arm = store.get(evaluation.identity).path, store.get(entry.stage.identity).path
-    prompts = _named(pl.read_parquet(folder / "per_prompt.parquet"), bench.task, entry)
-    prompts, measured = _with_measures(prompts, entry, bench.measured(entry), outcome, store)
+    prompts = _named(pl.read_parquet(folder / "per_prompt.parquet"), task, entry)
+    prompts, measured = _with_measures(prompts, entry, planned.measured, outcome, store)
     pairs = pl.read_parquet(folder / "per_pair.parquet")
-    more = bench.study.evaluation.measures
+    more = [stage.measure for stage in planned.measured]
     points = [point(prompts, pairs, step, split, more) for step in entry.stage.keep for split in SPLITS]
     size = read_json(store.get(entry.stage.sft.identity).path / "metrics.json")["parameters"]
     weights = read_json(arm / "weights.json")["weights_sha256"]
@@ -200,11 +190,10 @@ def _record(entry: ArmEntry, status: str, reason: str | None, **measured: Any) -
     )
 
 
-def _inputs(name: str, bench: Bench, states: Mapping[str, str]) -> list[Inputs]:
-    """The experiment's arms and measures, with the seeds of which each is finished, failed (for good) or pending."""
-    experiment = EXPERIMENTS[name]
-    arms = [("arm", entry.name, entry.stage.seed, entry.stage) for entry in experiment.arms(bench)]
-    measures = [("measure", entry.name, entry.seed, entry.stage) for entry in experiment.measures(bench)]
+def _inputs(needs: Needs, states: Mapping[str, str]) -> list[Inputs]:
+    """An experiment's arms and measures, with the seeds of which each is finished, failed (for good) or pending."""
+    arms = [("arm", entry.name, entry.stage.seed, entry.stage) for entry in needs.arms]
+    measures = [("measure", entry.name, entry.seed, entry.stage) for entry in needs.measures]
     found: dict[tuple[str, str], dict[str, list[int]]] = {}
     for what, label, seed, stage in (*arms, *measures):
         row = found.setdefault((what, label), {FINISHED: [], FAILED: [], PENDING: []})
@@ -213,18 +202,12 @@ def _inputs(name: str, bench: Bench, states: Mapping[str, str]) -> list[Inputs]:
     return [Inputs.model_validate({"what": what, "name": label, **seeds}) for (what, label), seeds in found.items()]
 
 
-def yardstick(bench: Bench) -> dict[str, str]:
-    """Identities of what win rates and KL of a task are measured with. Two runs that share them share a scale."""
-    parts = {name: getattr(bench, name) for name in ("pairs", "golden", "sft", "golden_policy")}
-    return {name: stage.identity for name, stage in parts.items()}
-
-
 def _tables(
-    study: StudySpec, task: str, store: Store, outcome: Outcome
+    plan: TaskPlan, store: Store, outcome: Outcome
 ) -> tuple[dict[tuple[str, int], pl.DataFrame], list[MeasureRecord]]:
     """The experiments' own measures: their tables, and what became of each."""
     tables, listed = {}, []
-    for entry in measures(study, task):
+    for entry in plan.measures:
         listed.append(_measure(entry.name, entry.seed, entry.stage, outcome, store))
         if listed[-1].status == FINISHED:
             tables[entry.name, entry.seed] = pl.read_parquet(store.get(entry.stage.identity).path / "table.parquet")
@@ -302,7 +285,7 @@ def point(
     return row
 
 
-def _points(found: Sequence[_GatheredArm], task: str, more: Sequence[str]) -> pl.DataFrame:
+def _points(found: Sequence[_GatheredArm], task: str) -> pl.DataFrame:
     """The points of all arms, a row each."""
     rows = []
     for run, arm in enumerate(found):
@@ -311,8 +294,7 @@ def _points(found: Sequence[_GatheredArm], task: str, more: Sequence[str]) -> pl
         about |= {"task": task, "run": run, "arm": arm.record.name, "loss": loss["name"]}
         about |= {"lr": settings["lr"], "beta": settings["beta"]}
         rows += [plain({**about, **row}) for row in arm.points]
-    schema = POINTS | {column: kind for name in more for column, kind in measure_columns(name).items()}
-    return pl.DataFrame(rows, schema)
+    return typed_points(pl.DataFrame(rows, infer_schema_length=None)) if rows else pl.DataFrame(schema=POINTS)
 
 
 def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
@@ -361,7 +343,7 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         path = store.get(stage.identity).path / file
         return read_json(path) if path.is_file() else None
 
-    seeds = bench.study.seeds
+    seeds = bench.seeds
     found = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
     sizes = {
         ("policy" if role == "sft" else role): value["parameters"]

@@ -9,27 +9,27 @@ from typing import Any
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.progress import activities
-from aligngap.pipeline.graph import Outcome, Stage, all_stages
+from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.results import StageTiming, Timings, read
 from aligngap.store.store import Store, read_json
 
 
-def timings(targets: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
-    """Of every stage that the targets need, and of the command whose outcome it is."""
-    stages = tuple(_timing(stage, store, outcome) for stage in all_stages(targets))
+def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
+    """Of these stages, and of the command whose outcome it is."""
+    listed = tuple(_timing(stage, store, outcome) for stage in stages)
     spent: Counter[str] = Counter()
-    for stage in stages:
+    for stage in listed:
         spent.update(stage.judge_spent)
     core_seconds = outcome.wall * outcome.jobs
     return Timings(
         wall_seconds=outcome.wall or None,
         jobs=outcome.jobs or None,
-        core_seconds=sum(stage.seconds or 0.0 for stage in stages),
+        core_seconds=sum(stage.seconds or 0.0 for stage in listed),
         activities=activities(
-            ((stage.spent, stage.seconds) for stage in stages), core_seconds, sum(outcome.seconds.values())
+            ((stage.spent, stage.seconds) for stage in listed), core_seconds, sum(outcome.seconds.values())
         ),
         judge_spent=dict(spent),
-        stages=stages,
+        stages=listed,
     )
 
 
