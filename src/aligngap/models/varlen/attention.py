@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,14 +32,8 @@ def rotated(projected: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     Numbers that turn together come out side by side, not half a head apart: products of queries and keys are the same.
     """
     halves = projected.float().view(len(projected), -1, 2, rope.shape[-1])
-    turned = torch.complex(halves[:, :, 0], halves[:, :, 1]) * rope
+    turned = torch.complex(*halves.unbind(2)) * rope
     return torch.view_as_real(turned).flatten(2).to(projected.dtype)
-
-
-def _rotated_back(gradient: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-    """The adjoint of `rotated`: from [N * heads, D] to [N, heads * D]."""
-    back = torch.view_as_complex(gradient.view(len(rope), -1, rope.shape[-1], 2)) * rope.conj()
-    return torch.cat([back.real, back.imag], 2).flatten(1)
 
 
 def attention_bias(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -51,16 +44,55 @@ def attention_bias(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def cached_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Attention of queries that are scaled, [B, H, T, D], on keys and values, [B, G, W, D]; [B, H, T, D]. bias: added
-    to the scores, [B or 1, 1, T, W].
+    """Attention of queries that are scaled, [n, H, T, D], on all of a KV cache, [n, G, W, D]; [n, H, T, D]. bias: added
+    to the scores, [n or 1, 1, T, W].
     """
-    (rows, heads, width, size), groups = q.shape, k.shape[1]
-    if q.dtype != torch.float32 or (width > SAMPLES_PER_ROW and width * k.shape[2] > _MATMUL_SCORES):
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0, enable_gqa=heads != groups)
-    scores = torch.bmm(q.reshape(rows * groups, -1, size), k.flatten(0, 1).transpose(1, 2))
+    small = q.shape[2] <= SAMPLES_PER_ROW or q.shape[2] * k.shape[2] <= _MATMUL_SCORES
+    if q.dtype != torch.float32 or not small:
+        return _kernel(q, k, v, bias)
+    by_group = q.reshape(len(q) * k.shape[1], -1, q.shape[3])
+    return _matmul(by_group, k.flatten(0, 1), v.flatten(0, 1), bias)[0].view(q.shape)
+
+
+def _kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """PyTorch's own; shapes as above."""
+    grouped = q.shape[1] != k.shape[1]
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0, enable_gqa=grouped)
+
+
+def _matmul(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two products and a softmax on rows sorted by head: q [n * G, H / G * T, D]; k, v [n * G, W, D]; bias as above.
+
+    Returns what comes of it, shaped as q, and the probabilities, [n * G, H / G * T, W].
+    """
+    scores = q.bmm(k.transpose(1, 2))
     if bias is not None:
-        scores.view(rows, heads, width, -1).add_(bias)
-    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(q.shape)
+        scores.view(len(bias), -1, *bias.shape[2:]).add_(bias)
+    probabilities = scores.softmax(-1)
+    return probabilities.bmm(v), probabilities
+
+
+class _Matmul(torch.autograd.Function):
+    """`_matmul` with gradients: many short sequences with small heads.
+
+    With PyTorch's own kernel a training step takes a tenth longer there (docs/lab-log.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        out, probabilities = _matmul(q, k, v, bias)
+        ctx.save_for_backward(q, k, v, probabilities)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        q, k, v, probabilities = ctx.saved_tensors
+        of_probabilities = gradient.bmm(v.transpose(1, 2))
+        scores = torch.ops.aten._softmax_backward_data(of_probabilities, probabilities, -1, gradient.dtype)
+        return scores.bmm(k), scores.transpose(1, 2).bmm(q), probabilities.transpose(1, 2).bmm(gradient), None
 
 
 class RowMap(NamedTuple):
@@ -105,7 +137,7 @@ class _Spread(torch.autograd.Function):
 
 class Queries(NamedTuple):
     """Which tokens ask: their cells in the two groups of grids (prompts, segments), and what is added to the scores of
-    each group, [sequences, 1, T, W] (`AttentionPlan._per_head` for products by hand).
+    each group, [n, 1, T, W].
     """
 
     rows: RowMap
@@ -122,12 +154,11 @@ def plan_for(batch: VarlenBatch, prompt_ends: bool, heads: tuple[int, int], dtyp
 
 
 class AttentionPlan:
-    """Where each token's query, key and value go in two groups of grids, prompts and segments, with a last cell for the
+    """Where each token's query, key and value go in two groups of grids, prompts and segments, with last cells for the
     padding token; and which keys a query sees.
 
     heads: H, G. keep: the tokens that the last layer computes, the prompts' ends and the segments. every, kept: queries
-    of all tokens, and of those. Cells hold tokens; where attention is products by hand (`matmul`), the heads of tokens,
-    in an order that leaves nothing to transpose.
+    of all tokens, and of those. Cells hold the heads of tokens, [n, heads, T], so that nothing is to transpose.
     """
 
     def __init__(self, batch: VarlenBatch, prompt_ends: bool, heads: tuple[int, int], dtype: torch.dtype) -> None:
@@ -138,7 +169,7 @@ class AttentionPlan:
         # Half precision needs the sums that PyTorch's own kernel keeps.
         small = max(width, longest) * (width + longest) <= _MATMUL_SCORES
         self.matmul = device.type == "cpu" and dtype == torch.float32 and small
-        q_heads, k_heads = heads if self.matmul else (1, 1)
+        q_heads, k_heads = heads
 
         every = torch.arange(padding + 1, device=device)
         ends = batch.prompt_ends[: rows if prompt_ends else 0]
@@ -166,21 +197,13 @@ class AttentionPlan:
         padded = (column >= batch.lengths[:, None])[:, None]
         unseen = torch.cat([padded.expand(-1, longest, -1), (later > later[:, None]).expand(rows, -1, -1)], 2)
         of_prompts, of_ends, of_segments = (
-            self._per_head(attention_bias(hidden, dtype))
+            attention_bias(hidden, dtype)[:, None]
             for hidden in (future, padded[: len(ends)], unseen.repeat(count, 1, 1))
         )
         self.every = Queries(queries(batch.prompts, segments, in_prompts, padding), (of_prompts, of_segments))
         shift, final = first - len(ends), every[: len(ends), None]
         is_end = torch.ones_like(final, dtype=torch.bool)
         self.kept = Queries(queries(final, segments - shift, is_end, padding - shift), (of_ends, of_segments))
-
-    def _per_head(self, bias: torch.Tensor) -> torch.Tensor:
-        """A bias, [n, T, W], as the scores lie: [n, 1, T, W]; for products by hand, [n * G, H / G * T, W]."""
-        if not self.matmul:
-            return bias[:, None]
-        heads, groups = self.heads
-        rows, queries, keys = bias.shape
-        return bias[:, None].expand(-1, heads, -1, -1).reshape(rows * groups, heads // groups * queries, keys)
 
     def attend(
         self,
@@ -196,34 +219,25 @@ class AttentionPlan:
         q: projected, of the M tokens of `queries` (`every` or `kept`), [M, H * D]; k, v: of all, [N, G * D]. q_rope,
         k_rope: rotations, of queries with their scale, [M, 1, D / 2] and [N, 1, D / 2].
         """
-        if self.matmul:
-            out: torch.Tensor = _MatmulAttention.apply(q, k, v, q_rope, k_rope, queries, self)  # type: ignore[no-untyped-call]
-            return out
-        turned = rotated(q, q_rope)
-        size = turned.shape[2]
-        rows = [bias.shape[0] * bias.shape[2] for bias in queries.biases]
-        q_parts = queries.rows.spread(turned.flatten(1)).split([*rows, 1])
-        k_parts, v_parts = (self.keys.spread(x).split(self.key_rows) for x in (rotated(k, k_rope).flatten(1), v))
-
-        def by_head(x: torch.Tensor, sequences: int) -> torch.Tensor:
-            """[sequences * T, heads * D] -> [sequences, heads, T, D]"""
-            return x.view(sequences, -1, x.shape[1] // size, size).transpose(1, 2)
-
+        (heads, groups), size = self.heads, 2 * k_rope.shape[2]
+        q_rows = [bias.shape[0] * heads * bias.shape[2] for bias in queries.biases]
+        q_parts = queries.rows.spread(rotated(q, q_rope).view(-1, size)).split([*q_rows, heads])
+        k_parts = self.keys.spread(rotated(k, k_rope).view(-1, size)).split(self.key_rows)
+        v_parts = self.keys.spread(v.view(-1, size)).split(self.key_rows)
         outputs = []
         for bias, q_part, k_part, v_part in zip(queries.biases, q_parts, k_parts, v_parts, strict=False):
             if not bias.numel():
                 continue
-            of_heads = functional.scaled_dot_product_attention(
-                by_head(q_part, len(bias)),
-                by_head(k_part, len(bias)),
-                by_head(v_part, len(bias)),
-                attn_mask=bias,
-                scale=1.0,
-                enable_gqa=self.heads[0] != self.heads[1],
-            )
-            outputs.append(of_heads.transpose(1, 2).reshape(-1, self.heads[0] * size))
-        outputs.append(outputs[0].new_zeros(1, self.heads[0] * size))
-        return RowMap(queries.rows.cells[0], (queries.rows.source,)).spread(torch.cat(outputs))
+            rows = len(bias)
+            if self.matmul:
+                by_group = (x.view(rows * groups, -1, size) for x in (q_part, k_part, v_part))
+                out = _Matmul.apply(*by_group, bias)  # type: ignore[no-untyped-call]
+            else:
+                k_grid, v_grid = (x.view(rows, groups, -1, size) for x in (k_part, v_part))
+                out = _kernel(q_part.view(rows, heads, -1, size), k_grid, v_grid, bias)
+            outputs.append(out.reshape(-1, size))
+        outputs.append(torch.zeros_like(q_parts[-1]))
+        return RowMap(queries.rows.cells[0], (queries.rows.source,)).spread(torch.cat(outputs)).view(len(q), -1)
 
 
 def _cells(grids: list[torch.Tensor], padding: int, heads: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -238,81 +252,3 @@ def _cells(grids: list[torch.Tensor], padding: int, heads: int) -> tuple[torch.T
         part.view(len(grid), heads, grid.shape[1]).transpose(1, 2) for part, grid in zip(parts, grids, strict=False)
     ]
     return torch.cat([*source, padding * heads + head]), [*numbers, parts[-1][None]]
-
-
-class _MatmulAttention(torch.autograd.Function):
-    """Attention of many short sequences with small heads: two products and a softmax on rows sorted by head.
-
-    With PyTorch's own kernel a training step takes a tenth longer there (docs/lab-log.md).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        q_rope: torch.Tensor,
-        k_rope: torch.Tensor,
-        queries: Queries,
-        plan: AttentionPlan,
-    ) -> torch.Tensor:
-        tokens, size = len(q), 2 * k_rope.shape[2]
-        q = rotated(q, q_rope).view(-1, size).index_select(0, queries.rows.source)
-        k = rotated(k, k_rope).view(-1, size).index_select(0, plan.keys.source)
-        v = v.view(-1, size).index_select(0, plan.keys.source)
-        out = torch.zeros_like(q)
-        probabilities = []
-        for bias, q_part, out_part, k_part, v_part in _groups(plan, queries, (q, out), (k, v)):
-            chosen = q_part.bmm(k_part.transpose(1, 2)).add_(bias).softmax(-1)
-            torch.bmm(chosen, v_part, out=out_part)
-            probabilities.append(chosen)
-        ctx.save_for_backward(q, k, v, q_rope, k_rope, *probabilities)
-        ctx.queries, ctx.plan = queries, plan
-        return out.index_select(0, queries.rows.cells[0]).view(tokens, -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        q, k, v, q_rope, k_rope, *probabilities = ctx.saved_tensors
-        queries, plan = ctx.queries, ctx.plan
-        g = gradient.reshape(-1, q.shape[1]).index_select(0, queries.rows.source)
-        # Products fill all of it but the padding token's rows, which are the last, and a group without keys.
-        full = all(bias.numel() for bias in queries.biases)
-        dq, dk, dv = (torch.empty_like(part) if full else torch.zeros_like(part) for part in (q, k, v))
-        for part, heads in zip((dq, dk, dv), (plan.heads[0], *[plan.heads[1]] * 2), strict=True):
-            part[-heads:].zero_()
-        groups = _groups(plan, queries, (q, g, dq), (k, v, dk, dv))
-        for chosen, (_, q_part, g_part, dq_part, k_part, v_part, dk_part, dv_part) in zip(
-            probabilities, groups, strict=True
-        ):
-            torch.bmm(chosen.transpose(1, 2), g_part, out=dv_part)
-            dp = g_part.bmm(v_part.transpose(1, 2))
-            ds = torch.ops.aten._softmax_backward_data(dp, chosen, -1, chosen.dtype)
-            torch.bmm(ds, k_part, out=dq_part)
-            torch.bmm(ds.transpose(1, 2), q_part, out=dk_part)
-        return (
-            _rotated_back(queries.rows.summed(dq), q_rope),
-            _rotated_back(plan.keys.summed(dk), k_rope),
-            plan.keys.summed(dv).view(len(k_rope), -1),
-            *[None] * 4,
-        )
-
-
-def _groups(
-    plan: AttentionPlan, queries: Queries, of_queries: Sequence[torch.Tensor], of_keys: Sequence[torch.Tensor]
-) -> Iterator[list[torch.Tensor]]:
-    """Of each group that is not empty its bias, and the rows of queries and of keys (and of what else lies as they do),
-    [sequences, length, D].
-    """
-    rows = [bias.shape[0] * bias.shape[1] for bias in queries.biases]
-    q_parts = [part.split([*rows, plan.heads[0]]) for part in of_queries]
-    k_parts = [part.split(plan.key_rows) for part in of_keys]
-    size = of_queries[0].shape[1]
-    for number, bias in enumerate(queries.biases):
-        if bias.numel():
-            yield [
-                bias,
-                *(part[number].view(*bias.shape[:2], size) for part in q_parts),
-                *(part[number].view(len(bias), bias.shape[2], size) for part in k_parts),
-            ]
