@@ -52,6 +52,11 @@ class _Rotated(torch.autograd.Function):
         return torch.cat([back.real, back.imag], 2).flatten(1).to(gradient.dtype), None
 
 
+def _rotate(projected: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = _Rotated.apply(projected, rope)  # type: ignore[no-untyped-call]
+    return out
+
+
 def attention_bias(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What is added to scores, given what a query may not look at, of the same shape. Not infinite: a prompt without a
     token would have nothing to look at.
@@ -237,8 +242,8 @@ class AttentionPlan:
         """
         (heads, groups), size = self.heads, 2 * k_rope.shape[2]
         q_rows = [bias.shape[0] * heads * bias.shape[2] for bias in queries.biases]
-        q_parts = queries.rows.spread(_Rotated.apply(q, q_rope).view(-1, size)).split([*q_rows, heads])
-        k_parts = self.keys.spread(_Rotated.apply(k, k_rope).view(-1, size)).split(self.key_rows)
+        q_parts = queries.rows.spread(_rotate(q, q_rope).view(-1, size)).split([*q_rows, heads])
+        k_parts = self.keys.spread(_rotate(k, k_rope).view(-1, size)).split(self.key_rows)
         v_parts = self.keys.spread(v.view(-1, size)).split(self.key_rows)
         outputs = []
         for bias, q_part, k_part, v_part in zip(queries.biases, q_parts, k_parts, v_parts, strict=False):
