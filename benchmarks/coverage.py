@@ -32,17 +32,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from aligngap.stats.bootstrap import (
+from aligngap.stats.budget import Run, common_range, curve, interpolate
+from aligngap.stats.estimands import (
     GAP_NAMES,
-    Estimate,
+    average_gap,
+    fall,
     fraction_closed,
     gap_band,
     gap_estimates,
-    prompt_means,
+    peak,
+    peak_difference,
     select_best,
     split_prompts,
 )
-from aligngap.stats.curves import Run, average_gap, common_range, curve, fall, interpolate, peak, peak_difference
+from aligngap.stats.intervals import Estimate, prompt_means
 from aligngap.stats.overoptimisation import fit, overoptimisation
 from aligngap.stats.verdict import (
     Verdict,

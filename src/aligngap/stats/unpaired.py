@@ -3,7 +3,7 @@
 A statistic compares a run of the one side with a run of the other, and is averaged over all pairs of such runs (a
 two-sample U-statistic). Its variance over seeds is that of the mean over either side's runs (Hoeffding's projections);
 each side then adds a t distribution with its own degrees of freedom, as Welch's test does, and what the prompts do to
-all runs alike is added as in `stats.bootstrap`, whose bootstrap over prompts this shares.
+all runs alike is added as in `stats.intervals`, whose bootstrap over prompts this shares.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from aligngap.stats.bootstrap import MAX_UNDEFINED, Estimate, _check, _weights
-from aligngap.stats.curves import Curve, Floats, Run, curves
+from aligngap.stats.budget import Curve, Floats, Run, curves
+from aligngap.stats.intervals import MAX_UNDEFINED, Estimate, check_resampling, resampled_prompts
 
 
 def unpaired_estimates(
@@ -34,14 +34,11 @@ def unpaired_estimates(
     Raises:
         ValueError: runs with different numbers of prompts, or a bad `replicates` or `level`.
     """
-    _check(replicates, level, "t")
-    sizes = {run.n_prompts for run in (*first, *second)}
-    if len(sizes) > 1:
-        raise ValueError(f"runs that are compared must share their prompts; found {sorted(sizes)} prompts")
-    n = sizes.pop() if sizes else 0
+    check_resampling(replicates, level, "t")
+    weights = resampled_prompts({run.n_prompts for run in (*first, *second)}, rng, replicates)
+    n = weights.shape[1]
     if n == 0 or not first or not second:
         return {name: Estimate(np.nan, np.nan, np.nan, 0, n, 0, "no data") for name in names}
-    weights = _weights(n, rng, replicates)
     drawn = [[curves(run, weights) for run in side] for side in (first, second)]
     rows = [[[statistic(*pair) for pair in zip(a, b, strict=True)] for b in drawn[1]] for a in drawn[0]]
     values = np.array([[[[row[name] for name in names] for row in cell] for cell in line] for line in rows])

@@ -9,8 +9,10 @@ import pytest
 
 from aligngap.compare.differences import _joint
 from aligngap.seeds import numpy_stream
-from aligngap.stats.bootstrap import Estimate, estimate, gap_estimates
-from aligngap.stats.curves import Run, average_gap
+from aligngap.stats.intervals import Estimate, intervals
+from aligngap.stats.estimands import gap_estimates
+from aligngap.stats.budget import Run
+from aligngap.stats.estimands import average_gap
 
 PATH = np.geomspace(0.1, 8.0, 5)
 LEVELS = {("first", "online"): 0.5, ("first", "offline"): 0.45, ("second", "online"): 0.55, ("second", "offline"): 0.47}

@@ -13,7 +13,7 @@ from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import load_study
 from aligngap.sources.recorded import RecordedSpec
-from aligngap.stats.curves import Run
+from aligngap.stats.budget import Run
 
 PROMPTS = 400
 KL = np.geomspace(0.05, 5.0, 6)

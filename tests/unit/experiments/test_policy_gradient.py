@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aligngap.experiments.base import Analysis
-from aligngap.experiments.policy_gradient.analysis import ONLINE
+from aligngap.experiments.policy_gradient import ONLINE
 from aligngap.experiments.study import load_study
 from aligngap.sources.base import Ingredients
 from aligngap.sources.sampled import SampledSpec

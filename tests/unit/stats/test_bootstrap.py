@@ -9,21 +9,10 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 import aligngap.stats
-from aligngap.stats.bootstrap import (
-    FEW_SEEDS,
-    GAP_NAMES,
-    LEANS_UP,
-    ONE_SEED,
-    PLACE,
-    Estimate,
-    estimate,
-    fraction_closed,
-    gap_band,
-    gap_estimates,
-    select_best,
-    split_prompts,
-)
-from aligngap.stats.curves import Curve, Run, average_gap, common_range, curve, peak
+from aligngap.stats.intervals import FEW_SEEDS, ONE_SEED, Estimate, intervals
+from aligngap.stats.estimands import GAP_NAMES, LEANS_UP, PLACE, fraction_closed, gap_band, gap_estimates, select_best, split_prompts
+from aligngap.stats.budget import Curve, Run, common_range, curve
+from aligngap.stats.estimands import average_gap, peak
 
 PATH = np.geomspace(1, 30, 6)
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from aligngap.stats.curves import Curve, Run, average_gap, common_range, curve, fall, interpolate, peak, peak_difference
+from aligngap.stats.budget import Curve, Run, common_range, curve, interpolate
+from aligngap.stats.estimands import average_gap, fall, peak, peak_difference
 
 E = np.e
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit, minimize_scalar
 
-from aligngap.stats.bootstrap import ONE_SEED
-from aligngap.stats.curves import Run
+from aligngap.stats.intervals import ONE_SEED
+from aligngap.stats.budget import Run
 from aligngap.stats.overoptimisation import fit, overoptimisation
 
 

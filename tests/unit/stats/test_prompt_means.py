@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aligngap.stats.bootstrap import estimate, prompt_means
-from aligngap.stats.curves import Run
+from aligngap.stats.intervals import intervals, prompt_means
+from aligngap.stats.budget import Run
 
 N = 300
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Curve, Run, average_gap, peak
+from aligngap.stats.intervals import Estimate
+from aligngap.stats.budget import Curve, Run
+from aligngap.stats.estimands import average_gap, peak
 from aligngap.stats.unpaired import difference_of_intervals, unpaired_estimates
 
 PATH = np.array([1.0, 3.0, 9.0])

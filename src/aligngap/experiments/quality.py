@@ -1,4 +1,4 @@
-"""Estimates and verdict of H2."""
+"""H2, figure 5: is it the absolute quality of the online data that offline training lacks?"""
 
 from __future__ import annotations
 
@@ -6,15 +6,32 @@ from collections.abc import Callable
 
 import polars as pl
 
-from aligngap.experiments.base import Analysis, Figure, Labelled, TaskData
+from aligngap.experiments.base import Analysis, Experiment, Figure, Labelled, TaskData, View, each_seed
+from aligngap.experiments.bench import ArmEntry, Bench, Measure
+from aligngap.experiments.contrasts import Contrasts
 from aligngap.experiments.dataset.analysis import profile, quality_bars
-from aligngap.experiments.dataset.sweep import D_GOLDEN, LABELS, STEP_FACTOR, profile_name
-from aligngap.experiments.quality.sweep import FINAL, LONG
+from aligngap.experiments.dataset.sweep import D_GOLDEN, LABELS, STEP_FACTOR, entry, profile_name, profiles
 from aligngap.experiments.words import across, interval_words
-from aligngap.pipeline.stages import SPLITS
-from aligngap.stats.bootstrap import Estimate, Seed
-from aligngap.stats.curves import average_gap, common_range
+from aligngap.stats.budget import common_range
+from aligngap.stats.estimands import average_gap
+from aligngap.stats.intervals import Estimate, Seed
 from aligngap.stats.verdict import Verdict, threshold_verdict
+
+FINAL = "final_vs_final"
+LONG = (D_GOLDEN, FINAL)
+"""The two arms that differ in nothing but their pairs."""
+
+
+@each_seed
+def arms(bench: Bench, seed: int) -> list[ArmEntry]:
+    """Online, offline, and for longer: offline on `D_golden` and on pairs of the final online policy (figure 5)."""
+    return [bench.online(seed), bench.offline(seed), *(entry(bench, seed, family) for family in LONG)]
+
+
+def measures(bench: Bench) -> list[Measure]:
+    """A profile of both sets of pairs."""
+    return profiles(bench, LONG)
+
 
 HALF = 0.5
 
@@ -49,29 +66,24 @@ def excess(seed: Seed) -> float:
 def analyse(data: TaskData) -> Analysis:
     """Excess over half-way, the share closed, gaps to both sides, and the quality of the pairs."""
 
-    def of_three(
-        statistic: Callable[[Seed], float], *purpose: str, split: str | None = None, judge: str | None = None
-    ) -> Estimate:
-        families = (FINAL, D_GOLDEN, "online")
-        groups = {family: data.runs(family, baseline=True, split=split, judge=judge) for family in families}
-        return data.estimate(groups, statistic, "quality", *purpose)
+    contrasts = Contrasts(data, "quality")
 
-    final, long, online, offline = (
-        data.runs(family, baseline=True) for family in (FINAL, D_GOLDEN, "online", "offline")
-    )
+    def of_three(statistic: Callable[[Seed], float], purpose: str, view: View | None = None) -> Estimate:
+        groups = {family: contrasts.runs(family, view) for family in (FINAL, D_GOLDEN, "online")}
+        return data.estimate(groups, statistic, "quality", purpose)
+
     main = of_three(excess, "main")
     gap = of_three(lambda seed: over_offline(seed)[1], "gap")
-    above, baseline = (data.gap(final, runs, "quality", name) for runs, name in ((long, "long"), (offline, "baseline")))
-    other = next(split for split in SPLITS if split != data.settings.split)
-    by_sft = {family: data.runs(family, baseline=True, opponent="sft") for family in ("online", *LONG)}
-    over_sft = data.gap(by_sft[FINAL], by_sft[D_GOLDEN], "quality", "sft")
-    online_over_sft = data.gap(by_sft["online"], by_sft[D_GOLDEN], "quality", "sft")["online_peak"]
+    above = contrasts.gaps(FINAL, D_GOLDEN, None, "long")
+    over_sft, online_over_sft = (
+        contrasts.gaps(family, D_GOLDEN, View(opponent="sft"), "sft") for family in (FINAL, "online")
+    )
     win, gain = _better(data)
     estimates = {
         "excess_over_halfway": Labelled("final-vs-final above half-way from offline to online, at equal KL", main),
         "share_closed": Labelled(
             "share of the online-offline gap closed by final-vs-final",
-            data.share_closed(final, long, online, "quality"),
+            contrasts.share(FINAL, ends=(D_GOLDEN, "online")),
             "share",
         ),
         "data_golden_win_rate": Labelled("final-vs-final responses over D_golden's, by golden", win),
@@ -84,18 +96,19 @@ def analyse(data: TaskData) -> Analysis:
             "difference of the peaks, final-vs-final minus offline (long)", above["peak_difference"]
         ),
         "final_minus_baseline": Labelled(
-            "average gap at equal KL, final-vs-final minus offline (baseline)", baseline["average_gap"]
+            "average gap at equal KL, final-vs-final minus offline (baseline)",
+            contrasts.gap(FINAL, "offline", None, "baseline"),
         ),
         "final_over_sft": Labelled("peak win rate over SFT, final-vs-final", over_sft["online_peak"]),
         "offline_over_sft": Labelled("peak win rate over SFT, offline (long)", over_sft["offline_peak"]),
-        "online_over_sft": Labelled("peak win rate over SFT, online", online_over_sft),
-        f"excess_over_halfway_{other}": Labelled(
-            f"final-vs-final above half-way, {other.replace('_', '-')} prompts", of_three(excess, other, split=other)
-        ),
-        "excess_over_halfway_true": Labelled(
-            "final-vs-final above half-way, by true utility", of_three(excess, "true", judge="true")
+        "online_over_sft": Labelled(
+            "peak win rate over SFT, online",
+            online_over_sft["online_peak"],
         ),
     }
+    estimates |= contrasts.elsewhere(
+        "excess_over_halfway", "final-vs-final above half-way", lambda view: of_three(excess, view.name, view)
+    )
     tests = [threshold_verdict(win, HALF, 1), *([threshold_verdict(gain, 0.0, 1)] if data.truth else [])]
     better = set(tests) == {"supported"}
     verdict: Verdict = threshold_verdict(main, 0.0, -1) if better else "inconclusive"
@@ -124,3 +137,16 @@ def _better(data: TaskData) -> tuple[Estimate, Estimate]:
     values = {name: (table, pl.mean_horizontal(f"{name}_first", f"{name}_second")) for name in ("win", "gain")}
     found = data.prompt_means(values, "quality", "data")
     return found["win"], found["gain"]
+
+
+EXPERIMENT = Experiment(
+    name="quality",
+    title="H2: data quality",
+    question="Does offline training catch up when both responses of every pair come from the final online policy?",
+    finding="Offline training on pairs of the final online policy is barely better than SFT: the data's absolute "
+    "quality is not the cure (Tang et al. 2024, figure 5).",
+    rule=RULE,
+    arms=arms,
+    analyse=analyse,
+    measures=measures,
+)
