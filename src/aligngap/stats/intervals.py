@@ -114,7 +114,7 @@ def resampled_prompts(sizes: set[int], rng: np.random.Generator, replicates: int
         ValueError: the sizes differ.
     """
     if len(sizes) > 1:
-        raise ValueError(f"what is compared must share its prompts; found {sorted(sizes)} prompts")
+        raise ValueError(f"runs or values that are compared must share their prompts; found {sorted(sizes)} prompts")
     n = max(sizes, default=0)
     weights = np.ones((replicates + 1, n))
     if n:

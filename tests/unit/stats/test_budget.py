@@ -14,7 +14,7 @@ E = np.e
 
 def run(kl, win, steps=None, seed=0):
     kl, win = np.asarray(kl, float), np.asarray(win, float)
-    return Run("arm", seed, np.arange(len(kl)) if steps is None else np.asarray(steps), kl, win)
+    return Run("arm", seed, np.arange(len(kl)) if steps is None else np.asarray(steps), win, {"kl": kl})
 
 
 def line(*points):
@@ -30,7 +30,7 @@ def lines(draw):
 
 def test_curve_is_means_over_prompts_and_drops_step_zero():
     c = curve(run([[0, 0], [1, 2 * E - 1], [E**2, E**2]], [[1, 1], [1, 0.5], [0, 0.5]]))
-    np.testing.assert_allclose(c.kappa, [1, 2])
+    np.testing.assert_allclose(c.x, [1, 2])
     np.testing.assert_allclose(c.win, [0.75, 0.25])
     assert c.end == 0.25
 
@@ -38,7 +38,7 @@ def test_curve_is_means_over_prompts_and_drops_step_zero():
 def test_weights_resample_prompts_in_kl_and_win_alike():
     r = run([[1, 3], [5, 9]], [[1, 0], [0.5, 1]])
     c = curve(r, np.array([3.0, 1.0]))
-    np.testing.assert_allclose(np.exp(c.kappa), [1.5, 6])
+    np.testing.assert_allclose(np.exp(c.x), [1.5, 6])
     np.testing.assert_allclose(c.win, [0.75, 0.625])
     with pytest.raises(ValueError, match="weights"):
         curve(r, np.ones(3))
@@ -50,22 +50,22 @@ def test_integer_weights_equal_repeating_prompts(counts):
     kl, win = rng.gamma(2, 1, (5, 4)), rng.integers(0, 3, (5, 4)) / 2
     weighted = curve(run(kl, win), np.asarray(counts, float))
     repeated = curve(run(np.repeat(kl, counts, 1), np.repeat(win, counts, 1)))
-    np.testing.assert_allclose(weighted.kappa, repeated.kappa)
+    np.testing.assert_allclose(weighted.x, repeated.x)
     np.testing.assert_allclose(weighted.win, repeated.win)
 
 
 def test_missing_prompts_leave_only_their_own_mean_and_empty_checkpoints_go():
     c = curve(run([[1, np.nan], [2, 4], [np.nan, np.nan]], [[np.nan, 1], [1, 0], [1, 1]]))
-    np.testing.assert_allclose(np.exp(c.kappa), [1, 3])
+    np.testing.assert_allclose(np.exp(c.x), [1, 3])
     np.testing.assert_allclose(c.win, [1, 0.5])
     lost = curve(run([[1, 2]], [[np.nan, np.nan]]))
-    assert len(lost.kappa) == 0
+    assert len(lost.x) == 0
     assert np.isnan(lost.end)
 
 
 def test_shrinking_kl_orders_by_kl_but_end_is_the_last_step():
     c = curve(run([[4], [8], [2]], [[0.5], [1], [0]], steps=[100, 200, 300]))
-    np.testing.assert_allclose(np.exp(c.kappa), [2, 4, 8])
+    np.testing.assert_allclose(np.exp(c.x), [2, 4, 8])
     np.testing.assert_array_equal(c.win, [0, 0.5, 1])
     assert c.end == 0
     assert fall(c) == 1
@@ -74,7 +74,7 @@ def test_shrinking_kl_orders_by_kl_but_end_is_the_last_step():
 
 def test_equal_kl_is_averaged():
     c = curve(run([[2], [3], [2]], [[1], [1], [0]]))
-    np.testing.assert_allclose(np.exp(c.kappa), [2, 3])
+    np.testing.assert_allclose(np.exp(c.x), [2, 3])
     np.testing.assert_array_equal(c.win, [0.5, 1])
 
 
@@ -125,10 +125,10 @@ def test_average_gap_is_the_integral_and_antisymmetric(a, b):
     assert average_gap(b, a) == pytest.approx(-gap, abs=1e-12)
     assert average_gap(a, a) == 0
     if low < high:
-        knots = np.unique(np.clip(np.concatenate((a.kappa, b.kappa)), low, high))
+        knots = np.unique(np.clip(np.concatenate((a.x, b.x)), low, high))
 
         def delta(x):
-            return float(np.interp(x, a.kappa, a.win) - np.interp(x, b.kappa, b.win))
+            return float(np.interp(x, a.x, a.win) - np.interp(x, b.x, b.win))
 
         area = sum(quad(delta, x, y)[0] for x, y in pairwise(knots))
         assert gap == pytest.approx(area / (high - low), abs=1e-9)
@@ -136,7 +136,7 @@ def test_average_gap_is_the_integral_and_antisymmetric(a, b):
 
 @given(lines(), st.integers(-8, 8))
 def test_average_gap_of_a_shifted_curve_is_the_shift(a, shift):
-    shifted = Curve(a.kappa, a.win + shift / 8, a.end)
+    shifted = Curve(a.x, a.win + shift / 8, a.end)
     assert average_gap(shifted, a) == pytest.approx(shift / 8, abs=1e-12)
 
 

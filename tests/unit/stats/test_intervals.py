@@ -9,10 +9,20 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 import aligngap.stats
-from aligngap.stats.intervals import FEW_SEEDS, ONE_SEED, Estimate, intervals
-from aligngap.stats.estimands import GAP_NAMES, LEANS_UP, PLACE, fraction_closed, gap_band, gap_estimates, select_best, split_prompts
 from aligngap.stats.budget import Curve, Run, common_range, curve
-from aligngap.stats.estimands import average_gap, peak
+from aligngap.stats.estimands import (
+    GAP_NAMES,
+    LEANS_UP,
+    PLACE,
+    average_gap,
+    fraction_closed,
+    gap_band,
+    gap_estimates,
+    peak,
+    select_best,
+    split_prompts,
+)
+from aligngap.stats.intervals import FEW_SEEDS, ONE_SEED, Estimate, intervals
 
 PATH = np.geomspace(1, 30, 6)
 
@@ -27,7 +37,11 @@ def run(arm="arm", seed=0, win=0.5, n=120, noise=None, path=PATH, chance=None):
     p = np.full(n, win) if chance is None else chance
     outcome = (g.random((len(path), n)) < p).astype(float)
     return Run(
-        arm, seed, np.arange(1, len(path) + 1), np.asarray(path)[:, None] * g.gamma(4, 0.25, (len(path), n)), outcome
+        arm,
+        seed,
+        np.arange(1, len(path) + 1),
+        outcome,
+        {"kl": np.asarray(path)[:, None] * g.gamma(4, 0.25, (len(path), n))},
     )
 
 
@@ -35,7 +49,13 @@ def flat(arm, seed, values):
     """Exact runs: one KL path for all prompts, win rate `values` [N] at each checkpoint."""
     values = np.asarray(values, float)
     shape = (len(PATH), len(values))
-    return Run(arm, seed, np.arange(1, 7), np.broadcast_to(PATH[:, None], shape), np.broadcast_to(values, shape))
+    return Run(
+        arm, seed, np.arange(1, 7), np.broadcast_to(values, shape), {"kl": np.broadcast_to(PATH[:, None], shape)}
+    )
+
+
+def estimate(groups, statistic, **how):
+    return intervals(groups, statistic, **how)[""]
 
 
 def gap(seed):
@@ -95,7 +115,7 @@ def test_percentile_interval_is_the_plain_hierarchical_bootstrap():
     assert (e.low, e.high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])), abs=0.004)
 
 
-@pytest.mark.parametrize("name", ["average_gap", "peak_difference", "online_peak", "offline_fall", "online_kl_at_peak"])
+@pytest.mark.parametrize("name", ["average_gap", "peak_difference", "online_peak", "offline_fall", "online_at_peak"])
 def test_with_one_seed_all_of_figure_1_is_scipys_bootstrap_of_whole_prompts(name):
     n = 150
     easy = rng(1).random(n)
@@ -105,13 +125,15 @@ def test_with_one_seed_all_of_figure_1_is_scipys_bootstrap_of_whole_prompts(name
     )
 
     def statistic(prompts):
-        on, off = (curve(Run(r.arm, 0, r.steps, r.kl[:, prompts], r.win[:, prompts])) for r in (online, offline))
+        on, off = (
+            curve(Run(r.arm, 0, r.steps, r.win[:, prompts], {"kl": r.amount[:, prompts]})) for r in (online, offline)
+        )
         return {
             "average_gap": average_gap(on, off),
             "peak_difference": peak(on)[0] - peak(off)[0],
             "online_peak": peak(on)[0],
             "offline_fall": peak(off)[0] - off.end,
-            "online_kl_at_peak": peak(on)[1],
+            "online_at_peak": peak(on)[1],
         }[name]
 
     ours = gap_estimates([online], [offline], rng(), replicates=2000)[name]
@@ -120,7 +142,7 @@ def test_with_one_seed_all_of_figure_1_is_scipys_bootstrap_of_whole_prompts(name
     )
     assert ours.value == pytest.approx(statistic(np.arange(n)))
     low, high = reference.confidence_interval
-    if name != "online_kl_at_peak":  # which is left as resampled; all others are moved to the estimate
+    if name != "online_at_peak":  # which is left as resampled; all others are moved to the estimate
         moved = ours.value - reference.bootstrap_distribution.mean()
         low, high = low + moved, high + moved
     assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.1 * (high - low))
@@ -177,8 +199,8 @@ def test_prompts_are_resampled_jointly_for_arms_checkpoints_and_seeds():
 
 def test_kl_is_recomputed_under_the_weights():
     kl = np.array([[1.0, 9.0], [20.0, 20.0]])
-    r = Run("a", 0, np.array([1, 2]), kl, np.full((2, 2), 0.5))
-    e = estimate({"a": [r]}, lambda seed: float(np.exp(seed["a"][0].kappa[0])), rng=rng(), replicates=200)
+    r = Run("a", 0, np.array([1, 2]), np.full((2, 2), 0.5), {"kl": kl})
+    e = estimate({"a": [r]}, lambda seed: float(np.exp(seed["a"][0].x[0])), rng=rng(), replicates=200)
     centred = set(np.round(e.draws - e.draws.min(), 6))
     assert centred == {0.0, 4.0, 8.0}  # mean KL is 1, 5 or 9
 
@@ -244,8 +266,8 @@ def test_interval_is_withheld_when_replicates_lose_the_common_range():
     n = 20
     kl = np.full((2, n), 1.0)
     kl[1, 0] = 100.0
-    b = Run("b", 0, np.array([1, 2]), kl, np.full((2, n), 0.5))
-    a = Run("a", 0, np.array([1, 2]), np.repeat([[2.0], [50.0]], n, axis=1), np.full((2, n), 0.6))
+    b = Run("b", 0, np.array([1, 2]), np.full((2, n), 0.5), {"kl": kl})
+    a = Run("a", 0, np.array([1, 2]), np.full((2, n), 0.6), {"kl": np.repeat([[2.0], [50.0]], n, axis=1)})
     e = estimate({"a": [a], "b": [b]}, gap, rng=rng(), replicates=400)
     assert e.value == pytest.approx(0.1)
     assert np.isnan([e.low, e.high]).all()
@@ -271,16 +293,16 @@ def test_gap_estimates_are_the_seed_means_of_the_curve_statistics():
     )
     assert result["online_peak"].value == pytest.approx(np.mean([peak(c)[0] for c in on]))
     assert result["online_fall"].value == pytest.approx(np.mean([peak(c)[0] - c.end for c in on]))
-    assert result["offline_kl_at_peak"].value == pytest.approx(stats.gmean([peak(c)[1] for c in off]))
-    assert result["offline_kl_at_peak"].low > 0
+    assert result["offline_at_peak"].value == pytest.approx(stats.gmean([peak(c)[1] for c in off]))
+    assert result["offline_at_peak"].low > 0
     assert result["peak_difference"].value == pytest.approx(result["online_peak"].value - result["offline_peak"].value)
     assert all(e.low <= e.value <= e.high for e in result.values())
 
 
 def test_the_place_of_a_peak_is_a_checkpoints_where_one_seed_was_run():
     arms = [run(arm, 0, 0.5, n=60) for arm in ("on", "off")]
-    exact = [Run(r.arm, 0, r.steps, np.repeat(PATH[:, None], 60, 1), r.win) for r in arms]
-    place = gap_estimates(exact[:1], exact[1:], rng(), replicates=300)["online_kl_at_peak"]
+    exact = [Run(r.arm, 0, r.steps, r.win, {"kl": np.repeat(PATH[:, None], 60, 1)}) for r in arms]
+    place = gap_estimates(exact[:1], exact[1:], rng(), replicates=300)["online_at_peak"]
     assert set(np.round(place.draws, 9)) <= set(np.round(PATH, 9))
     assert len(set(np.round(place.draws, 9))) > 1
     assert place.low <= place.value <= place.high
@@ -292,7 +314,7 @@ def test_the_least_exact_intervals_say_so():
     assert notes["average_gap"] == notes["peak_difference"] == ""
     for arm in ("online", "offline"):
         assert notes[f"{arm}_peak"] == notes[f"{arm}_fall"] == LEANS_UP
-        assert notes[f"{arm}_kl_at_peak"] == PLACE
+        assert notes[f"{arm}_at_peak"] == PLACE
     assert {e.note for e in gap_estimates([], [], rng(), replicates=20).values()} == {"no data"}
 
 
@@ -339,7 +361,7 @@ def test_unequal_budgets_are_refused():
         select_best({"online": one, "offline": two}, half)
     with pytest.raises(ValueError, match="sweep budgets must be equal"):
         select_best({"online": one, "offline": {"x": [run("x", 0), run("x", 1)]}}, half)
-    lost = Run("x", 0, np.array([1]), np.ones((1, 120)), np.full((1, 120), np.nan))
+    lost = Run("x", 0, np.array([1]), np.full((1, 120), np.nan), {"kl": np.ones((1, 120))})
     with pytest.raises(ValueError, match="no arm has a peak"):
         select_best({"online": {"x": [lost]}}, half)
 
@@ -349,13 +371,13 @@ def test_band_stays_in_the_common_range_and_is_wider_than_pointwise():
     offline = [run("off", s, 0.5, n=200, path=PATH * 2) for s in range(6)]
     band = gap_band(online, offline, rng(), grid_points=9, replicates=400)
     low, high = common_range(curve(r) for r in online + offline)
-    assert low <= band.kappa[0] < band.kappa[-1] <= high
+    assert low <= band.x[0] < band.x[-1] <= high
     assert np.isfinite([band.value, band.low, band.high]).all()
-    middle = float(band.kappa[4])
+    middle = float(band.x[4])
 
     def at_middle(seed: dict[str, list[Curve]]) -> float:
-        return float(np.interp(middle, seed["a"][0].kappa, seed["a"][0].win)
-                     - np.interp(middle, seed["b"][0].kappa, seed["b"][0].win))  # fmt: skip
+        return float(np.interp(middle, seed["a"][0].x, seed["a"][0].win)
+                     - np.interp(middle, seed["b"][0].x, seed["b"][0].win))  # fmt: skip
 
     point = estimate({"a": online, "b": offline}, at_middle, rng=rng(), replicates=400)
     assert band.value[4] == pytest.approx(point.value)
@@ -379,7 +401,7 @@ def test_band_over_independent_points_is_sidaks(points):
     win = (rng(3).random((points, n)) < 0.5).astype(float)
     kl = np.repeat(path[:, None], n, 1)
     online, offline = (
-        Run(arm, 0, np.arange(points), kl, w) for arm, w in (("on", win), ("off", np.full_like(win, 0.5)))
+        Run(arm, 0, np.arange(points), w, {"kl": kl}) for arm, w in (("on", win), ("off", np.full_like(win, 0.5)))
     )
     band = gap_band([online], [offline], rng(), grid_points=points, replicates=4000)
     critical = stats.norm.ppf((1 + 0.95 ** (1 / points)) / 2)
@@ -388,7 +410,7 @@ def test_band_over_independent_points_is_sidaks(points):
 
 def test_band_without_common_range_is_empty():
     band = gap_band([run("on")], [run("off", path=PATH * 1e6)], rng(), replicates=20)
-    assert len(band.kappa) == len(band.value) == 0
+    assert len(band.x) == len(band.value) == 0
     assert "no common KL range" in band.note
     assert gap_band([], [], rng(), replicates=20).n_seeds == 0
 
@@ -406,7 +428,9 @@ def test_fraction_closed():
 
 def test_fraction_closed_uses_the_range_common_to_all_three():
     def rising(arm, path, win):
-        return Run(arm, 0, np.arange(2), np.repeat([[path[0]], [path[1]]], 9, 1), np.repeat([[win[0]], [win[1]]], 9, 1))
+        return Run(
+            arm, 0, np.arange(2), np.repeat([[win[0]], [win[1]]], 9, 1), {"kl": np.repeat([[path[0]], [path[1]]], 9, 1)}
+        )
 
     offline = [rising("off", (1, np.e**4), (0.2, 0.2))]
     online = [rising("on", (1, np.e**4), (0.2, 1.0))]  # gap .2 kappa; on [0, 2] it averages .2
