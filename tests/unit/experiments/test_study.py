@@ -16,6 +16,7 @@ from aligngap.experiments.spec import fifth, log_steps
 from aligngap.experiments.study import arms, asked_by, load_study, measures, targets
 from aligngap.pipeline.graph import all_stages
 from aligngap.pipeline.stages import Arm, Evaluate
+from aligngap.plugins import unload_plugins
 
 
 @pytest.mark.parametrize("name", list(shipped()))
@@ -28,6 +29,30 @@ def test_shipped_studies_load_and_plan(name: str, smoke: bool) -> None:
     assert len({stage.identity for stage in stages}) == len(stages)
     places = {stage.identity: place for place, stage in enumerate(stages)}
     assert all(places[parent.identity] < places[stage.identity] for stage in stages for parent in stage.parents)
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_an_experiment_is_a_study_by_its_name_on_the_settings_of_paper(name: str) -> None:
+    study, paper = load_study(name), load_study("paper")
+    assert load_study(name.replace("_", "-")) == study
+    own = {"name": name, "title": EXPERIMENTS[name].title, "description": EXPERIMENTS[name].question}
+    assert study == paper.model_copy(update={**own, "experiments": (name,)})
+
+
+def test_a_plugins_experiment_runs_by_its_name_where_the_plugin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_question.py").write_text(
+        "from dataclasses import replace\n"
+        "from aligngap.experiments.registry import EXPERIMENTS\n"
+        "EXPERIMENTS['own_question'] = replace(EXPERIMENTS['coverage'], name='own_question')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no study and no experiment"):
+        load_study("own-question")
+    study = load_study("own-question", ["plugins=[own_question]"])
+    assert (study.name, study.experiments, study.folder) == ("own_question", ("own_question",), tmp_path)
+    unload_plugins()
 
 
 def test_overrides_reach_what_they_name() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from aligngap.stats.budget import Curve, Run, common_range, curve, interpolate
+from aligngap.stats.budget import JUDGE_CALLS, LABELS, STEPS, Curve, Run, common_range, curve, interpolate
 from aligngap.stats.estimands import average_gap, fall, peak, peak_difference
 
 E = np.e
@@ -153,3 +153,49 @@ def test_peak_fall_and_difference():
     assert peak_difference(c, line((5, 0.7))) == pytest.approx(0.1)
     empty = Curve(np.empty(0), np.empty(0), np.nan)
     assert np.isnan([*peak(empty), fall(empty), peak_difference(c, empty)]).all()
+
+
+def costed(calls, win, steps=(1, 2, 3)):
+    """A run along judge calls whose KL would order its checkpoints the other way."""
+    kl = np.repeat(np.arange(len(calls), 0, -1.0)[:, None], 4, 1)
+    outcomes = np.repeat(np.asarray(win, float)[:, None], 4, 1)
+    budgets = {"kl": kl, "judge_calls": np.asarray(calls, float)}
+    return Run("arm", 0, np.asarray(steps), outcomes, budgets).over(JUDGE_CALLS)
+
+
+def test_a_curve_over_a_cost_is_linear_in_the_amount_and_keeps_step_0():
+    c = curve(costed([0, 32, 64], [0.1, 0.2, 0.6], steps=(0, 1, 2)))
+    np.testing.assert_array_equal(c.x, [0, 32, 64])
+    np.testing.assert_allclose(c.win, [0.1, 0.2, 0.6])
+    assert peak(c) == (pytest.approx(0.6), 64)
+
+
+def test_at_equal_cost_the_last_checkpoint_stands_but_equal_kl_is_pooled():
+    c = curve(costed([32, 64, 64], [0.2, 0.3, 0.5]))
+    np.testing.assert_array_equal(c.x, [32, 64])
+    np.testing.assert_allclose(c.win, [0.2, 0.5])
+    pooled = curve(Run("arm", 0, np.array([1, 2]), np.array([[0.2], [0.6]]), {"kl": np.array([[1.0], [1.0]])}))
+    np.testing.assert_allclose(pooled.win, [0.4])
+
+
+def test_the_gap_over_a_cost_is_the_mean_over_its_amount():
+    a, b = curve(costed([0, 10, 20], [0.5, 0.5, 0.5])), curve(costed([10, 20, 40], [0.1, 0.3, 0.3]))
+    assert average_gap(a, b) == pytest.approx(0.3)  # on [10, 20], where b rises from .1 to .3
+
+
+def test_steps_are_always_known_and_other_costs_are_nan_where_nobody_counted():
+    run = costed([0, 1, 2], [0.1, 0.2, 0.3], steps=(5, 10, 20))
+    np.testing.assert_array_equal(curve(run.over(STEPS)).x, [5, 10, 20])
+    assert len(curve(run.over(LABELS)).x) == 0
+
+
+def test_curves_over_different_budgets_are_not_compared():
+    run = costed([0, 1, 2], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"judge_calls.*steps"):
+        average_gap(curve(run), curve(run.over(STEPS)))
+
+
+def test_a_cost_of_the_wrong_shape_or_without_end_is_refused():
+    for calls, words in (([1.0, 2.0], "expected steps"), ([1.0, 2.0, np.inf], "judge_calls is infinite")):
+        with pytest.raises(ValueError, match=words):
+            costed(calls, [0.1, 0.2, 0.3])
