@@ -15,14 +15,12 @@ from aligngap.stats.budget import KL, Curve, Floats, Run, common_range, curve, i
 from aligngap.stats.intervals import (
     MAX_UNDEFINED,
     Estimate,
-    Interval,
+    Resampler,
     Resampling,
     Sample,
     Seed,
-    check_resampling,
     few_seeds,
     intervals,
-    joint_draws,
 )
 
 
@@ -199,9 +197,7 @@ def gap_band(
     rng: np.random.Generator,
     *,
     grid_points: int = 25,
-    replicates: int = 1000,
-    level: float = 0.95,
-    interval: Interval = "t",
+    **how: Unpack[Resampling],
 ) -> Band:
     """Simultaneous max-t band for online - offline, the seed mean, on a grid over their common range of the budget.
 
@@ -213,8 +209,8 @@ def gap_band(
     The construction is the plug-in sup-t band of Montiel Olea and Plagborg-Moller (2019, "Simultaneous confidence
     bands", Journal of Applied Econometrics 34). It is wider than it need be with few seeds (docs/statistics.md).
     """
-    check_resampling(replicates, level, interval)
-    sample = Sample.of({"online": online, "offline": offline}, rng, replicates)
+    resampler = Resampler(rng, **how)
+    sample = Sample.of({"online": online, "offline": offline}, resampler)
     n_seeds = len(sample.seeds)
     along = next((run.along for run in (*online, *offline)), KL)
     empty, note = np.empty(0), "; ".join([f"no common {along.title} range", *sample.notes])
@@ -222,11 +218,11 @@ def gap_band(
     ends = np.array(
         [
             common_range(c for s in range(n_seeds) for g in sample.at(s, b).values() for c in g)
-            for b in range(replicates + 1)
+            for b in range(sample.replicates + 1)
         ]
     )
     defined = np.isfinite(ends[:, 0])
-    if n_seeds == 0 or not defined[0] or (~defined).sum() > MAX_UNDEFINED / 2 * replicates:
+    if n_seeds == 0 or not defined[0] or (~defined).sum() > MAX_UNDEFINED / 2 * sample.replicates:
         return nothing
     # A quarter of the allowance on either side, half for replicates that have no common range at all.
     low = float(max(np.quantile(ends[defined, 0], 1 - MAX_UNDEFINED / 4), ends[0, 0]))
@@ -240,7 +236,7 @@ def gap_band(
         return np.asarray(mean["online"] - mean["offline"])
 
     values = sample.values(difference, grid_points)
-    observed, (draws, errors) = values[:, 0], joint_draws(values, rng, interval)
+    observed, (draws, errors) = values[:, 0], resampler.joint_draws(values)
     draws = draws[np.isfinite(draws).all(axis=1)]
     value = observed.mean(axis=0)
     # Few seeds coincide by chance somewhere on the grid, and a scale of each point's own seeds would pinch the band
@@ -248,8 +244,8 @@ def gap_band(
     own = observed.var(axis=0, ddof=1) / n_seeds if n_seeds > 1 else np.zeros(grid_points)
     scale = np.sqrt((own + own.mean()) / 2 + errors**2)
     deviation = np.divide(np.abs(draws - value), scale, out=np.zeros_like(draws), where=scale > 0)
-    half = np.quantile(deviation.max(axis=1), level) * scale
-    notes = "; ".join([*few_seeds(n_seeds, interval), *sample.notes])
+    half = np.quantile(deviation.max(axis=1), resampler.level) * scale
+    notes = "; ".join([*few_seeds(n_seeds, resampler.interval), *sample.notes])
     return Band(grid, value, value - half, value + half, n_seeds, notes)
 
 
@@ -286,6 +282,5 @@ def fraction_closed(
     # Either is undefined where the range is, so the draws that are left belong together.
     ratio = top.draws / bottom.draws
     ratio = ratio[np.isfinite(ratio)]
-    level = how.get("level", 0.95)
-    low, high = np.quantile(ratio, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    low, high = Resampler(rng, **how).quantiles(ratio)
     return Estimate(top.value / bottom.value, low, high, top.n_seeds, top.n_prompts, len(ratio), top.note, ratio)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,28 +98,108 @@ class Estimate:
         )
 
 
-def check_resampling(replicates: int, level: float, interval: str) -> None:
-    """Raises ValueError for what no interval can be drawn with."""
-    if replicates < 2 or not 0 < level < 1 or interval not in ("t", "percentile"):
-        raise ValueError(
-            f"need replicates >= 2, 0 < level < 1, interval 't' or 'percentile'; got "
-            f"{replicates}, {level}, {interval!r}"
-        )
+@dataclass(frozen=True)
+class Resampler:
+    """Draws what intervals are made of. Raises ValueError for what none can be drawn with."""
 
+    rng: np.random.Generator
+    replicates: int = 1000
+    level: float = 0.95
+    interval: Interval = "t"
 
-def resampled_prompts(sizes: set[int], rng: np.random.Generator, replicates: int) -> Floats:
-    """Resampling weights over the N prompts that all `sizes` agree on, [1 + B, N]; row 0 is the prompts as observed.
+    def __post_init__(self) -> None:
+        if self.replicates < 2 or not 0 < self.level < 1 or self.interval not in ("t", "percentile"):
+            raise ValueError(
+                f"need replicates >= 2, 0 < level < 1, interval 't' or 'percentile'; got "
+                f"{self.replicates}, {self.level}, {self.interval!r}"
+            )
 
-    Raises:
-        ValueError: the sizes differ.
-    """
-    if len(sizes) > 1:
-        raise ValueError(f"runs or values that are compared must share their prompts; found {sorted(sizes)} prompts")
-    n = max(sizes, default=0)
-    weights = np.ones((replicates + 1, n))
-    if n:
-        weights[1:] = rng.multinomial(n, np.full(n, 1 / n), size=replicates)
-    return weights
+    def prompts(self, sizes: set[int]) -> Floats:
+        """Resampling weights over the N prompts that all `sizes` agree on, [1 + B, N]; row 0 is the prompts as
+        observed.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        if len(sizes) > 1:
+            raise ValueError(
+                f"runs or values that are compared must share their prompts; found {sorted(sizes)} prompts"
+            )
+        n = max(sizes, default=0)
+        weights = np.ones((self.replicates + 1, n))
+        if n:
+            weights[1:] = self.rng.multinomial(n, np.full(n, 1 / n), size=self.replicates)
+        return weights
+
+    def quantiles(self, draws: Floats) -> tuple[float, float]:
+        """The interval of these draws."""
+        low, high = np.quantile(draws, [(1 - self.level) / 2, (1 + self.level) / 2]).tolist()
+        return low, high
+
+    def joint_draws(self, values: Floats, places: Collection[int] = ()) -> tuple[Floats, Floats]:
+        """Per-seed values [S, 1 + B, M], index 0 observed -> joint draws [B, M], prompt standard errors [M]."""
+        n_seeds, replicates, width = values.shape[0], values.shape[1] - 1, values.shape[2]
+        draws, errors = np.full((replicates, width), np.nan), np.full(width, np.nan)
+        normal = self.rng.standard_normal((replicates, n_seeds))
+        uniform = self.rng.random((replicates, n_seeds))
+        level = self.rng.permutation((np.arange(replicates) + 0.5) / replicates)
+        for m in range(width):
+            keep = np.isfinite(values[:, 0, m])
+            k = int(keep.sum())
+            if k == 0:
+                continue
+            if k > 1:
+                from scipy import stats  # a quarter of a second, which nothing with one seed need wait for
+
+                chi2 = stats.chi2.ppf(level, k - 1)
+            else:
+                chi2 = np.ones(replicates)
+            pick = (uniform[:, :k] * k).astype(np.int64)
+            draws[:, m] = _draws(values[keep, :, m], normal[:, keep], chi2, pick, self.interval, place=m in places)
+            prompts = values[keep, 1:, m].mean(axis=0)
+            prompts = prompts[np.isfinite(prompts)]
+            errors[m] = prompts.std(ddof=1) if len(prompts) > 1 else np.nan
+        return draws, errors
+
+    def estimates(
+        self,
+        values: Floats,
+        names: Sequence[str],
+        n_prompts: int,
+        notes: Sequence[str] = (),
+        places: Collection[str] = (),
+    ) -> dict[str, Estimate]:
+        """Estimates by name from per-seed values [S, 1 + B, M], index 0 observed. places: those of the names that say
+        where a maximum lies.
+        """
+        draws, errors = self.joint_draws(values, [m for m, name in enumerate(names) if name in places])
+        return {
+            name: self._summarise(values[:, 0, m], draws[:, m], float(errors[m]), n_prompts, notes)
+            for m, name in enumerate(names)
+        }
+
+    def _summarise(
+        self, observed: Floats, draws: Floats, prompt_se: float, n_prompts: int, notes: Sequence[str]
+    ) -> Estimate:
+        """Estimate from the per-seed values (NaN: undefined for that seed) and the draws [B] of their mean."""
+        defined = observed[np.isfinite(observed)]
+        n, notes = len(defined), list(notes)
+        if n < len(observed):
+            notes.append(f"undefined for {len(observed) - n} of {len(observed)} seeds")
+        if n == 0:
+            return Estimate(np.nan, np.nan, np.nan, 0, n_prompts, 0, "; ".join(["no data", *notes]))
+        notes = [*few_seeds(n, self.interval), *notes]
+        usable = draws[np.isfinite(draws)]
+        undefined = len(draws) - len(usable)
+        low = high = np.nan
+        if undefined > MAX_UNDEFINED * len(draws):
+            notes.append(f"{undefined} of {len(draws)} replicates undefined: no interval")
+        else:
+            low, high = self.quantiles(usable)
+            if undefined:
+                notes.append(f"{undefined} of {len(draws)} replicates undefined")
+        value = float(defined.mean())
+        return Estimate(value, low, high, n, n_prompts, len(usable), "; ".join(notes), usable, defined, prompt_se)
 
 
 @dataclass(frozen=True)
@@ -132,7 +212,7 @@ class Sample:
     notes: list[str]
 
     @classmethod
-    def of(cls, groups: Groups, rng: np.random.Generator, replicates: int) -> Sample:
+    def of(cls, groups: Groups, resampler: Resampler) -> Sample:
         """Raises ValueError for runs with different numbers of prompts."""
         runs = [run for group in groups.values() for run in group]
         present = [{run.seed for run in group} for group in groups.values()]
@@ -141,14 +221,14 @@ class Sample:
         notes = [f"{lost} seed(s) not present in every arm left out"] if lost else []
         sizes = {run.n_prompts for run in runs}
         if len(sizes) == 1 and (sizes == {0} or not shared):
-            return cls([], max(sizes), replicates, notes)
-        weights = resampled_prompts(sizes, rng, replicates)
+            return cls([], max(sizes), resampler.replicates, notes)
+        weights = resampler.prompts(sizes)
         seeds = [
             {name: [curves(run, weights) for run in group if run.seed == seed] for name, group in groups.items()}
             for seed in shared
         ]
         judged = np.any([np.isfinite(run.win).any(axis=0) for run in runs], axis=0) if runs else np.empty(0)
-        return cls(seeds, int(judged.sum()), replicates, notes)
+        return cls(seeds, int(judged.sum()), resampler.replicates, notes)
 
     def at(self, seed: int, replicate: int) -> Seed:
         """The curves of a seed, by its place, in a replicate."""
@@ -191,74 +271,14 @@ def _draws(
     return np.asarray(observed.mean() + seed + np.sqrt(share) * prompt)
 
 
-def _summarise(
-    observed: Floats,
-    draws: Floats,
-    prompt_se: float,
-    n_prompts: int,
-    notes: Sequence[str],
-    level: float,
-    interval: Interval,
-) -> Estimate:
-    """Estimate from the per-seed values (NaN: undefined for that seed) and the draws [B] of their mean."""
-    defined = observed[np.isfinite(observed)]
-    n, notes = len(defined), list(notes)
-    if n < len(observed):
-        notes.append(f"undefined for {len(observed) - n} of {len(observed)} seeds")
-    if n == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0, n_prompts, 0, "; ".join(["no data", *notes]))
-    notes = [*few_seeds(n, interval), *notes]
-    usable = draws[np.isfinite(draws)]
-    undefined = len(draws) - len(usable)
-    low = high = np.nan
-    if undefined > MAX_UNDEFINED * len(draws):
-        notes.append(f"{undefined} of {len(draws)} replicates undefined: no interval")
-    else:
-        low, high = np.quantile(usable, [(1 - level) / 2, (1 + level) / 2]).tolist()
-        if undefined:
-            notes.append(f"{undefined} of {len(draws)} replicates undefined")
-    value = float(defined.mean())
-    return Estimate(value, low, high, n, n_prompts, len(usable), "; ".join(notes), usable, defined, prompt_se)
-
-
-def joint_draws(
-    values: Floats, rng: np.random.Generator, interval: Interval, places: Collection[int] = ()
-) -> tuple[Floats, Floats]:
-    """Per-seed values [S, 1 + B, M], index 0 observed -> joint draws [B, M], prompt standard errors [M]."""
-    n_seeds, replicates, width = values.shape[0], values.shape[1] - 1, values.shape[2]
-    draws, errors = np.full((replicates, width), np.nan), np.full(width, np.nan)
-    normal = rng.standard_normal((replicates, n_seeds))
-    uniform = rng.random((replicates, n_seeds))
-    level = rng.permutation((np.arange(replicates) + 0.5) / replicates)
-    for m in range(width):
-        keep = np.isfinite(values[:, 0, m])
-        k = int(keep.sum())
-        if k == 0:
-            continue
-        if k > 1:
-            from scipy import stats  # a quarter of a second, which nothing with one seed need wait for
-
-            chi2 = stats.chi2.ppf(level, k - 1)
-        else:
-            chi2 = np.ones(replicates)
-        pick = (uniform[:, :k] * k).astype(np.int64)
-        draws[:, m] = _draws(values[keep, :, m], normal[:, keep], chi2, pick, interval, place=m in places)
-        prompts = values[keep, 1:, m].mean(axis=0)
-        prompts = prompts[np.isfinite(prompts)]
-        errors[m] = prompts.std(ddof=1) if len(prompts) > 1 else np.nan
-    return draws, errors
-
-
 def intervals(
     groups: Groups,
     statistic: Callable[[Seed], float | Mapping[str, float]],
     names: Sequence[str] = ("",),
     *,
     rng: np.random.Generator,
-    replicates: int = 1000,
-    level: float = 0.95,
-    interval: Interval = "t",
     places: Collection[str] = (),
+    **how: Unpack[Resampling],
 ) -> dict[str, Estimate]:
     """Seed means of any statistic of runs, with intervals over seeds and prompts (module docstring says how).
 
@@ -273,33 +293,14 @@ def intervals(
     Raises:
         ValueError: runs with different numbers of prompts, or a bad `replicates`, `level` or `interval`.
     """
-    check_resampling(replicates, level, interval)
-    sample = Sample.of(groups, rng, replicates)
+    resampler = Resampler(rng, **how)
+    sample = Sample.of(groups, resampler)
 
     def row(seed: Seed) -> list[float]:
         result = statistic(seed)
         return [result[name] for name in names] if isinstance(result, Mapping) else [result]
 
-    values = sample.values(row, len(names))
-    return _estimated(values, names, rng, sample.n_prompts, sample.notes, level, interval, places)
-
-
-def _estimated(
-    values: Floats,
-    names: Sequence[str],
-    rng: np.random.Generator,
-    n_prompts: int,
-    notes: Sequence[str],
-    level: float,
-    interval: Interval,
-    places: Collection[str] = (),
-) -> dict[str, Estimate]:
-    """Estimates by name from per-seed values [S, 1 + B, M], index 0 observed."""
-    draws, errors = joint_draws(values, rng, interval, [m for m, name in enumerate(names) if name in places])
-    return {
-        name: _summarise(values[:, 0, m], draws[:, m], float(errors[m]), n_prompts, notes, level, interval)
-        for m, name in enumerate(names)
-    }
+    return resampler.estimates(sample.values(row, len(names)), names, sample.n_prompts, sample.notes, places)
 
 
 def _judged(rows: Sequence[Floats]) -> int:
@@ -311,9 +312,7 @@ def prompt_means(
     values: Mapping[str, Mapping[int, Floats]],
     *,
     rng: np.random.Generator,
-    replicates: int = 1000,
-    level: float = 0.95,
-    interval: Interval = "t",
+    **how: Unpack[Resampling],
 ) -> dict[str, Estimate]:
     """Seed means of per-prompt values in any unit, with the intervals of `intervals`: for what is no win-rate curve.
 
@@ -323,14 +322,14 @@ def prompt_means(
     Raises:
         ValueError: different numbers of prompts, or a bad `replicates`, `level` or `interval`.
     """
-    check_resampling(replicates, level, interval)
-    weights = resampled_prompts({len(row) for by_seed in values.values() for row in by_seed.values()}, rng, replicates)
+    resampler = Resampler(rng, **how)
+    weights = resampler.prompts({len(row) for by_seed in values.values() for row in by_seed.values()})
     result: dict[str, Estimate] = {}
     for name, by_seed in values.items():
         rows = np.array([by_seed[seed] for seed in sorted(by_seed)], dtype=np.float64)
         rows = rows.reshape(len(by_seed), weights.shape[1])
         means = weighted_means(rows, weights).T[:, :, None]
-        result |= _estimated(means, (name,), rng, _judged([rows]), (), level, interval)
+        result |= resampler.estimates(means, (name,), _judged([rows]))
     return result
 
 
@@ -340,9 +339,7 @@ def mean_statistics(
     names: Sequence[str],
     *,
     rng: np.random.Generator,
-    replicates: int = 1000,
-    level: float = 0.95,
-    interval: Interval = "t",
+    **how: Unpack[Resampling],
 ) -> dict[str, Estimate]:
     """Seed means of statistics of several means over prompts, a rank correlation say, with the same intervals.
 
@@ -353,8 +350,8 @@ def mean_statistics(
     Raises:
         ValueError: different numbers of prompts, or a bad `replicates`, `level` or `interval`.
     """
-    check_resampling(replicates, level, interval)
-    weights = resampled_prompts({rows.shape[1] for rows in values.values()}, rng, replicates)
+    resampler = Resampler(rng, **how)
+    weights = resampler.prompts({rows.shape[1] for rows in values.values()})
     rows = [statistic(seed, weighted_means(values[seed], weights)) for seed in sorted(values)]
-    columns = np.array(rows, dtype=np.float64).reshape(len(rows), replicates + 1, len(names))
-    return _estimated(columns, names, rng, _judged(list(values.values())), (), level, interval)
+    columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(weights), len(names))
+    return resampler.estimates(columns, names, _judged(list(values.values())))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from aligngap.stats.budget import Floats
-from aligngap.stats.intervals import Estimate, check_resampling, few_seeds
+from aligngap.stats.intervals import Estimate, Resampler, few_seeds
 
 ONE_SEED = "1 seed: interval covers items only"
 
@@ -43,7 +43,7 @@ def item_estimate(
     Raises:
         ValueError: a bad `replicates` or `level`.
     """
-    check_resampling(replicates, level, "t")
+    Resampler(rng, replicates, level)  # refuses bad settings
     kept = {seed: found[np.isfinite(found)] for seed, found in values.items()}
     present = [found for found in kept.values() if len(found)]
     notes = [f"{len(kept) - len(present)} seed(s) without data left out"] if len(present) < len(kept) else []

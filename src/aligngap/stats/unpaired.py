@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from aligngap.stats.budget import Curve, Floats, Run, curves
-from aligngap.stats.intervals import MAX_UNDEFINED, Estimate, check_resampling, resampled_prompts
+from aligngap.stats.intervals import MAX_UNDEFINED, Estimate, Resampler
 
 
 def unpaired_estimates(
@@ -34,8 +34,8 @@ def unpaired_estimates(
     Raises:
         ValueError: runs with different numbers of prompts, or a bad `replicates` or `level`.
     """
-    check_resampling(replicates, level, "t")
-    weights = resampled_prompts({run.n_prompts for run in (*first, *second)}, rng, replicates)
+    resampler = Resampler(rng, replicates, level)
+    weights = resampler.prompts({run.n_prompts for run in (*first, *second)})
     n = weights.shape[1]
     if n == 0 or not first or not second:
         return {name: Estimate(np.nan, np.nan, np.nan, 0, n, 0, "no data") for name in names}
@@ -43,10 +43,10 @@ def unpaired_estimates(
     rows = [[[statistic(*pair) for pair in zip(a, b, strict=True)] for b in drawn[1]] for a in drawn[0]]
     values = np.array([[[[row[name] for name in names] for row in cell] for cell in line] for line in rows])
     prompts = int(np.any([np.isfinite(run.win).any(axis=0) for run in (*first, *second)], axis=0).sum())
-    return {name: _estimated(values[..., m], prompts, rng, level) for m, name in enumerate(names)}
+    return {name: _estimated(values[..., m], prompts, resampler) for m, name in enumerate(names)}
 
 
-def _estimated(values: Floats, prompts: int, rng: np.random.Generator, level: float) -> Estimate:
+def _estimated(values: Floats, prompts: int, resampler: Resampler) -> Estimate:
     """Values of one statistic, [first, second, 1 + replicates], those of the prompts as observed at index 0."""
     defined = np.isfinite(values[..., 0])
     sides = [defined.any(axis=1 - side) for side in (0, 1)]
@@ -80,14 +80,14 @@ def _estimated(values: Floats, prompts: int, rng: np.random.Generator, level: fl
         if size == 1:
             continue
         means = (values.sum(axis=1 - side) / np.maximum(defined.sum(axis=1 - side), 1)[:, None])[present]
-        quantiles = (rng.permutation(len(draws)) + 0.5) / len(draws)
+        quantiles = (resampler.rng.permutation(len(draws)) + 0.5) / len(draws)
         draws += stats.t.ppf(quantiles, size - 1) * means[:, 0].std(ddof=1) / np.sqrt(size)
         # The seeds' scatter already holds the noise of the prompts that each seed has for itself.
         alone = means[:, 1:][:, usable].var(axis=1, ddof=1).mean()
         counted += (alone - prompt_se**2) / (size - 1)
     share = float(np.clip(1 - counted / prompt_se**2, 0, 1)) if prompt_se > 0 else 0.0
     draws += np.sqrt(share) * (resampled[usable] - resampled[usable].mean())
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    low, high = resampler.quantiles(draws)
     note = "; ".join(notes)
     return Estimate(observed, low, high, min(counts), prompts, len(draws), note, draws, prompt_se=prompt_se)
 
