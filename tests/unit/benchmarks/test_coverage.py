@@ -95,7 +95,9 @@ def test_simulated_runs_have_the_truths_means() -> None:
     truth = RISE_AND_FALL.truth(rng)
     seen = [RISE_AND_FALL.observe([truth], rng)["online"][0] for _ in range(200)]
     assert np.mean([run.win.mean(axis=1) for run in seen], axis=0) == pytest.approx(truth["online"].win[:, 0], abs=0.01)
-    assert np.mean([run.amount.mean(axis=1) for run in seen], axis=0) == pytest.approx(truth["online"].amount[:, 0], rel=0.02)
+    assert np.mean([run.amount.mean(axis=1) for run in seen], axis=0) == pytest.approx(
+        truth["online"].amount[:, 0], rel=0.02
+    )
     both = RISE_AND_FALL.observe([truth, truth], rng)
     across_arms = np.corrcoef(both["online"][0].win.mean(axis=0), both["offline"][1].win.mean(axis=0))[0, 1]
     assert across_arms > 0.3  # the same prompts
