@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from aligngap.experiments.base import Finished, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.conclusions import adjusted, concluded
+from aligngap.experiments.curves import costs_of, runs_of
 from aligngap.experiments.plan import Needs, Plan, PlannedArm, TaskPlan
 from aligngap.experiments.samples import samples
 from aligngap.experiments.timings import latest, timings
@@ -42,7 +42,6 @@ from aligngap.results import (
     write,
 )
 from aligngap.results.tables import typed_points
-from aligngap.stats.curves import Run
 from aligngap.store.record import environment
 from aligngap.store.store import Store, read_json
 
@@ -168,7 +167,9 @@ def _arm(task: str, planned: PlannedArm, store: Store, outcome: Outcome) -> _Gat
     weights = read_json(arm / "weights.json")["weights_sha256"]
     cost = Cost.model_validate(read_json(arm / "cost.json") | read_json(arm / "seconds.json"))
     record = _record(entry, status, reason, parameters=size, weights_sha256=weights, cost=cost)
-    finished = Finished(entry, runs_of(entry.name, entry.stage.seed, prompts), weights, pairs, prompts, size)
+    costs = costs_of(entry.stage, store)
+    runs = runs_of(entry.name, entry.stage.seed, prompts, costs)
+    finished = Finished(entry, runs, weights, pairs, prompts, size, costs)
     return _GatheredArm(record, points, finished, measured)
 
 
@@ -306,32 +307,6 @@ def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
         pl.lit(arm.seed).alias("seed"),
     ]
     return frame.select(*labels, pl.all())
-
-
-def runs_of(name: str, seed: int, frame: pl.DataFrame) -> dict[tuple[str, str, str], Run]:
-    """An arm's curves under one seed by (split, opponent, judge), from its rows of `per_prompt.parquet`.
-
-    Checkpoints in order of step and prompts in order of number; what has no row or no number is NaN. A judge who says
-    nothing of a split, such as the true utility where nobody knows it, has no curve.
-    """
-    found = {}
-    for (split,), part in frame.group_by("split", maintain_order=True):
-        steps, row = np.unique(part["step"].to_numpy(), return_inverse=True)
-        numbers, column = np.unique(part["prompt_number"].to_numpy(), return_inverse=True)
-        empty = np.full((len(steps), len(numbers)), np.nan)
-
-        def matrix(values: pl.Series, at: Any = (row, column), empty: Any = empty) -> Any:
-            filled = empty.copy()
-            filled[at] = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
-            return filled
-
-        for opponent, judges in COMPARISONS.items():
-            for judge in judges:
-                wins = f"win_{opponent}_{judge}"
-                if wins in part.columns and part[wins].null_count() < len(part):
-                    key = (str(split), opponent, judge)
-                    found[key] = Run(name, seed, steps.astype(np.int64), matrix(part["kl"]), matrix(part[wins]))
-    return found
 
 
 def _stages(bench: Bench, store: Store) -> dict[str, Any]:
