@@ -1,10 +1,11 @@
 """From pairs as text to pairs as token ids, and to the train and held-out data of a task.
 
 Rules. A conversation is written by the tokenizer's chat template where it has one, else as `Human:` and `Assistant:`
-turns (`chat.py`); a text prompt is taken as it stands. Prompt and response are tokenised apart, as sampling leaves
-them, and the end token closes the response. A prompt that is too long loses its beginning (a leading
-beginning-of-sequence token stays); a response that is too long loses its end, and then has no end token. What must hold
-of a pair is checked on the token rows that training sees, after both: `unusable`.
+turns (`chat.py`); a text prompt is taken as it stands. A response's tokens are those that follow the prompt's when both
+are tokenised as one text; where that would join the two, they are tokenised apart, and counted. The end token closes
+the response. A prompt that is too long loses its beginning (a leading beginning-of-sequence token stays); a response
+that is too long loses its end, and then has no end token. What must hold of a pair is checked on the token rows that
+training sees, after both: `unusable`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,10 @@ from aligngap.tasks.spec import TaskData
 from aligngap.types import PairBatch, Tokens
 
 _CHUNK = 512
-_TRIED_TOGETHER = 256
-"""Of so many first pairs prompt and answers are tokenised together, too, to see whether that gives other tokens."""
 _FEWEST_PAIRS = 2
 """Training pairs, as few as can differ."""
 
-TOGETHER = "prompt and an answer are tokenised otherwise together (looked for in the first 256 pairs)"
+TOGETHER = "where prompt and answer meet, the tokenizer would join them: the two are tokenised apart"
 TWO_BEGINNINGS = "the prompt's text begins with the beginning-of-sequence token already: it is there once"
 
 
@@ -109,13 +108,12 @@ def encode(pairs: Iterable[TextPair], tokenizer: PreTrainedTokenizerBase, tally:
             where=str(tokenizer.name_or_path) or "tokenizer",
             hint="Set `eos_token` and save the tokenizer again.",
         )
-    pairs, first = iter(pairs), True
+    pairs = iter(pairs)
     while chunk := list(itertools.islice(pairs, _CHUNK)):
-        yield from _encode_chunk(chunk, tokenizer, tally, first)
-        first = False
+        yield from _encode_chunk(chunk, tokenizer, tally)
 
 
-def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally, try_together: bool) -> Iterator[Encoded | None]:
+def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterator[Encoded | None]:
     by_template = tokenizer if getattr(tokenizer, "chat_template", None) is not None else None
     written: dict[int, WrittenPair] = {}
     for index, pair in enumerate(chunk):
@@ -133,13 +131,13 @@ def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally, try_toget
         ]
         texts = [written[index].prompt for index in of_kind]
         prompts |= zip(of_kind, _ids(tokenizer, texts, not templated), strict=True)
-    sides = _ids(tokenizer, [side for pair in written.values() for side in (pair.first, pair.second)], False)
-    answers = dict(zip(written, zip(sides[::2], sides[1::2], strict=True), strict=True))
+    answers = dict(zip(written, _answers(tokenizer, list(written.values())), strict=True))
     for index, pair in enumerate(chunk):
         if index not in written:
             yield None
             continue
         ids, notes = prompts[index], list(written[index].notes)
+        *sides, joined = answers[index]
         if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
             ids = ids[1:]
             notes.append(TWO_BEGINNINGS)
@@ -147,11 +145,11 @@ def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally, try_toget
             tally.drop("the prompt has no tokens", pair.where)
             yield None
             continue
-        if try_together and index < _TRIED_TOGETHER and not _same_together(tokenizer, written[index], answers[index]):
+        if joined:
             notes.append(TOGETHER)
         for note in notes:
             tally.note(note, pair.where)
-        yield _closed(pair, ids, answers[index], end_tokens(tokenizer))
+        yield _closed(pair, ids, sides, end_tokens(tokenizer))
 
 
 def _closed(pair: TextPair, prompt: list[int], answers: Sequence[list[int]], ends: Sequence[int]) -> Encoded:
@@ -160,10 +158,20 @@ def _closed(pair: TextPair, prompt: list[int], answers: Sequence[list[int]], end
     return Encoded(pair, prompt, first, second, written)
 
 
-def _same_together(tokenizer: Any, pair: WrittenPair, answers: Sequence[list[int]]) -> bool:
-    """Whether prompt and answer, tokenised as one text, are the tokens of the two."""
-    alone, *together = _ids(tokenizer, [pair.prompt, pair.prompt + pair.first, pair.prompt + pair.second], False)
-    return all([*alone, *side] == both for side, both in zip(answers, together, strict=True))
+def _answers(tokenizer: Any, pairs: Sequence[WrittenPair]) -> Iterator[tuple[list[int], list[int], bool]]:
+    """Token ids of both answers of each pair, and whether one of them had to be tokenised apart from its prompt."""
+    alone = _ids(tokenizer, [pair.prompt for pair in pairs], False)
+    sides = _ids(tokenizer, [side for pair in pairs for side in pair[1:3]], False)
+    wholes = _ids(tokenizer, [pair.prompt + side for pair in pairs for side in pair[1:3]], False)
+    for index, prompt in enumerate(alone):
+        both = (2 * index, 2 * index + 1)
+        # Behind a token that stands for any text, the prefix being the same says nothing.
+        known = not prompt or prompt[-1] != tokenizer.unk_token_id
+        follows = [known and wholes[at][: len(prompt)] == prompt for at in both]
+        first, second = (
+            wholes[at][len(prompt) :] if fits else sides[at] for at, fits in zip(both, follows, strict=True)
+        )
+        yield first, second, not all(follows)
 
 
 def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from aligngap.errors import UserError
 from aligngap.experiments.starter import fitted_limits
@@ -224,6 +226,37 @@ def test_a_template_that_asks_the_date_is_told_the_same_one_every_day() -> None:
     assert item is not None
     assert words.decode(item.prompt).startswith("01 Jan 2025 ")
     assert any("2025-01-01, on every day" in fact for fact in template_facts(words, (words.eos_token_id,)))
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """Puts a space before every text, as Llama 2's: an answer read alone begins with a gap that is not there."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    core.train_from_iterator(["Say: yes or no.", "no", "yes", "Say:\nyes"] * 5, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt", "answer", "joined"),
+    [
+        (unigram(), "Say:", " yes", False),
+        (unigram(), "Say: ", "yes", False),
+        (tokenizer(), "Say:", " yes", False),
+        (tokenizer(), "the ri", "ver", True),
+        (word_tokenizer(["Say:", "yes"]), "Say:", "yes", True),
+        (word_tokenizer(["Say:", "yes"]), "unknown", "yes", True),
+    ],
+)
+def test_an_answer_is_tokenised_as_it_follows_its_prompt(words: Any, prompt: str, answer: str, joined: bool) -> None:
+    tally = Tally()
+    (item,) = encode([TextPair(prompt, answer, answer + " no")], words, tally)
+    assert item is not None
+    together = words(prompt + answer)["input_ids"]
+    assert (item.prompt + item.first[:-1] == together) is not joined
+    assert bool(tally.notes) is joined
 
 
 # --- reading that loses something ---
