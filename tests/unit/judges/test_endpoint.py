@@ -105,7 +105,8 @@ def test_one_refused_question_is_undecided_and_kept(serve: Serve, tmp_path: Path
 
 def test_many_refused_questions_end_the_run(serve: Serve) -> None:
     def script(asked: Asked) -> Reply:
-        return Reply(status=400, body=b"no") if any(f"Question {n}?" in asked.text for n in range(30, 39)) else longer(asked)
+        refuses = any(f"Question {n}?" in asked.text for n in range(30, 39))
+        return Reply(status=400, body=b"no") if refuses else longer(asked)
 
     with pytest.raises(UserError, match="no decision on"):
         margins(judge(serve(script), concurrency=1), many(40))
