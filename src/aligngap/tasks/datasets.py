@@ -49,7 +49,8 @@ class DatasetSpec(BaseModel):
     source: file, folder or hub name (`owner/set`). config: the hub set's configuration or folder (`harmless-base`).
     format: a name of `formats.SCHEMAS`; found from the data when not given. columns: the format's name for a column ->
     the data's. split: what to train on, by default `train` where there are splits. held_out_split: the split to hold
-    out; without one, whole prompts are held out of `split`, `held_out_pairs` or `held_out_share` of its pairs. Prompts
+    out; without one, whole prompts are held out of `split`, `held_out_pairs` or `held_out_share` of its pairs.
+    train_pairs, held_out_limit: use no more of either. Prompts
     keep their last `max_prompt_tokens`, responses their first `max_response_tokens`, end token included.
     """
 
@@ -65,6 +66,7 @@ class DatasetSpec(BaseModel):
     ties: Literal["drop", "keep"] = "drop"
     train_pairs: int | None = Field(None, gt=0)
     held_out_pairs: int | None = Field(None, gt=0)
+    held_out_limit: int | None = Field(None, gt=0)
     held_out_share: float = Field(0.1, gt=0, lt=1)
     max_prompt_tokens: int = Field(512, gt=1)
     max_response_tokens: int = Field(128, gt=0)

@@ -202,12 +202,7 @@ def make_dataset_pairs(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) ->
     """
     readings = _readings(spec)
     groups = [[prompt_key(pair.prompt) for pair in reading] for reading in readings]
-    keys = list(itertools.chain(*groups))
-    train, held = _parted(groups, spec)
-    chosen = (
-        _ordered(train, keys, spec.seed)[: spec.train_pairs],
-        _ordered(held, keys, spec.seed)[: spec.held_out_pairs],
-    )
+    train, chosen = _chosen(groups, spec)
     cuts, tally = Cuts(), Tally()
     wanted = sorted(itertools.chain(*chosen))
     leaked = set(range(len(groups[0]))).difference(train) if spec.held_out_split is not None else set()
@@ -243,6 +238,36 @@ def _drop_leaks(rows: dict[int, _Row], chosen: tuple[list[int], list[int]], tall
             tally.drop("the prompt is held out as well, once it is cut", rows.pop(index).where)
         elif rows[index].loose in loose:
             tally.note("a prompt is held out that differs in case, white space or a last mark only", rows[index].where)
+
+
+class Sizes(NamedTuple):
+    """Pairs that are trained on and held out, and prompts of the latter, before tokens are looked at: what a limit or a
+    tokenizer makes the same is dropped later, and counted.
+    """
+
+    train: int
+    held_out: int
+    held_out_prompts: int
+
+
+def sizes(spec: DatasetSpec) -> Sizes:
+    """How many pairs `make_dataset_pairs` begins with. Reads the data once, as text. Raises UserError as that does."""
+    groups = [[prompt_key(pair.prompt) for pair in reading] for reading in _readings(spec)]
+    keys = list(itertools.chain(*groups))
+    _, (train, held) = _chosen(groups, spec)
+    return Sizes(len(train), len(held), len({keys[index] for index in held}))
+
+
+def _chosen(groups: Sequence[Sequence[int]], spec: DatasetSpec) -> tuple[list[int], tuple[list[int], list[int]]]:
+    """The pairs that may be trained on, and of those and the held-out ones those that are used, in their order."""
+    keys = list(itertools.chain(*groups))
+    train, held = _parted(groups, spec)
+    most = spec.held_out_limit if spec.held_out_pairs is None else spec.held_out_pairs
+    most = min(most, spec.held_out_limit) if most and spec.held_out_limit else most
+    return train, (
+        _ordered(train, keys, spec.seed)[: spec.train_pairs],
+        _ordered(held, keys, spec.seed)[:most],
+    )
 
 
 def train_pairs(spec: DatasetSpec) -> Iterator[TextPair]:
