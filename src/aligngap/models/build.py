@@ -335,12 +335,20 @@ def load_backbone(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrain
 
 
 def _load(kind: Any, checkpoint: str | Checkpoint, device: str) -> PreTrainedModel:
-    dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
-    model = whole_model(_attempt(kind.from_pretrained, checkpoint, "model", **WHOLE, dtype=dtype), _path(checkpoint))
+    """A model by one of the loaders of `transformers`: its weights are read, then made ready to compute."""
+    model = _read(kind, checkpoint)
     if not isinstance(checkpoint, str) and checkpoint.gradient_checkpointing:
         _checkpoint_gradients(model)
     # Divided before it is moved: no device need hold all of it.
     return sharded(model).to(device).eval()  # type: ignore[no-any-return,arg-type]
+
+
+def _read(kind: Any, checkpoint: str | Checkpoint) -> PreTrainedModel:
+    """The whole model as its folder or hub id has it, in the checkpoint's dtype, on the CPU. Another form of a
+    checkpoint (adapters beside a base, quantised weights) would be told apart here.
+    """
+    dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
+    return whole_model(_attempt(kind.from_pretrained, checkpoint, "model", **WHOLE, dtype=dtype), _path(checkpoint))
 
 
 WHOLE: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
