@@ -284,8 +284,10 @@ def packed(value: Any) -> str:
 
 
 def _columns(rows: list[dict[str, Any]], without: Collection[str] = ()) -> dict[str, Any]:
-    """Names once instead of in every row, and no column that is empty."""
-    names = [n for n in rows[0] if n not in without and any(row[n] is not None for row in rows)] if rows else []
+    """Names once instead of in every row. A column of nulls stays: specifications compare with null, and a field that
+    is not there is something else.
+    """
+    names = [name for name in rows[0] if name not in without] if rows else []
     return {"columns": names, "rows": [[row[name] for name in names] for row in rows]}
 
 
