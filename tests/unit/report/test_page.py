@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 
 from aligngap.report.load import load
-from aligngap.report.page import json_in_html, render, seeds_note, text_of_number, text_of_share, write_report
+from aligngap.report.packing import json_in_html
+from aligngap.report.page import render, write_report
+from aligngap.report.text import seeds_note, text_of_number, text_of_share
 from unit.report.fixture_results import HOSTILE, UNRULY, write_large_results, write_results
 
 
