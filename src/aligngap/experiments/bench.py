@@ -82,6 +82,11 @@ class Bench:
         return replace(self, size=None if size == self.study.models.policy else size)
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The study's seeds, of its arms and proxies."""
+        return self.study.seeds
+
+    @property
     def has_truth(self) -> bool:
         """Whether the task's true utility is known, and its raters can be asked again: in built-in worlds."""
         return self.task not in self.study.datasets
@@ -351,12 +356,12 @@ class Bench:
             pairs=spec.pairs,
             seed=arm.seed,
         )
-        return Evaluate.of(arm, start)
+        return Evaluate(arm=arm, start=start)
 
     def measured(self, entry: ArmEntry) -> list[Measured]:
         """The further measures of an arm that the study asks for."""
-        return [Measured.of(name, self.evaluation(entry)) for name in self.study.evaluation.measures]
+        return [Measured(measure=name, evaluation=self.evaluation(entry)) for name in self.study.evaluation.measures]
 
     def agreement(self, seed: int) -> Agreement:
         """How the judges of a seed agree."""
-        return Agreement(pairs=self.pairs, golden_pairs=self.golden_pairs, proxy=self.proxy(seed))
+        return Agreement(golden_pairs=self.golden_pairs, proxy=self.proxy(seed))
