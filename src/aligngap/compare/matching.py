@@ -10,7 +10,7 @@ import polars as pl
 
 from aligngap.compare.comparable import Ground, Side
 from aligngap.experiments.spec import AnalysisSpec
-from aligngap.report import charts
+from aligngap.report.style import SPLIT_NAMES
 from aligngap.results import FINISHED, ArmRecord, Conclusion
 
 
@@ -64,7 +64,7 @@ class Matched:
             )
         split = self.settings.split
         if not self._prompts.filter(pl.col("split") == split).height:
-            notes.append(f"The runs share no {charts.SPLIT_NAMES.get(split, split)}.")
+            notes.append(f"The runs share no {SPLIT_NAMES.get(split, split)}.")
         return tuple(notes)
 
     @cached_property

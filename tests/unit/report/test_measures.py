@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from aligngap.report import charts
 from aligngap.report.drawing import measures, plotted
+from aligngap.report.figures import task_figures
 from aligngap.report.page import render
+from aligngap.report.still import figure_files
+from aligngap.report.style import Theme
 from aligngap.results import StudyResults, read
 from unit.report.fixture_results import HOSTILE, write_results
 
@@ -51,12 +53,12 @@ def test_measures_are_columns_whatever_they_are_called(data: StudyResults) -> No
 
 
 def test_they_are_drawn_over_steps_and_over_kl(data: StudyResults, tmp_path: Path) -> None:
-    figures = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))
+    figures = task_figures(data, data.tasks[0], Theme.for_images(data))
     (figure,) = (figure for figure in figures if figure.name == "measures")
     keys = [panel.key for panel in figure.panels]
     assert keys == [f"{over}-measure_{index}" for index in range(3) for over in ("step", "kl")]
     assert figure.panels[0].title == "Words over steps"
-    written = charts.figures(data, tmp_path, ("svg",), choose=lambda *_: [figure])
+    written = figure_files(data, tmp_path, ("svg",), choose=lambda *_: [figure])
     drawn = written[0].read_text("utf-8")
     assert "Words over KL" in drawn
     assert "KL(policy || SFT), nats" in drawn
