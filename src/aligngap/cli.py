@@ -339,9 +339,9 @@ def figures(
     ] = "golden_policy",
 ) -> None:
     """Write every figure of the report as a file, TASK-EXPERIMENT-FIGURE.FORMAT. No browser is needed."""
-    from aligngap.report import charts
     from aligngap.report.images import FORMATS, Format
     from aligngap.report.load import OPPONENTS, load
+    from aligngap.report.still import figure_files
 
     for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
         if value not in known:
@@ -349,7 +349,7 @@ def figures(
     data = load(directory)
     folder = out or directory / "figures"
     try:
-        written = charts.figures(data, folder, (cast(Format, form),), opponent=opponent)
+        written = figure_files(data, folder, (cast(Format, form),), opponent=opponent)
     except OSError as error:
         hint = "Give --out another folder."
         raise UserError(f"cannot be written: {error.strerror}", where=str(folder), hint=hint) from error

@@ -27,8 +27,8 @@ from aligngap.experiments.base import Finished, TaskData
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.results import runs_of
 from aligngap.experiments.spec import AnalysisSpec
-from aligngap.report import charts
 from aligngap.report.load import Estimate as Published
+from aligngap.report.style import SPLIT_NAMES
 from aligngap.seeds import numpy_stream
 from aligngap.stats.bootstrap import Estimate, Seed, estimates
 from aligngap.stats.curves import Curve, Run, average_gap, fall, peak
@@ -231,7 +231,7 @@ def _task(a: Side, b: Side, found: Ground) -> TaskComparison:
     prompts = _shared_prompts(a, b, found.task)
     lost = [len(numbers) for split, numbers in prompts.items() if split == settings.split]
     if not lost or not lost[0]:
-        notes.append(f"The runs share no {charts.SPLIT_NAMES.get(settings.split, settings.split)}.")
+        notes.append(f"The runs share no {SPLIT_NAMES.get(settings.split, settings.split)}.")
     sides = [_arms(side, found.task, prompts) for side in (a, b)]
     pairs = _matched(*sides)
     compared = tuple(_arm_pair(found.task, one, other, settings) for one, other in pairs)

@@ -8,9 +8,10 @@ from typing import Any
 import altair as alt
 import pytest
 
-from aligngap.report import charts
+from aligngap.report import figures, still
 from aligngap.report.load import Drawing, ReportData, load
-from unit.report.fixture_results import FURTHER, write_results
+from aligngap.report.style import Theme
+from unit.report.fixture_results import write_results
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def _walk(node: Any) -> Any:
 
 
 def test_every_figure_is_there_in_reading_order(data: ReportData) -> None:
-    found = charts.every_figure(data, data.tasks[0], charts.Look.for_page(data))
+    found = figures.every_figure(data, data.tasks[0], Theme.for_page(data))
     assert [figure.name for figure in found] == [
         *("goodhart", "other_axes", "judges", "training", "cost"),
         *("goodhart-difference", "coverage-curves", "tandem-equal"),  # and not tandem's second, which has no number
@@ -34,7 +35,7 @@ def test_every_figure_is_there_in_reading_order(data: ReportData) -> None:
 
 
 def test_panels_are_valid_json_that_loads_nothing(data: ReportData) -> None:
-    for figure in charts.every_figure(data, data.tasks[0], charts.Look.for_page(data)):
+    for figure in figures.every_figure(data, data.tasks[0], Theme.for_page(data)):
         for panel in figure.panels:
             spec = panel.build()
             json.dumps(spec, allow_nan=False)
@@ -46,8 +47,8 @@ def test_panels_are_valid_json_that_loads_nothing(data: ReportData) -> None:
 
 def test_an_image_has_no_parameter_left_and_no_name_shared_between_panels(data: ReportData) -> None:
     # With view names in common, Vega-Lite drew one panel's points with the other panel's numbers.
-    figure = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))[0]
-    spec = charts.image_spec(data, figure)
+    figure = figures.task_figures(data, data.tasks[0], Theme.for_images(data))[0]
+    spec = still.image_spec(data, figure)
     for node in _walk({key: value for key, value in spec.items() if key != "datasets"}):
         if isinstance(node, dict):
             assert "params" not in node
@@ -61,8 +62,8 @@ def test_an_image_has_no_parameter_left_and_no_name_shared_between_panels(data: 
 def test_panels_of_an_image_plot_their_own_judge(data: ReportData) -> None:
     import vl_convert
 
-    figure = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))[0]
-    scene = vl_convert.vegalite_to_scenegraph(charts.image_spec(data, figure), vl_version="6.1")
+    figure = figures.task_figures(data, data.tasks[0], Theme.for_images(data))[0]
+    scene = vl_convert.vegalite_to_scenegraph(still.image_spec(data, figure), vl_version="6.1")
     marks = [node for node in _walk(scene) if isinstance(node, dict) and node.get("marktype") in ("symbol", "line")]
     heights: dict[str, list[set[float]]] = {"symbol": [], "line": []}
     for mark in marks:
@@ -74,35 +75,6 @@ def test_panels_of_an_image_plot_their_own_judge(data: ReportData) -> None:
         assert points
         assert points <= lines
     assert heights["symbol"][0] != heights["symbol"][1]
-
-
-def test_families_are_told_apart_and_stay_as_they_are() -> None:
-    families = ["offline", "online", *FURTHER]
-    found = charts.styles(families)
-    assert found["online"] == charts.styles(["online"])["online"]
-    assert len(set(found.values())) == len(families)
-    # Hue alone would not do: a reader may not see it.
-    assert len({(style.shape, style.dash) for style in charts.styles(FURTHER[:7]).values()}) == 7
-
-
-def test_a_series_looks_like_the_family_or_the_judge_it_is() -> None:
-    families = ["online", *FURTHER]
-    found = charts.styles(["Window 16", "golden judge", "online", "of its own"], families)
-    assert found["Window 16"] == charts.styles(families)["window_16"]
-    assert found["golden judge"].hue == charts.JUDGE_HUES["golden"]
-    assert found["of its own"] not in (found["Window 16"], found["golden judge"], found["online"])
-
-
-@pytest.mark.parametrize(("ground", "column"), [("#ffffff", 0), ("#14171b", 1)])
-def test_every_hue_can_be_seen_on_its_ground(ground: str, column: int) -> None:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    for pair in charts.HUES:
-        low, high = sorted((luminance(ground), luminance(pair[column])))
-        assert (high + 0.05) / (low + 0.05) >= 3, pair
 
 
 @pytest.fixture(scope="module")
@@ -121,31 +93,31 @@ def runaway(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
 
 
 def _span(data: ReportData, families: tuple[str, ...], **options: Any) -> dict[str, float]:
-    runs = charts.datasets(data, data.tasks[0])["runs"]
-    return charts.reach([run for run in runs if run["family"] in families], "golden_policy", **options)
+    runs = figures.tables(data, data.tasks[0])["runs"]
+    return figures.reach([run for run in runs if run["family"] in families], "golden_policy", **options)
 
 
 def test_a_runaway_arm_does_not_widen_the_figures_and_is_not_cut_in_silence(runaway: ReportData) -> None:
     task = runaway.tasks[0]
-    assert charts.reaches_far(runaway, task)
+    assert figures.reaches_far(runaway, task)
     others = ("online", "offline", "replay", "golden_policy")
     assert _span(runaway, others)["xmax"] == pytest.approx(3.0 * 1.25)
     both = _span(runaway, (*others, "shuffled"))
     # The usual range ends at five times the upper quartile of 3 nats: what of the runaway lies in it is shown.
     assert 3.0 <= both["xmax"] <= 15.0 * 1.25
     assert _span(runaway, (*others, "shuffled"), whole=True)["xmax"] == pytest.approx(400 * 1.25)
-    (figure, *_) = charts.task_figures(runaway, task, charts.Look.for_images(runaway))
-    subtitle = charts.image_spec(runaway, figure)["title"]["subtitle"]
+    (figure, *_) = figures.task_figures(runaway, task, Theme.for_images(runaway))
+    subtitle = still.image_spec(runaway, figure)["title"]["subtitle"]
     points = runaway.points.filter((runaway.points["split"] == "held_out") & (runaway.points["kl"] > both["xmax"]))
     assert points.height > 0
     assert subtitle[1] == f"Not shown: {points.height} points further right, up to a KL of 400 (replay shuffled)"
 
 
 def test_where_only_the_runaway_is_shown_all_of_it_is(runaway: ReportData) -> None:
-    runs = [run for run in charts.datasets(runaway, runaway.tasks[0])["runs"] if run["family"] == "shuffled"]
+    runs = [run for run in figures.tables(runaway, runaway.tasks[0])["runs"] if run["family"] == "shuffled"]
     far = [run | {"from_kl": None, "to_kl": None} for run in runs]  # no point in the usual range
-    assert charts.reach(far, "golden_policy")["xmax"] == pytest.approx(400 * 1.25)
-    assert charts.reach([], "golden_policy") == {"xmin": 0.01, "xmax": 10.0, "ymin": 0.45, "ymax": 0.55}
+    assert figures.reach(far, "golden_policy")["xmax"] == pytest.approx(400 * 1.25)
+    assert figures.reach([], "golden_policy") == {"xmin": 0.01, "xmax": 10.0, "ymin": 0.45, "ymax": 0.55}
 
 
 def test_axes_take_in_every_rate_of_what_is_shown(runaway: ReportData) -> None:
@@ -158,8 +130,8 @@ def test_axes_take_in_every_rate_of_what_is_shown(runaway: ReportData) -> None:
 
 
 def test_win_rates_are_drawn_over_steps_and_the_proxys_opinion_too(data: ReportData) -> None:
-    figure = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))[1]
-    scene = _scene(charts.image_spec(data, figure))
+    figure = figures.task_figures(data, data.tasks[0], Theme.for_images(data))[1]
+    scene = _scene(still.image_spec(data, figure))
     symbols = [m for m in scene if m["marktype"] == "symbol" and "layer" in str(m.get("name", ""))]
     steps = {int(point["step"]) for point in data.points.to_dicts()}
     # On the axis of steps step 0 has a place, which a logarithm of KL has not.
@@ -170,10 +142,10 @@ def test_win_rates_are_drawn_over_steps_and_the_proxys_opinion_too(data: ReportD
 def test_a_figure_of_families_shows_these_alone_and_says_which_have_no_data(data: ReportData) -> None:
     task = data.tasks[0]
     coverage = next(x for x in task.experiments if x.name == "coverage")
-    (figure,) = charts.experiment_figures(data, task, coverage, charts.Look.for_images(data))
+    (figure,) = figures.experiment_figures(data, task, coverage, Theme.for_images(data))
     assert figure.shown == ("online", "offline", "shuffled")
     assert figure.note == "No data of: Absent."
-    spec = charts.image_spec(data, figure)
+    spec = still.image_spec(data, figure)
     assert {row["family"] for row in spec["datasets"]["points0"]} == {"online", "offline", "shuffled"}
     domains = [node["domain"] for node in _walk(spec["vconcat"]) if isinstance(node, dict) and "domain" in node]
     assert ["online", "offline", "shuffled"] in domains
@@ -205,8 +177,8 @@ def test_drawn_figures_have_points_intervals_and_seeds(
     experiment = dataclasses.replace(data.tasks[0].experiments[0], figures=(drawing,))
     task = dataclasses.replace(data.tasks[0], experiments=(experiment,))
     changed = dataclasses.replace(data, tasks=(task,))
-    (figure,) = charts.experiment_figures(changed, task, experiment, charts.Look.for_images(changed))
-    marks = [m for m in _scene(charts.image_spec(changed, figure)) if "layer" in str(m.get("name", ""))]
+    (figure,) = figures.experiment_figures(changed, task, experiment, Theme.for_images(changed))
+    marks = [m for m in _scene(still.image_spec(changed, figure)) if "layer" in str(m.get("name", ""))]
     assert sum(len(m["items"]) for m in marks if m["marktype"] == "symbol") == 2 + 2 * (mark != "bar")
     assert sum(len(m["items"]) for m in marks if m["marktype"] == "rect") == 2 * (mark == "bar")
     intervals = [m for m in marks if m["marktype"] == kind]
@@ -215,19 +187,19 @@ def test_drawn_figures_have_points_intervals_and_seeds(
 
 def test_charts_are_saved(data: ReportData, tmp_path: Path) -> None:
     # One figure stands for all: each takes a second.
-    every = charts.task_figures
-    paths = charts.figures(data, tmp_path / "charts", choose=lambda *arguments: every(*arguments)[-1:])
+    every = figures.task_figures
+    paths = still.figure_files(data, tmp_path / "charts", choose=lambda *arguments: every(*arguments)[-1:])
     assert [path.name for path in paths] == ["summarisation-cost.png", "summarisation-cost.svg"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert paths[1].read_text().startswith("<svg")
-    (pdf,) = charts.figures(data, tmp_path, ("pdf",), choose=lambda *arguments: every(*arguments)[-1:])
+    (pdf,) = still.figure_files(data, tmp_path, ("pdf",), choose=lambda *arguments: every(*arguments)[-1:])
     assert pdf.read_bytes().startswith(b"%PDF")
 
 
 def test_nothing_is_drawn_from_nothing(tmp_path: Path) -> None:
     empty = load(write_results(tmp_path / "in", no_numbers=True))
-    assert charts.figures(empty, tmp_path / "out") == []
+    assert still.figure_files(empty, tmp_path / "out") == []
 
 
 def test_file_names_are_safe() -> None:
-    assert charts.file_name("../a task/ü", "goodhart") == "a_task-goodhart"
+    assert still.file_name("../a task/ü", "goodhart") == "a_task-goodhart"
