@@ -705,13 +705,15 @@ def init(
     if file.exists():
         raise UserError("the file is there already", where=str(file), hint="Give another name, or remove it.")
     spec = DatasetSpec(source=data, format=format, split=split, config=config)
-    text = starter(file, spec, policy, golden, proxy)
+    made = starter(file, spec, policy, golden, proxy)
     try:
         with file.open("x", encoding="utf-8") as handle:
-            handle.write(text)
+            handle.write(made.text)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(file), hint="Give another place.") from error
-    _say(f"{file}\nNext: aligngap plan {file}; aligngap run {file} --smoke")
+    _say(
+        "".join(f"{note}\n" for note in made.notes) + f"{file}\nNext: aligngap plan {file}; aligngap run {file} --smoke"
+    )
 
 
 @app.command()

@@ -18,6 +18,7 @@ from aligngap.plugins import use_plugins
 
 _LARGEST = 100_000
 """Values in a study, far more than anybody writes."""
+_LONGEST_TEXT = 1 << 20
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
@@ -111,13 +112,13 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise UserError(
             f"this is not valid YAML: {problem}",
             where=f"{where}{line}",
-            hint="Mend the file; compare with a shipped study.",
+            hint="Fix the file; compare with a shipped study.",
         ) from None
     if not isinstance(content, dict):
         raise UserError(
             "a study is a mapping of keys to values",
             where=where,
-            hint="Compare with a shipped study (docs/studies.md).",
+            hint="Compare with a shipped study, or write one with `aligngap init` (docs/tutorial.md).",
         )
     return content
 
@@ -125,7 +126,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     """What a YAML text says. Raises yaml.YAMLError for all that cannot be read, or would fill the memory once read."""
     try:
-        content = yaml.safe_load(text)
+        if len(text) > _LONGEST_TEXT or text.count("\n") + text.count(",") > _LARGEST:
+            raise yaml.YAMLError("it is far longer than any study")
+        content = yaml.load(text, _UniqueKeys)
         if _expanded(content, {}) > _LARGEST:
             raise yaml.YAMLError("its aliases unfold to too much")
     except RecursionError:
@@ -134,6 +137,22 @@ def _yaml(text: str) -> Any:
         # Of the library's own readers of dates and numbers.
         raise yaml.YAMLError(f"a value cannot be read: {error}") from None
     return content
+
+
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's plain values alone. A key that is given twice is an error: the first value would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines and isinstance(key.value, str) and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value}' is given twice, in lines {lines[key.value]} and {line}",
+                    problem_mark=key.start_mark,
+                )
+            lines |= {key.value: line} if isinstance(key.value, str) else {}
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
 def _expanded(value: Any, known: dict[int, int | None]) -> int:

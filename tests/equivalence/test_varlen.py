@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from aligngap.models import lean
 from aligngap.models.build import base_path, load_language_model, load_tokenizer
 from aligngap.models.layout import Layout, detect
 from aligngap.models.lora import Lora, adapters, add_adapters
+from aligngap.models.packing import Packed
 from aligngap.models.policy import Policy
 from aligngap.models.preference import PointwiseModel
-from aligngap.models.sampling import decode_cached
+from aligngap.models.varlen import attention
+from aligngap.models.varlen.batch import varlen_batch
+from aligngap.models.varlen.engine import Varlen
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.types import Tokens
 from checkpoints import config_of, model_of
@@ -46,7 +48,7 @@ def model(kind: str = "llama", **values: Any) -> Any:
 def both(made: Any) -> tuple[Policy, Policy]:
     """Read by our own forward pass, and by `transformers`."""
     ours = Policy(made, END, LIMIT)
-    assert ours.layout.lean
+    assert ours.layout.varlen
     return ours, Policy(made, END, LIMIT, PACKED)
 
 
@@ -75,7 +77,7 @@ def test_same_log_probabilities_and_gradients(
     kind: str, count: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kernel != "by hand":
-        monkeypatch.setattr(lean, "_FEW", 0)
+        monkeypatch.setattr(attention, "_MATMUL_SCORES", 0)
     ours, theirs = both(model(kind))
     prompts, segments = batch()
     values = [policy.log_probs(prompts, segments[:count]) for policy in (ours, theirs)]
@@ -100,7 +102,7 @@ def test_same_logits_and_same_hidden_states(kind: str) -> None:
         assert one.shape == other.shape
         torch.testing.assert_close(one[segment.mask()], other[segment.mask()], atol=5e-5, rtol=1e-4)
     readers = [PointwiseModel(made.model, 4, layout) for layout in (None, PACKED)]
-    assert readers[0].layout.lean
+    assert readers[0].layout.varlen
     states = [reader.hidden(prompts, segments) for reader in readers]
     for one, other, segment in zip(*states, segments, strict=True):
         torch.testing.assert_close(one[segment.mask()], other[segment.mask()], atol=5e-5, rtol=1e-4)
@@ -132,7 +134,7 @@ def test_same_samples_however_many_share_a_prompt(
 ) -> None:
     """Of eight, two rows of four each; of three, each has a row of its own."""
     if kernel != "by hand":
-        monkeypatch.setattr(lean, "_FEW", 0)
+        monkeypatch.setattr(attention, "_MATMUL_SCORES", 0)
     made = model(kind)
     ours, theirs = both(made)
     before = {name: weight.clone() for name, weight in made.state_dict().items()}
@@ -179,11 +181,11 @@ def test_samples_share_what_their_prompt_was_read_for() -> None:
 
 def test_a_batch_is_laid_out_once_for_policy_and_reference() -> None:
     prompts, segments = batch()
-    first = lean.ragged(prompts, segments)
-    assert lean.ragged(prompts, segments) is first
+    first = varlen_batch(prompts, segments)
+    assert varlen_batch(prompts, segments) is first
     others = [Tokens(part.ids.clone(), part.lengths) for part in segments]
-    assert lean.ragged(prompts, others) is not first
-    assert lean.ragged(prompts, segments[:2]).segments.shape[0] == 2
+    assert varlen_batch(prompts, others) is not first
+    assert varlen_batch(prompts, segments[:2]).segments.shape[0] == 2
 
 
 @torch.no_grad()
@@ -195,8 +197,8 @@ def test_adapters_are_read_and_sampled_from() -> None:
     add_adapters(made, Lora(r=2), 0)
     for weight in adapters(made).values():
         weight.normal_(generator=torch.Generator().manual_seed(0))
-    assert policy.layout.reads_lean(made)
-    assert not lean.plain(made)
+    assert policy.reader.reads_varlen
+    assert not policy.reader.varlen.decodes()
     found, expected = (reader.log_probs(prompts, segments) for reader in (policy, theirs))
     for one, other, old in zip(found, expected, before, strict=True):
         torch.testing.assert_close(one, other, atol=5e-5, rtol=1e-5)
@@ -213,11 +215,11 @@ def test_what_asks_for_the_models_own_forward_pass_gets_it() -> None:
     policy.log_probs(prompts, segments)
     assert seen
     handle.remove()
-    assert policy.layout.reads_lean(made)
+    assert policy.reader.reads_varlen
     made.config.attention_dropout = 0.1
-    assert policy.layout.reads_lean(made)
+    assert policy.reader.reads_varlen
     made.train()
-    assert not policy.layout.reads_lean(made)
+    assert not policy.reader.reads_varlen
 
 
 class Louder(nn.Module):
@@ -241,15 +243,15 @@ class Louder(nn.Module):
 def test_a_model_that_is_llamas_by_name_alone_is_found_out() -> None:
     made = model()
     made.model.layers[1].self_attn = Louder(made.model.layers[1].self_attn)
-    assert lean.suits(made)
+    assert Varlen(made).reads()
     assert detect(made) == PACKED
 
 
 @pytest.mark.parametrize("values", [{"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}])
 def test_what_turns_by_the_sequences_length_is_not_read(values: dict[str, Any]) -> None:
-    assert not lean.suits(model(**values))
-    assert not lean.suits(model_of(config_of("mistral", vocab_size=VOCABULARY)))
-    assert not lean.suits(model_of(config_of("gpt2", vocab_size=VOCABULARY)))
+    assert not Varlen(model(**values)).reads()
+    assert not Varlen(model_of(config_of("mistral", vocab_size=VOCABULARY))).reads()
+    assert not Varlen(model_of(config_of("gpt2", vocab_size=VOCABULARY))).reads()
 
 
 def test_half_precision_is_as_near_as_transformers_own() -> None:
@@ -258,14 +260,14 @@ def test_half_precision_is_as_near_as_transformers_own() -> None:
     prompts, segments = batch(40)
     exact = Policy(model("one head a group"), END, LIMIT, PACKED)
     exact.model.load_state_dict({name: value.float() for name, value in made.state_dict().items()})
-    assert lean.suits(made)
+    assert Varlen(made).reads()
     with torch.no_grad():
         truth = torch.cat(exact.log_probs(prompts, segments))
         ours, theirs = (
             (torch.cat(Policy(made, END, LIMIT, layout).log_probs(prompts, segments)) - truth).abs().mean()
-            for layout in (Layout(packed=True, lean=True), PACKED)
+            for layout in (Layout(packed=True, varlen=True), PACKED)
         )
         assert 0 < ours < 1.5 * theirs
-        cached = decode_cached(made, prompts, 1, LIMIT, lambda logits, at: logits.argmax(-1), (END,)).rows()
-        drawn = lean.decode(made, prompts, 1, LIMIT, lambda logits, at: logits.argmax(-1), (END,)).rows()
+        cached = Packed(made).decode(prompts, 1, LIMIT, lambda logits, at: logits.argmax(-1), (END,)).rows()
+        drawn = Varlen(made).decode(prompts, 1, LIMIT, lambda logits, at: logits.argmax(-1), (END,)).rows()
     assert sum(one == other for one, other in zip(cached, drawn, strict=True)) > 30
