@@ -9,11 +9,28 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from aligngap.errors import UserError
 from aligngap.models.build import context_length, load_tokenizer
 from aligngap.models.spec import Checkpoint
 from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.worlds import WORLDS
+
+
+def write_starter(
+    path: Path, data: DatasetSpec, policy: str, golden: str | None = None, proxy: str | None = None
+) -> None:
+    """Write what `starter` gives to a new file. Raises UserError as it does, and for a file that cannot be made."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError("a study's file ends in .yaml", where=str(path), hint=f"Write {path.stem or 'study'}.yaml.")
+    if path.exists():
+        raise UserError("the file is there already", where=str(path), hint="Give another name, or remove it.")
+    text = starter(path, data, policy, golden, proxy)
+    try:
+        with path.open("x", encoding="utf-8") as handle:
+            handle.write(text)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Give another place.") from error
 
 
 def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = None, proxy: str | None = None) -> str:

@@ -355,7 +355,7 @@ def test_a_mistake_that_leaves_nothing_is_one_error(study: Install, capsys: pyte
     study(*wanted)
     assert main(["run", "try", "--out", "here"]) == 2
     said = capsys.readouterr()
-    assert said.err == "error: no such column\nwhere: data.csv\nmend: Rename it.\n"
+    assert said.err == "error: no such column\nwhere: data.csv\nhint: Rename it.\n"
     assert said.out.count("no such column") == 1
     assert not Path("here/report.html").exists()
     assert RunDirectory.open(Path("here")).status()["state"] == "failed"
