@@ -16,8 +16,7 @@ from types import TracebackType
 from typing import Literal, Self, get_args
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.process import die_with_parent
-from aligngap.pipeline.executors.server import without_interrupts, without_main
+from aligngap.pipeline.processes import die_with_parent, without_interrupts, without_main
 from aligngap.store.record import cores
 
 Format = Literal["png", "svg", "pdf"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Executor, Message
 from aligngap.pipeline.executors.server import one_thread, process_context
 from aligngap.pipeline.executors.worker import Settings, StageProcess
