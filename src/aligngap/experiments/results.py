@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -59,12 +57,6 @@ class Gathered:
     results: dict[str, Any]
     per_prompt: Sequence[pl.DataFrame]
     samples: Sequence[pl.DataFrame]
-
-
-def import_ahead(study: StudySpec) -> None:
-    """Import in the background what `collect` needs where there are several seeds, for a quarter of a second."""
-    if len(study.seeds) > 1:
-        threading.Thread(target=importlib.import_module, args=("scipy.stats",), daemon=True).start()
 
 
 def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:

@@ -839,22 +839,6 @@ def task_figures(data: ReportData, task: Task, look: Look) -> list[Figure]:
     return [figure for figure in (win, other, judges, training, more, cost) if figure.panels]
 
 
-def prepare(data: ReportData) -> None:
-    """Do ahead what takes time and needs of `data` nothing but its families and seeds: the panels of `task_figures`, as
-    these functions remember them, and the start of what draws them.
-    """
-    for look in (Look.for_images(data), Look.for_page(data)):
-        _win_spec(look)
-        for column, _ in _OTHER_AXES:
-            _win_spec(look, column)
-        _judges_spec(look)
-        for panel in _STEP_PANELS:
-            _measure_spec(look, *panel)
-        for measure, title in _COST_PANELS:
-            _cost_spec(look, measure, title)
-    _svg({"$schema": _schema(), "data": {"values": [{"x": 0}]}, "mark": "point", "encoding": {"x": {"field": "x"}}})
-
-
 def experiment_figures(data: ReportData, task: Task, experiment: Experiment, look: Look) -> list[Figure]:
     """The figures that an experiment asked for, also those without anything to draw: these say so."""
     return [_of_drawing(data, task.name, drawing, look) for drawing in experiment.figures]

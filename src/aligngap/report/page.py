@@ -24,7 +24,7 @@ import polars as pl
 
 from aligngap.pipeline.executors.progress import Spent, time_spent
 from aligngap.report import charts
-from aligngap.report.images import Images, Painters
+from aligngap.report.images import Images
 from aligngap.report.load import (
     FAILED,
     PENDING,
@@ -70,26 +70,15 @@ _GLYPHS = {
 }
 
 
-def publish(folder: Path, processes: int | None = None, painters: Painters | None = None) -> Path:
+def publish(folder: Path, into: Path | None = None, processes: int | None = None) -> Path:
     """The figures of each task as a whole as PNG and SVG, and the page, from the results in a run's folder; the page's
-    path. processes, painters: as `Images` takes them.
+    path. into: the folder to write to; None: the run's. processes: as `Images` takes them.
     """
-    data = load(folder)
-    with Images(folder / "charts", ("png", "svg"), processes, painters) as images:
+    data, into = load(folder), into or folder
+    with Images(into / "charts", ("png", "svg"), processes) as images:
         charts.draw(images, data, choose=charts.task_figures)
         page = render(data)  # while they are painted
-    return _put(page, folder)  # the last file: whoever finds it finds the others
-
-
-def prepare(arms: Sequence[tuple[str, int]]) -> None:
-    """Do ahead what `publish` will need whatever the numbers are, which is most of its time. arms: family and seed of
-    those to be drawn, in the results' order; were they others, the report would be the same and take longer.
-    """
-    runs = pl.DataFrame(arms, {"family": pl.String, "seed": pl.Int64}, orient="row")
-    nothing = pl.DataFrame()
-    charts.prepare(ReportData({}, False, None, (), points=nothing, runs=runs, samples=nothing))
-    _template("template.html.j2")
-    _runtime()
+    return _put(page, into)  # the last file: whoever finds it finds the others
 
 
 def write_report(folder: Path) -> Path:
