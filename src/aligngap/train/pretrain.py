@@ -23,7 +23,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from aligngap.errors import UserError, nearest
 from aligngap.models.build import SHIPPED, parameter_count, random_model, word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
-from aligngap.store import identity, read_json, write_json
+from aligngap.store.identity import identity
+from aligngap.store.store import read_json, write_json
 from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import moments, set_moments

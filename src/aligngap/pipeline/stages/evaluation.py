@@ -23,6 +23,7 @@ from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_spent
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, load_reference, sample_in_chunks
+from aligngap.plugins import Registered
 from aligngap.seeds import uniforms
 from aligngap.store.store import is_checked, write_checked
 from aligngap.tasks.pairs import read_pairs, token_column
@@ -333,6 +334,7 @@ class Measured(Stage):
     """
 
     kind: ClassVar[str] = "measured"
+    registered: ClassVar[Registered] = {"measure": MEASURES}
 
     measure: str
     evaluation: Evaluate
@@ -348,10 +350,6 @@ class Measured(Stage):
         """A measure of what has been evaluated."""
         same = ("arm", "sft", "task", "golden", "proxy", "opponents")
         return cls(measure=measure, evaluation=evaluation, **{name: getattr(evaluation, name) for name in same})
-
-    @property
-    def code(self) -> str | None:
-        return super().code or MEASURES.code(self.measure)
 
     @property
     def label(self) -> str:
