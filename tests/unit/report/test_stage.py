@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,8 +121,6 @@ def test_where_those_who_paint_are_killed_one_line_says_so(tmp_path: Path) -> No
         for pid in found:
             os.kill(pid, signal.SIGKILL)
         return bool(found)
-
-    import threading
 
     thread = threading.Thread(target=lambda: until(kill))
     thread.start()
