@@ -12,7 +12,7 @@ from rich.text import Text
 
 from aligngap.cli import show
 from aligngap.cli.options import AsJson, Run
-from aligngap.errors import UserError
+from aligngap.errors import UserError, unwritable
 
 
 def status(directory: Run) -> None:
@@ -104,11 +104,8 @@ def figures(
             raise UserError(f"there is no '{value}'", where=option, hint=f"Known: {', '.join(known)}.")
     data = load(directory)
     folder = out or directory / "figures"
-    try:
+    with unwritable(folder, "Give --out another folder."):
         written = charts.figures(data, folder, (cast(Format, form),), opponent=opponent)
-    except OSError as error:
-        hint = "Give --out another folder."
-        raise UserError(f"cannot be written: {error.strerror}", where=str(folder), hint=hint) from error
     if not written:
         raise UserError("there is nothing to draw: no run has a measured point", where=str(directory))
     show.say(f"{len(written)} figures: {folder}")
@@ -130,11 +127,8 @@ def compare(
     if out is not None:
         from aligngap.compare.page import write_comparison
 
-        try:
+        with unwritable(out, "Give --out another path."):
             write_comparison(found, out)
-        except OSError as error:
-            hint = "Give --out another path."
-            raise UserError(f"cannot be written: {error.strerror}", where=str(out), hint=hint) from error
     if as_json:
         print(json.dumps(found.as_json(), indent=2, allow_nan=False))
         return

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, unwritable
 from aligngap.models.build import context_length, load_tokenizer
 from aligngap.models.spec import Checkpoint
 from aligngap.tasks.check import describe
@@ -26,11 +26,8 @@ def write_starter(
     if path.exists():
         raise UserError("the file is there already", where=str(path), hint="Give another name, or remove it.")
     text = starter(path, data, policy, golden, proxy)
-    try:
-        with path.open("x", encoding="utf-8") as handle:
-            handle.write(text)
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Give another place.") from error
+    with unwritable(path, "Give another place."), path.open("x", encoding="utf-8") as handle:
+        handle.write(text)
 
 
 def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = None, proxy: str | None = None) -> str:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from aligngap.errors import UserError, nearest
+from aligngap.errors import UserError, nearest, unwritable
 from aligngap.models.build import SHIPPED, parameter_count, random_model, word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.store.identity import identity
@@ -284,10 +284,8 @@ def pretrain_sizes(sizes: Sequence[str] | None, out: Path, steps: int | None, sa
 
 def _take_folder(path: Path) -> None:
     hint = "Give --out another folder."
-    try:
+    with unwritable(path, hint):
         path.mkdir(parents=True, exist_ok=True)
         occupied = any(path.iterdir())
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error
     if occupied:
         raise UserError("the folder is not empty", where=str(path), hint=hint)

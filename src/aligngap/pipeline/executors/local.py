@@ -84,7 +84,7 @@ class LocalExecutor(Executor):
     def start(self, stage: Stage) -> None:
         settings = replace(self._settings, log=self._log(stage.identity))
         process = StageProcess(self._context, stage.identity, PackedStage.of(stage), settings)
-        self._running[process.messages] = (stage.identity, process)
+        self._running[process.pipe] = (stage.identity, process)
 
     def listen(self, seconds: float) -> Iterator[tuple[str, Message]]:
         for ready in wait(list(self._running), timeout=seconds):

@@ -46,59 +46,43 @@ class Settings:
     parallel: Parallel = ALONE
 
 
-class StageProcess:
+class StageProcess(Child):
     """A process that makes one stage. Raises OSError when it cannot be started."""
 
     def __init__(
         self, context: ForkServerContext | SpawnContext, name: str, stage: PackedStage, settings: Settings
     ) -> None:
-        self._child = Child(_work, stage, settings, name=name, context=context)
-        self.messages = self._child.pipe
+        super().__init__(_work, stage, settings, name=name, context=context)
         self._last: Message | None = None
 
     @property
     def ended(self) -> bool:
         """Whether the last word has been read."""
-        return self.messages.closed
+        return self.pipe.closed
 
     def read(self, seconds: float = 0.0) -> Message | None:
         """The next message, or None when there is none within this time. The last word comes when the process has
         ended.
         """
-        if not self.messages.poll(seconds):
+        if not self.pipe.poll(seconds):
             return None
         try:
-            message: Message = self.messages.recv()
-        except (EOFError, OSError):
-            return self._end()
+            message: Message = self.pipe.recv()
+        except (EOFError, OSError):  # it has closed its end: it is dead or about to be
+            died = self.end(GRACE)
+            return self._last or ("vanished", died)
         if message[0] == "progress":
             return message
         self._last = message
         return None
 
-    def terminate(self) -> None:
-        """Tell it to put its files away and end."""
-        self._child.terminate()
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._child.kill()
-
     def close(self) -> None:
         """End it, gently as long as there is time, unless it has ended."""
-        if self.ended:
-            return
         self.terminate()
         deadline = time.monotonic() + GRACE
-        while not self.messages.closed and (left := deadline - time.monotonic()) > 0:
+        while not self.ended and (left := deadline - time.monotonic()) > 0:
             self.read(left)
-        if not self.messages.closed:
-            self._child.end()
-
-    def _end(self) -> Message:
-        """It has closed its end of the pipe: it is dead or about to be."""
-        died = self._child.end(GRACE)
-        return self._last or ("vanished", died)
+        self.end()
 
 
 class _Stopped(BaseException):
