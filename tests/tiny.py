@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.experiments.bench import Bench
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.results import collect
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import load_study, targets
+from aligngap.experiments.study import load_study
 from aligngap.models.build import Architecture, random_model, word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
 from aligngap.store.store import Store
@@ -58,11 +59,11 @@ def context_of(stage: Stage, store: Store, out: Path) -> Context:
 
 def make_study(study: StudySpec, folder: Path) -> dict[str, Any]:
     """Everything a study wants, and its results, in `folder`."""
-    store, outcome = Store(folder / "store"), Outcome()
-    for stage in targets(study):
+    plan, store, outcome = Plan(study), Store(folder / "store"), Outcome()
+    for stage in plan.targets:
         make(stage, store)
-    outcome.status |= {stage.identity: "finished" for stage in all_stages(targets(study))}
-    return collect(study, store, outcome, folder)
+    outcome.status |= {stage.identity: "finished" for stage in plan.stages}
+    return collect(plan, store, outcome, folder)
 
 
 class Tiny:

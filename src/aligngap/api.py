@@ -23,11 +23,13 @@ from rich.console import Console
 from aligngap import runner
 from aligngap.diagnosis.report import Diagnosis, diagnose_named
 from aligngap.errors import UserError
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
 from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.rundir import chosen_store
+from aligngap.plugins import use_plugins
 from aligngap.report import charts
 from aligngap.report.load import OPPONENTS, SPLITS, ReportData
 from aligngap.report.load import load as report_data
@@ -210,9 +212,12 @@ def run(
         study = load(study, settings, seeds=seeds, smoke=smoke)
     elif settings or seeds is not None or smoke:
         raise UserError("this study has been loaded already", where="settings", hint="Give them to `aligngap.load`.")
+    else:  # as their files are now, and without what another study may have brought since
+        use_plugins(study.plugins, study.folder)
+    plan = Plan(study)
     try:
         ran = runner.run(
-            study,
+            plan,
             Path(out) if out else None,
             console=Console(),
             jobs=jobs,

@@ -1,4 +1,4 @@
-"""A study from its specification to its report: what the command line and the Python interface share."""
+"""A study from its plan to its report: what the command line and the Python interface share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from aligngap.errors import UserError, nearest
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.results import collect, summary
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import targets
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
 from aligngap.models.build import load_tokenizer
@@ -26,12 +25,11 @@ from aligngap.pipeline.executors.cluster.executor import RayExecutor
 from aligngap.pipeline.executors.local import LocalExecutor
 from aligngap.pipeline.executors.progress import Ledger, clock, display
 from aligngap.pipeline.executors.run import Executor, run_stages
-from aligngap.pipeline.executors.schedule import estimate
-from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
+from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage
 from aligngap.pipeline.remote_cache import is_address
 from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
-from aligngap.plugins import Registry, use_plugins
+from aligngap.plugins import Registry
 from aligngap.report.stage import Report, deliver
 from aligngap.store import Store, disk_errors
 from aligngap.tasks.spec import TaskSpec
@@ -49,19 +47,17 @@ class Ran:
     failures: list[str]
 
 
-def default_folder(spec: StudySpec) -> Path:
+def default_folder(plan: Plan) -> Path:
     """Where a study runs that was given no folder."""
-    return RUNS / (f"{spec.name}-smoke" if spec.smoke else spec.name)
+    return RUNS / (f"{plan.name}-smoke" if plan.smoke else plan.name)
 
 
-def wanted(spec: StudySpec) -> list[Stage]:
-    """What a study wants made. Its plugins, and no other study's, are there from now on, as their files are now.
-
-    Raises UserError as `targets` does, and when what a plugin gives to the study breaks its contract.
+def check(plan: Plan) -> None:
+    """What can be known before anything is trained. Raises UserError as `Plan.check_models` does, for a class of the
+    main program, which no process of a run has, and when what a plugin gives breaks the contract that ours keep.
     """
-    use_plugins(spec.plugins, spec.folder)
-    found = targets(spec)
-    stages = all_stages(found)
+    plan.check_models()
+    stages = plan.stages
     parts: list[object] = [*stages, *(stage.source for stage in stages if isinstance(stage, Arm))]
     if own := next((part for part in parts if type(part).__module__ == "__main__"), None):
         raise UserError(
@@ -69,12 +65,18 @@ def wanted(spec: StudySpec) -> list[Stage]:
             where="__main__",
             hint="Put it into a module of its own, and name that under `plugins` in the study.",
         )
-    _keep_contracts(stages)
-    return found
+    for name in sorted({stage.loss.name for stage in stages if isinstance(stage, Arm)}):
+        _check(LOSSES, name, check_loss)
+    for name in sorted({stage.measure for stage in stages if isinstance(stage, Measured)}):
+        _check(MEASURES, name, check_measure)
+    pairs = [stage for stage in stages if isinstance(stage, Pairs)]
+    for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
+        if _check(WORLDS, name, check_world):
+            _knows_the_words(name, stage)
 
 
 def run(
-    spec: StudySpec,
+    plan: Plan,
     out: Path | None = None,
     *,
     console: Console,
@@ -97,29 +99,29 @@ def run(
     raises.
     """
     start = time.monotonic()
-    folder = out or default_folder(spec)
+    folder = out or default_folder(plan)
     remote_cache = store if isinstance(store, str) and is_address(store) else None
     root = chosen_store(folder, None if remote_cache or store is None else Path(store))
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-    executor_of = _executor(spec, executor, address, jobs, seconds, remote_cache)
-    targeted = wanted(spec)
-    stages = all_stages(targeted)
-    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
+    executor_of = _executor(plan, executor, address, jobs, seconds, remote_cache)
+    check(plan)
+    stages = plan.stages
+    with RunDirectory.use(folder, plan.specification) as directory, ExitStack() as stack:
         kept = Store(root)
         kept.register(folder, [stage.identity for stage in stages])
         done = {stage.identity for stage in stages if kept.has(stage.identity)}
         say = partial(_say, console=console)
-        say(spec.title)
+        say(plan.title)
         place = stack.enter_context(executor_of(kept, directory.logs))
         processes, jobs = jobs, place.jobs
         ledger = Ledger(stages, jobs)
         directory.begin(ledger, kept.root)
         say(
             f"{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
-            f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}."
+            f"about {clock(plan.duration(jobs, done))} by the estimates. Results go to {folder}."
         )
         # Open until the report is written: so long, trackers have time that nobody waits for.
-        note = stack.enter_context(tracking(trackers, spec, kept, folder, directory.logs, say))
+        note = stack.enter_context(tracking(trackers, plan, kept, folder, directory.logs, say))
         with display(console, ledger) as show:
 
             def on_event(event: Event) -> None:
@@ -128,12 +130,12 @@ def run(
                 show(event)
                 note(event)
 
-            outcome = run_stages(targeted, place, on_event)
+            outcome = run_stages(plan.targets, place, on_event)
             place.close()
-            _raise_mistakes(targeted, outcome)
+            _raise_mistakes(plan.targets, outcome)
             with disk_errors(folder, strict=False):
                 outcome.wall, outcome.jobs = time.monotonic() - (start if began is None else began), jobs
-                results = collect(spec, kept, outcome, folder)
+                results = collect(plan, kept, outcome, folder)
                 for line in summary(results):
                     say(line)
                 unreported = _make_report(folder, kept, stages, processes, ledger, on_event)
@@ -170,12 +172,12 @@ def _make_report(
 
 
 def _executor(
-    spec: StudySpec, name: str, address: str | None, jobs: int | None, seconds: float, remote_cache: str | None
+    plan: Plan, name: str, address: str | None, jobs: int | None, seconds: float, remote_cache: str | None
 ) -> Callable[[Store, Path], Executor]:
     """What makes the executor, from the store and the folder of logs. Raises UserError for what it could not do."""
     if name not in ("local", "ray"):
         raise UserError(f"there is no executor '{name}'", where="--executor", hint=nearest(name, ("local", "ray")))
-    device, parallel = spec.device, spec.parallel
+    device, parallel = plan.device, plan.parallel
     if name == "ray":
         RayExecutor.check(device, parallel)
         return lambda store, logs: RayExecutor(
@@ -238,18 +240,6 @@ def _failures(stages: Sequence[Stage], outcome: Outcome, results: dict[str, Any]
             if concluded["error"] is not None:
                 lines.append(f"failed: analysis of {name} on {task}: {concluded['error']}")
     return lines
-
-
-def _keep_contracts(stages: Sequence[Stage]) -> None:
-    """Before anything is trained on it: what a plugin gives keeps the contract that ours keep."""
-    for name in sorted({stage.loss.name for stage in stages if isinstance(stage, Arm)}):
-        _check(LOSSES, name, check_loss)
-    for name in sorted({stage.measure for stage in stages if isinstance(stage, Measured)}):
-        _check(MEASURES, name, check_measure)
-    pairs = [stage for stage in stages if isinstance(stage, Pairs)]
-    for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
-        if _check(WORLDS, name, check_world):
-            _knows_the_words(name, stage)
 
 
 def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> bool:

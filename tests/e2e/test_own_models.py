@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from aligngap.cli import main
 from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import load_study, targets
+from aligngap.experiments.study import load_study
 from aligngap.models.build import load_language_model, load_tokenizer
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Stage
@@ -238,7 +239,7 @@ def test_what_cannot_work_is_one_error_before_anything_runs(
     if not (folder / "wide").is_dir():
         qwen2(folder / "wide", (text for row in rows() for text in row.values()), rows=200)
     with pytest.raises(UserError) as caught:
-        targets(load_study(str(written(folder, "wrong.yaml", **changes))))
+        Plan(load_study(str(written(folder, "wrong.yaml", **changes)))).check_models()
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

@@ -11,11 +11,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from aligngap.experiments.bench import Bench
-from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import PENDING, assemble, gather, reads, summary
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, load_study
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.results import PENDING, assemble, gather, summary
+from aligngap.experiments.study import load_study
 from aligngap.models.build import Architecture, random_model, word_tokenizer
 from aligngap.pipeline.graph import Outcome
 from aligngap.pipeline.stages import Evaluate
@@ -48,7 +46,7 @@ SMALL = [
 @dataclass(frozen=True)
 class Finished:
     folder: Path
-    study: StudySpec
+    plan: Plan
     results: dict[str, Any]
     lines: list[str]
 
@@ -72,7 +70,7 @@ def run(bases: Path, folder: Path, *overrides: str) -> Finished:
     models = [f"models.policy={bases}/small", f"models.proxy={bases}/small", f"models.golden={bases}/medium"]
     study = load_study("quick", [*models, *SMALL, *overrides])
     results = make_study(study, folder)
-    return Finished(folder, study, results, summary(results))
+    return Finished(folder, Plan(study), results, summary(results))
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +197,14 @@ def unfinished(once: Finished, hidden: Collection[str], partial: Path | None = N
     """Results of the task while these artefacts are still to come."""
     outcome = Outcome(dict.fromkeys(hidden, PENDING), dict.fromkeys(hidden, "not finished yet"))
     store = Hidden(once.folder / "store", hidden, partial)
-    tasks = {"summarisation": gather(once.study, "summarisation", store, outcome)}
-    found: dict[str, Any] = assemble(once.study, store, outcome, tasks)["tasks"]["summarisation"]
+    tasks = {"summarisation": gather(once.plan.tasks["summarisation"], store, outcome)}
+    found: dict[str, Any] = assemble(once.plan, store, outcome, tasks)["tasks"]["summarisation"]
     return found
 
 
 def test_what_is_still_to_come_is_named_and_nothing_is_concluded_from_it(once: Finished, tmp_path: Path) -> None:
-    (entry,) = (entry for entry in arms(once.study, "summarisation") if entry.family == "shuffled")
-    evaluation = Bench(once.study, "summarisation").evaluation(entry)
+    (shuffled,) = (arm for arm in once.plan.tasks["summarisation"].arms if arm.entry.family == "shuffled")
+    evaluation = shuffled.evaluation
     whole = Store(once.folder / "store").get(evaluation.identity).path
     for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
         rows = pl.read_parquet(whole / f"{name}.parquet").filter(pl.col("step") == 1)
@@ -234,10 +232,11 @@ def test_what_is_still_to_come_is_named_and_nothing_is_concluded_from_it(once: F
 @pytest.mark.parametrize("name", ["goodhart", "coverage", "tandem", "classification"])
 def test_what_an_experiment_concludes_rests_on_its_own_arms_and_measures(once: Finished, name: str) -> None:
     """So its verdict stands as soon as they have come, whatever else the study asks."""
-    bench, experiment = Bench(once.study, "summarisation"), EXPERIMENTS[name]
-    own = {bench.evaluation(entry).identity for entry in experiment.arms(bench)}
-    own |= {measure.stage.identity for measure in experiment.measures(bench)}
-    others = {stage.identity for stage in reads(once.study, "summarisation") if stage.kind == "evaluate"} - own
+    task = once.plan.tasks["summarisation"]
+    mine = {entry.stage.identity for entry in task.asked[name].arms}
+    own = {arm.evaluation.identity for arm in task.arms if arm.entry.stage.identity in mine}
+    own |= {measure.stage.identity for measure in task.asked[name].measures}
+    others = {stage.identity for stage in once.plan.targets if stage.kind == "evaluate"} - own
     found = unfinished(once, others)
     assert found["experiments"][name] == once.results["tasks"]["summarisation"]["experiments"][name]
     assert "unfinished" in {content["verdict"] for content in found["experiments"].values()}

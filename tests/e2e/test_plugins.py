@@ -18,9 +18,9 @@ import yaml
 from aligngap import plugins
 from aligngap.cli import main
 from aligngap.errors import UserError
-from aligngap.experiments.study import load_study, targets
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
 from aligngap.losses import LOSSES
-from aligngap.pipeline.graph import all_stages
 from tiny import SETTINGS, Tiny
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/own-loss"
@@ -234,7 +234,7 @@ def test_a_changed_plugin_makes_anew_what_used_it_and_nothing_else(base: Path, t
     path = study_file(tmp_path / "study", base, tasks=["summarisation"], experiments=["goodhart"])
 
     def identities() -> dict[str, str]:
-        return {stage.label: stage.identity for stage in all_stages(targets(load_study(str(path), SETTINGS[:2])))}
+        return {stage.label: stage.identity for stage in Plan(load_study(str(path), SETTINGS[:2])).stages}
 
     before = identities()
     with (tmp_path / "study/own_ideas.py").open("a", encoding="utf-8") as handle:
@@ -265,7 +265,7 @@ def test_only_what_used_the_changed_plugin_is_made_anew(base: Path, tmp_path: Pa
     edited.write_text(text, "utf-8")
 
     def identities() -> dict[str, str]:
-        return {stage.label: stage.identity for stage in all_stages(targets(load_study(str(path), SETTINGS)))}
+        return {stage.label: stage.identity for stage in Plan(load_study(str(path), SETTINGS)).stages}
 
     before = identities()
     (tmp_path / "study/own_ideas.py").write_text(f"{OWN}# edited", "utf-8")

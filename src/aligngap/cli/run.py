@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +28,7 @@ from aligngap.cli.options import (
 from aligngap.cli.stop import stoppable
 
 if TYPE_CHECKING:
-    from aligngap.experiments.spec import StudySpec
-    from aligngap.pipeline.graph import Stage
+    from aligngap.experiments.plan import Plan
 
 _STARTED = time.monotonic()
 
@@ -56,11 +54,12 @@ def run(
             ahead.start_server(out or RUNS / (Path(study).stem + "-smoke" * smoke))
         with ahead.importing():
             from aligngap import runner
+            from aligngap.experiments.plan import Plan
             from aligngap.experiments.study import load_study
             from aligngap.trackers.base import chosen
 
         ran = runner.run(
-            load_study(study, settings or [], seeds, smoke),
+            Plan(load_study(study, settings or [], seeds, smoke)),
             out,
             console=show.console(),
             jobs=jobs,
@@ -102,46 +101,44 @@ def plan(
     """Show a study's stages, which of them are in the store already, and what the others will cost."""
     with ahead.importing():
         from aligngap import runner
-    from aligngap.experiments.study import asked_by, load_study
+    from aligngap.experiments.plan import Plan
+    from aligngap.experiments.study import load_study
     from aligngap.pipeline.executors.local import default_jobs
     from aligngap.pipeline.executors.progress import clock
-    from aligngap.pipeline.executors.schedule import estimate
-    from aligngap.pipeline.graph import all_stages
     from aligngap.pipeline.rundir import chosen_store
     from aligngap.store import Store
 
-    spec = load_study(study, settings or [], seeds, smoke)
-    stages = all_stages(runner.wanted(spec))
-    root = chosen_store(out or runner.default_folder(spec), store)
+    asked = Plan(load_study(study, settings or [], seeds, smoke))
+    runner.check(asked)
+    stages = asked.stages
+    root = chosen_store(out or runner.default_folder(asked), store)
     kept = Store(root, reading=True)
     done = {stage.identity for stage in stages if kept.has(stage.identity)}
-    users = asked_by(spec)
-    table = show.table(spec.title, "kind", "stage", "for", "state", ">estimate")
+    table = show.table(asked.title, "kind", "stage", "for", "state", ">estimate")
     for stage in stages:
-        names = users[stage.identity]
+        names = asked.users[stage.identity]
         for_whom = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} others"
         state = "cached" if stage.identity in done else "to do"
         table.add_row(stage.kind, Text(stage.label), for_whom, state, clock(stage.work))
     show.console().print(table)
-    if len(spec.experiments) > 1:
-        show.console().print(_sharing(spec, stages, users))
-    jobs = jobs or default_jobs(spec.device, spec.parallel)
-    seconds = sum(stage.work for stage in stages if stage.identity not in done)
-    shared = sum(len(names) > 1 for names in users.values())
+    if len(asked.experiments) > 1:
+        show.console().print(_sharing(asked))
+    jobs = jobs or default_jobs(asked.device, asked.parallel)
+    shared = sum(len(names) > 1 for names in asked.users.values())
     show.say(
         f"{len(stages)} stages: {len(done)} cached, {len(stages) - len(done)} to do; {shared} serve several "
-        f"experiments.\nAbout {seconds:.0f} core seconds; {clock(estimate(stages, done, jobs))} with --jobs {jobs}."
+        f"experiments.\nAbout {asked.work(done):.0f} core seconds; "
+        f"{clock(asked.duration(jobs, done))} with --jobs {jobs}."
     )
 
 
-def _sharing(spec: StudySpec, stages: Sequence[Stage], users: Mapping[str, Sequence[str]]) -> Table:
+def _sharing(plan: Plan) -> Table:
     """What each experiment needs, and what it adds to the others."""
     from aligngap.pipeline.executors.progress import clock
 
     table = show.table("What each experiment adds", "experiment", ">stages", ">of its own", ">estimate of its own")
-    for name in spec.experiments:
-        needed = [stage for stage in stages if name in users[stage.identity]]
-        own = [stage for stage in needed if len(users[stage.identity]) == 1]
+    for name in plan.experiments:
+        needed, own = plan.used_by(name), plan.used_by(name, alone=True)
         table.add_row(name, str(len(needed)), str(len(own)), clock(sum(stage.work for stage in own)))
     return table
 

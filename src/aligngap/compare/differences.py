@@ -27,7 +27,6 @@ from aligngap.experiments.base import Finished, TaskData
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.results import runs_of
 from aligngap.experiments.spec import AnalysisSpec
-from aligngap.experiments.study import arms
 from aligngap.report import charts
 from aligngap.report.load import Estimate as Published
 from aligngap.seeds import numpy_stream
@@ -488,12 +487,13 @@ def _task_data(
     side: Side, task: str, settings: AnalysisSpec, there: Sequence[_Arm], dropped: set[tuple[str, str, int]]
 ) -> TaskData | None:
     """What an experiment analyses, rebuilt from a result folder; None where this version cannot read its settings."""
-    if side.study is None:
+    if side.plan is None:
         return None
     try:
-        entries = {(entry.family, entry.name, entry.stage.seed): entry for entry in arms(side.study, task)}
+        planned = [arm.entry for arm in side.plan.tasks[task].arms]
     except UserError:
         return None
+    entries = {(entry.family, entry.name, entry.stage.seed): entry for entry in planned}
     recorded = {(arm.get("family"), arm.get("name"), arm.get("seed")): arm for arm in side.task(task).arms}
     finished = []
     for arm in there:

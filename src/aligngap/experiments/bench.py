@@ -82,6 +82,11 @@ class Bench:
         return replace(self, size=None if size == self.study.models.policy else size)
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The study's seeds, of its arms and proxies."""
+        return self.study.seeds
+
+    @property
     def has_truth(self) -> bool:
         """Whether the task's true utility is known, and its raters can be asked again: in built-in worlds."""
         return self.task not in self.study.datasets

@@ -18,13 +18,12 @@ import torch
 from aligngap.errors import UserError
 from aligngap.experiments.base import Analysis, Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.plan import Needs, Plan, TaskPlan
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, asked, measures, obstacles, targets
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.models.build import end_tokens, load_tokenizer
 from aligngap.pipeline.executors.progress import activities
-from aligngap.pipeline.graph import Outcome, Stage, all_stages
+from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.pipeline.stages import SPLITS, Evaluate, Measured
 from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.curves import Run
@@ -59,13 +58,13 @@ class Gathered:
     samples: Sequence[pl.DataFrame]
 
 
-def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
+def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
     """Write results.json, points.parquet, per_prompt.parquet and samples.parquet into `folder`; returns the results.
 
     Failed and blocked arms are listed with their reason, and enter no average.
     """
-    tasks = {task: gather(study, task, store, outcome) for task in study.tasks}
-    plain = assemble(study, store, outcome, tasks)
+    tasks = {name: gather(task, store, outcome) for name, task in plan.tasks.items()}
+    plain = assemble(plan, store, outcome, tasks)
     plain["timings"] = _latest(plain["timings"], outcome, folder)
     write_json(folder / "results.json", plain)
     points = [
@@ -81,17 +80,17 @@ def collect(study: StudySpec, store: Store, outcome: Outcome, folder: Path) -> d
     return plain
 
 
-def assemble(study: StudySpec, store: Store, outcome: Outcome, tasks: Mapping[str, Gathered]) -> dict[str, Any]:
+def assemble(plan: Plan, store: Store, outcome: Outcome, tasks: Mapping[str, Gathered]) -> dict[str, Any]:
     """What results.json holds, of tasks that have been gathered; plain values, without NaN."""
     made = environment()
     commit, dirty = made.pop("git_revision", None), made.pop("git_dirty", None)
     results = {
         "schema": SCHEMA,
-        "study": study.model_dump(mode="json"),
-        "smoke": study.smoke,
+        "study": plan.specification,
+        "smoke": plan.smoke,
         "revision": {"commit": commit, "dirty": dirty} if commit else None,
         "tasks": {task: found.results for task, found in tasks.items()},
-        "timings": _timings(study, store, outcome),
+        "timings": _timings(plan, store, outcome),
         "versions": made,
     }
     plain: dict[str, Any] = _plain(results)
@@ -107,38 +106,28 @@ def summary(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def reads(study: StudySpec, task: str) -> list[Stage]:
-    """The stages whose artefacts `gather` reads, beside those that these stand on."""
-    bench = Bench(study, task)
-    judges = [stage for seed in study.seeds for stage in (bench.proxy(seed), bench.agreement(seed))]
-    of_arms = [stage for entry in arms(study, task) for stage in (bench.evaluation(entry), *bench.measured(entry))]
-    measured = [*of_arms, *(m.stage for m in measures(study, task))]
-    return [bench.sft, bench.golden, *judges, *measured]
-
-
-def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathered:
+def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:
     """Read what the store holds of a task, and let the experiments conclude from its finished arms.
 
     An arm that is pending (see `PENDING`) is listed with the points of the checkpoints that have been evaluated, which
     enter no estimate; an experiment that waits for one has no verdict. Reads only.
     """
-    bench = Bench(study, task)
-    entries = arms(study, task)
+    bench, task = plan.bench, plan.task
     finished: list[Finished] = []
     per_prompt: list[pl.DataFrame] = []
     samples: list[pl.DataFrame] = []
     listed, more = [], []
     texts: Texts | None = None
-    for entry in entries:
-        evaluation = bench.evaluation(entry)
+    for arm in plan.arms:
+        entry, evaluation = arm.entry, arm.evaluation
         problem = _problem((entry.stage, evaluation), outcome, store)
         listed.append(_listed(entry, problem))
         if problem is None:
             prompts = _named(pl.read_parquet(store.get(evaluation.identity).path / "per_prompt.parquet"), task, entry)
-            prompts, others = _with_measures(prompts, entry, bench.measured(entry), outcome, store)
+            prompts, others = _with_measures(prompts, entry, arm.measured, outcome, store)
             more += others
             pairs = pl.read_parquet(store.get(evaluation.identity).path / "per_pair.parquet")
-            listed[-1] |= _measured(entry, store, prompts, pairs, study.evaluation.measures)
+            listed[-1] |= _measured(entry, store, prompts, pairs, [stage.measure for stage in arm.measured])
             size = read_json(store.get(entry.stage.sft.identity).path / "metrics.json")["parameters"]
             listed[-1]["parameters"] = size
             runs = runs_of(entry.name, entry.stage.seed, prompts)
@@ -150,27 +139,26 @@ def gather(study: StudySpec, task: str, store: Store, outcome: Outcome) -> Gathe
             listed[-1]["points"] = _begun(entry, evaluation, store)
     if texts:
         samples += _opponent_samples(bench, task, store, texts)
-    tables, measured = _tables(study, task, store, outcome)
-    data = TaskData(task, study.analysis, finished, tables, bench.has_truth)
+    tables, measured = _tables(plan, store, outcome)
+    data = TaskData(task, bench.study.analysis, finished, tables, bench.has_truth)
     states = {row["identity"]: row["status"] for row in (*listed, *measured)}
-    concluded = {name: _concluded(name, data, _inputs(name, bench, states)) for name in asked(study, task)}
+    concluded = {name: _concluded(name, data, _inputs(needs, states)) for name, needs in plan.asked.items()}
     results = {
-        "yardstick": yardstick(bench),
+        "yardstick": plan.yardstick,
         "arms": listed,
         "measures": [*measured, *more],
         "stages": _stages(bench, store),
         "experiments": concluded,
-        "not_asked": obstacles(study, task),
+        "not_asked": plan.not_asked,
         "holm": _holm(concluded),
     }
     return Gathered(results, per_prompt, samples)
 
 
-def _inputs(name: str, bench: Bench, states: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The experiment's arms and measures, with the seeds of which each is finished, failed (for good) or pending."""
-    experiment = EXPERIMENTS[name]
-    arms = [("arm", entry.name, entry.stage.seed, entry.stage) for entry in experiment.arms(bench)]
-    measures = [("measure", entry.name, entry.seed, entry.stage) for entry in experiment.measures(bench)]
+def _inputs(needs: Needs, states: Mapping[str, str]) -> list[dict[str, Any]]:
+    """An experiment's arms and measures, with the seeds of which each is finished, failed (for good) or pending."""
+    arms = [("arm", entry.name, entry.stage.seed, entry.stage) for entry in needs.arms]
+    measures = [("measure", entry.name, entry.seed, entry.stage) for entry in needs.measures]
     found: dict[tuple[str, str], dict[str, list[int]]] = {}
     for what, label, seed, stage in (*arms, *measures):
         row = found.setdefault((what, label), {"finished": [], "failed": [], PENDING: []})
@@ -179,18 +167,12 @@ def _inputs(name: str, bench: Bench, states: Mapping[str, str]) -> list[dict[str
     return [{"what": what, "name": label, **seeds} for (what, label), seeds in found.items()]
 
 
-def yardstick(bench: Bench) -> dict[str, str]:
-    """Identities of what win rates and KL of a task are measured with. Two runs that share them share a scale."""
-    parts = {name: getattr(bench, name) for name in ("pairs", "golden", "sft", "golden_policy")}
-    return {name: stage.identity for name, stage in parts.items()}
-
-
 def _tables(
-    study: StudySpec, task: str, store: Store, outcome: Outcome
+    plan: TaskPlan, store: Store, outcome: Outcome
 ) -> tuple[dict[tuple[str, int], pl.DataFrame], list[dict[str, Any]]]:
     """The experiments' own measures: their tables, and for results.json what became of each."""
     tables, listed = {}, []
-    for entry in measures(study, task):
+    for entry in plan.measures:
         problem = _problem((entry.stage,), outcome, store)
         listed.append(_became(entry.name, entry.seed, entry.stage, problem))
         if problem is None:
@@ -423,7 +405,7 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         path = store.get(stage.identity).path / file
         return read_json(path) if path.is_file() else None
 
-    seeds = bench.study.seeds
+    seeds = bench.seeds
     found = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
     sizes = {
         ("policy" if role == "sft" else role): value["parameters"]
@@ -558,7 +540,7 @@ def _power(first: Labelled | None) -> dict[str, Any] | None:
     return {"seeds": seeds, "prompts": prompts, "note": note}
 
 
-def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]:
+def _timings(plan: Plan, store: Store, outcome: Outcome) -> dict[str, Any]:
     stages: list[dict[str, Any]] = [
         {
             "label": stage.label,
@@ -569,7 +551,7 @@ def _timings(study: StudySpec, store: Store, outcome: Outcome) -> dict[str, Any]
             "spent": store.get(stage.identity).record().get("spent") if store.has(stage.identity) else None,
             "judge_spent": _spent(stage, store),
         }
-        for stage in all_stages(targets(study))
+        for stage in plan.stages
     ]
     spent: dict[str, float] = {}
     for stage in stages:

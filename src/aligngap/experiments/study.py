@@ -1,27 +1,20 @@
-"""Studies: shipped or the user's own YAML, with overrides; and the stages that a study wants."""
+"""Reading studies: shipped or the user's own YAML, with overrides, or as a run has recorded them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
 from aligngap.errors import UserError, nearest
-from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
-from aligngap.models.build import SHIPPED, load_config
-from aligngap.models.check import check_alike, check_vocabulary
-from aligngap.models.sharding import check_divisible
-from aligngap.pipeline.graph import Stage, all_stages
-from aligngap.pipeline.stages import Preference, Sft
+from aligngap.models.build import SHIPPED
 from aligngap.plugins import use_plugins
-
-T = TypeVar("T")
 
 _LARGEST = 100_000
 """Values in a study, far more than anybody writes."""
@@ -70,15 +63,28 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
             study = study.placed(Path(name).resolve().parent)
     except ValidationError as error:
         raise _explained(error, where) from None
-    for unknown in unknown_experiments(study):
-        hint = nearest(unknown, EXPERIMENTS)
-        raise UserError(f"there is no experiment '{unknown}'", where=f"{where}, experiments", hint=hint)
+    _know_experiments(study, f"{where}, experiments")
     return study.shrunk() if smoke else study
 
 
-def unknown_experiments(study: StudySpec) -> list[str]:
-    """Experiments of a study that nobody has registered: a misspelt one's, or a plugin's that has not been imported."""
-    return [name for name in study.experiments if name not in EXPERIMENTS]
+def resolved_study(specification: Mapping[str, Any], folder: Path | None = None) -> StudySpec:
+    """A study as a run has recorded it, with every setting. No plugin is imported. folder: where its file lies.
+
+    Raises UserError for what this version cannot read, and for an experiment that nobody has registered: it may be a
+    plugin's that has not been imported.
+    """
+    try:
+        study = StudySpec.model_validate(specification)
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"]) from error
+    _know_experiments(study)
+    return study.placed(folder) if folder else study
+
+
+def _know_experiments(study: StudySpec, where: str | None = None) -> None:
+    for name in study.experiments:
+        if name not in EXPERIMENTS:
+            raise UserError(f"there is no experiment '{name}'", where=where, hint=nearest(name, EXPERIMENTS))
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -235,79 +241,3 @@ def _known_keys(path: Sequence[str]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field else None
     return sorted(getattr(model, "model_fields", {}))
-
-
-def obstacles(study: StudySpec, task: str) -> dict[str, str]:
-    """The study's experiments that cannot be asked on a task, and why."""
-    bench = Bench(study, task)
-    found = {name: _said(name, "obstacle", EXPERIMENTS[name].obstacle, bench) for name in study.experiments}
-    return {name: reason for name, reason in found.items() if reason}
-
-
-def _said(name: str, what: str, ask: Callable[[Bench], T], bench: Bench) -> T:
-    """What an experiment says of a bench. Raises UserError when it is a plugin's and fails to."""
-    try:
-        return ask(bench)
-    except Exception as error:
-        if isinstance(error, UserError) or EXPERIMENTS.code(name) is None:
-            raise
-        raise UserError(
-            f"the experiment '{name}' cannot say its {what} on {bench.task}: {type(error).__name__}: {error}",
-            where=EXPERIMENTS.place(name, error),
-            hint="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
-        ) from error
-
-
-def asked(study: StudySpec, task: str) -> list[str]:
-    """The study's experiments that can be asked on a task."""
-    hindered = obstacles(study, task)
-    return [name for name in study.experiments if name not in hindered]
-
-
-def arms(study: StudySpec, task: str) -> list[ArmEntry]:
-    """Every arm that the study's experiments ask for on a task, each once, the golden policy last."""
-    bench = Bench(study, task)
-    entries = [entry for name in asked(study, task) for entry in _said(name, "arms", EXPERIMENTS[name].arms, bench)]
-    entries.append(ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True))
-    return list({(entry.family, entry.stage.identity): entry for entry in entries}.values())
-
-
-def measures(study: StudySpec, task: str) -> list[Measure]:
-    """Every measure that the study's experiments ask for on a task, each once."""
-    bench = Bench(study, task)
-    entries = [
-        entry for name in asked(study, task) for entry in _said(name, "measures", EXPERIMENTS[name].measures, bench)
-    ]
-    return list({(entry.name, entry.stage.identity): entry for entry in entries}.values())
-
-
-def targets(study: StudySpec) -> list[Stage]:
-    """What the study wants made: every arm's evaluation, the experiments' measures, and the judges' agreement.
-
-    Raises UserError for a model that cannot be had, that reads other tokens than the policy, or that cannot be divided
-    where the study divides models.
-    """
-    wanted: list[Stage] = []
-    for task in study.tasks:
-        bench = Bench(study, task)
-        wanted += [bench.agreement(seed) for seed in study.seeds]
-        for entry in arms(study, task):
-            wanted += [bench.evaluation(entry), *bench.measured(entry)]
-        wanted += [entry.stage for entry in measures(study, task)]
-    bases = [stage.base for stage in all_stages(wanted) if isinstance(stage, Sft | Preference)]
-    checkpoints = list({base.digest: base.checkpoint for base in bases}.values())
-    for checkpoint in checkpoints:
-        check_vocabulary(checkpoint)
-        if study.parallel.sharding == "full":
-            check_divisible(load_config(checkpoint))
-    check_alike(study.models.policy, checkpoints)
-    return wanted
-
-
-def asked_by(study: StudySpec) -> dict[str, list[str]]:
-    """For each stage's identity, the experiments of the study that need it, in the study's order."""
-    found: dict[str, list[str]] = {}
-    for name in study.experiments:
-        for stage in all_stages(targets(study.model_copy(update={"experiments": (name,)}))):
-            found.setdefault(stage.identity, []).append(name)
-    return found

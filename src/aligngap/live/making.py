@@ -22,8 +22,8 @@ from aligngap.pipeline.executors.progress import ENDED
 from aligngap.pipeline.processes import GRACE, Child
 
 if TYPE_CHECKING:
+    from aligngap.experiments.plan import Plan
     from aligngap.experiments.results import Gathered
-    from aligngap.experiments.spec import StudySpec
     from aligngap.pipeline.graph import Outcome, Stage
     from aligngap.report.load import ReportData
     from aligngap.store import Store
@@ -80,7 +80,7 @@ class Maker:
     """Makes pages, and remembers of each task what it has gathered: most of the time only one has changed."""
 
     def __init__(self) -> None:
-        self._study: tuple[Mapping[str, object], StudySpec, dict[str, list[Stage]]] | None = None
+        self._plan: tuple[Mapping[str, object], Plan] | None = None
         self._gathered: dict[str, tuple[object, Gathered]] = {}
 
     def make(self, request: Request) -> Page | NoPage:
@@ -112,43 +112,35 @@ class Maker:
         from aligngap.report.load import parsed
         from aligngap.store import Store
 
-        study, reads = self._loaded(request.study, request.file)
+        plan = self._planned(request.study, request.file)
         store = Store(request.store, reading=True)
         outcome = _outcome(request)
-        there = {task: _there(stages, store, outcome) for task, stages in reads.items()}
+        there = {name: _there(task.reads, store, outcome) for name, task in plan.tasks.items()}
         if there == request.known or not any(visible for visible, _ in there.values()):
             return there, None
         for task, state in there.items():
             if task not in self._gathered or self._gathered[task][0] != state:
-                self._gathered[task] = (state, gather(study, task, store, outcome))
+                self._gathered[task] = (state, gather(plan.tasks[task], store, outcome))
         gathered = {task: self._gathered[task][1] for task in there}
         samples = [frame for found in gathered.values() for frame in found.samples]
-        results = assemble(study, store, outcome, gathered)
+        results = assemble(plan, store, outcome, gathered)
         return there, parsed(results, pl.concat(samples) if samples else pl.DataFrame())
 
-    def _loaded(self, given: Mapping[str, object], file: Path | None) -> tuple[StudySpec, dict[str, list[Stage]]]:
-        from pydantic import ValidationError
+    def _planned(self, given: Mapping[str, object], file: Path | None) -> Plan:
+        from aligngap.experiments.plan import Plan
+        from aligngap.experiments.study import load_study
 
-        from aligngap.experiments.results import reads
-        from aligngap.experiments.spec import StudySpec
-        from aligngap.experiments.study import load_study, unknown_experiments
-
-        if self._study is None or self._study[0] != given:
+        if self._plan is None or self._plan[0] != given:
             # What a folder names is not imported: it may be anyone's. A file that the user gives is the user's own.
             place = load_study(str(file)).folder if file else None
             try:
-                study = StudySpec.model_validate(_without_trust(given))
-                study = study.placed(place) if place else study
-                for unknown in unknown_experiments(study):
-                    raise UserError(f"there is no experiment '{unknown}'")
-                self._study = (given, study, {task: reads(study, task) for task in study.tasks})
-            except (ValidationError, UserError) as error:
-                what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                self._plan = given, Plan.recorded(_without_trust(given), place)
+            except UserError as error:
                 hint = "Watch with the version of aligngap that runs it" + (
                     "." if file else "; if it has plugins or judges of its own, say --study FILE."
                 )
-                raise UserError(f"the study cannot be read: {what}", hint=hint) from error
-        return self._study[1:]
+                raise UserError(f"the study cannot be read: {error.what}", hint=hint) from error
+        return self._plan[1]
 
 
 def _without_trust(given: Mapping[str, object]) -> dict[str, object]:

@@ -173,7 +173,7 @@ def asks_for_arms_and_measures(experiment: Experiment) -> None:
     names = [(entry.name, entry.family, entry.stage.seed) for entry in arms]
     must(len(set(names)) == len(names), "two of its arms have the same name, family and seed")
     seeds = {seed for _, _, seed in names}
-    must(not arms or seeds == set(place.study.seeds), f"it asks for arms of the seeds {sorted(seeds)} only")
+    must(not arms or seeds == set(place.seeds), f"it asks for arms of the seeds {sorted(seeds)} only")
 
 
 def _stages(arms: Sequence[ArmEntry], measures: Sequence[Measure]) -> list[Stage]:

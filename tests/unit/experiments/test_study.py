@@ -1,8 +1,7 @@
-"""Studies as users write them, and the arms and stages that they become."""
+"""Studies as users write them, and as runs record them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,24 +9,10 @@ import pytest
 import yaml
 
 from aligngap.errors import UserError
-from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.shipped import shipped, shipped_text
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.shipped import shipped_text
 from aligngap.experiments.spec import fifth, log_steps
-from aligngap.experiments.study import arms, asked_by, load_study, measures, targets
-from aligngap.pipeline.graph import all_stages
-from aligngap.pipeline.stages import Arm, Evaluate
-
-
-@pytest.mark.parametrize("name", list(shipped()))
-@pytest.mark.parametrize("smoke", [False, True])
-def test_shipped_studies_load_and_plan(name: str, smoke: bool) -> None:
-    study = load_study(name, smoke=smoke)
-    assert study.name == name
-    assert study.smoke is smoke
-    stages = all_stages(targets(study))
-    assert len({stage.identity for stage in stages}) == len(stages)
-    places = {stage.identity: place for place, stage in enumerate(stages)}
-    assert all(places[parent.identity] < places[stage.identity] for stage in stages for parent in stage.parents)
+from aligngap.experiments.study import load_study, resolved_study
 
 
 def test_overrides_reach_what_they_name() -> None:
@@ -91,7 +76,7 @@ def test_a_file_of_ones_own_is_named_after_itself(tmp_path: Path) -> None:
     own.write_text(yaml.safe_dump({**yaml.safe_load(shipped_text("quick")), "experiments": ["tandem"]}))
     study = load_study(str(own))
     assert study.name == "mine"
-    assert {entry.family for entry in arms(study, "summarisation")} == {
+    assert {arm.entry.family for arm in Plan(study).tasks["summarisation"].arms} == {
         "golden_policy",
         "online",
         "replay",
@@ -115,19 +100,6 @@ def test_a_study_extends_a_shipped_one(tmp_path: Path) -> None:
     assert mine.sft == load_study("paper").sft
 
 
-def test_studies_that_extend_others_share_their_stages() -> None:
-    """All but what looks at fewer prompts: the evaluations, their start and the opponents' responses."""
-    quick, paper = (
-        {
-            stage.identity
-            for stage in all_stages(targets(load_study(name, ["experiments=[goodhart]", *more])))
-            if stage.kind not in ("evaluate", "start", "responses")
-        }
-        for name, more in (("quick", []), ("paper", ["tasks=[summarisation, arena]"]))
-    )
-    assert quick < paper
-
-
 def test_an_unknown_parent_names_the_nearest(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
     for parent in ("papper", str(tmp_path / "paper.yaml"), 3, ["paper"], {"paper": 1}):
@@ -140,79 +112,6 @@ def test_an_unknown_parent_names_the_nearest(tmp_path: Path) -> None:
     own.write_text("extends: papper\n")
     with pytest.raises(UserError, match="Did you mean 'paper'"):
         load_study(str(own))
-
-
-def test_who_asked_for_a_stage() -> None:
-    study = load_study("quick", ["experiments=[goodhart, coverage]"])
-    users, stages = asked_by(study), all_stages(targets(study))
-    assert set(users) == {stage.identity for stage in stages}
-    assert all(names in (["goodhart"], ["coverage"], ["goodhart", "coverage"]) for names in users.values())
-    of = {entry.family: entry.stage.identity for entry in arms(study, "summarisation") if entry.baseline}
-    assert users[of["online"]] == ["goodhart", "coverage"]
-    assert users[of["shuffled"]] == ["coverage"]
-    assert users[of["golden_policy"]] == ["goodhart", "coverage"]
-    swept = [entry.stage.identity for entry in arms(study, "summarisation") if not entry.baseline]
-    assert swept
-    # What the sweep adds is the first experiment's alone, unless the second draws it as well.
-    assert all(users[identity][0] == "goodhart" for identity in swept)
-
-
-def test_measures_are_targets_and_stand_on_the_arms_of_others() -> None:
-    study = load_study("quick", ["experiments=[goodhart]"])
-    assert measures(study, "summarisation") == []
-    more = load_study("quick", ["experiments=[goodhart, classification]"], seeds=2)
-    found = measures(more, "summarisation")
-    assert sorted(entry.seed for entry in found) == [0, 1]
-    wanted = {stage.identity for stage in targets(more)}
-    assert {entry.stage.identity for entry in found} <= wanted
-    plain = load_study("quick", ["experiments=[goodhart]"], seeds=2)
-    added = {stage.identity for stage in all_stages(targets(more))} - {
-        stage.identity for stage in all_stages(targets(plain))
-    }
-    assert added == {entry.stage.identity for entry in found}  # nothing is trained for it
-
-
-def test_a_measure_that_two_experiments_ask_for_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    twin = replace(EXPERIMENTS["classification"], name="twin")
-    monkeypatch.setitem(EXPERIMENTS, "twin", twin)
-    study = load_study("quick", ["experiments=[classification, twin]"])
-    (entry,) = measures(study, "summarisation")
-    assert asked_by(study)[entry.stage.identity] == ["classification", "twin"]
-    stages = all_stages(targets(study))
-    assert [stage.identity for stage in stages].count(entry.stage.identity) == 1
-
-
-def test_experiments_share_arms_and_stages() -> None:
-    """Adding an experiment trains nothing that exists."""
-    one = all_stages(targets(load_study("quick", ["experiments=[goodhart]"])))
-    both = all_stages(targets(load_study("quick", ["experiments=[goodhart, coverage]"])))
-    made = {stage.identity for stage in one}
-    assert made <= {stage.identity for stage in both}
-    added = sorted(stage.kind for stage in both if stage.identity not in made)
-    assert added == ["arm", "evaluate", "reference"]  # the shuffled arm, on the stream of online
-
-
-def test_arms_of_a_seed_differ_only_in_source_and_stated_settings() -> None:
-    found = [entry.stage for entry in arms(load_study("quick"), "summarisation") if entry.baseline]
-    assert len(found) == 7
-    for name in ("loss", "optim", "seed", "keep"):
-        assert len({str(getattr(arm, name)) for arm in found}) == 1, name
-    for name in ("sft", "task"):
-        assert len({getattr(arm, name).identity for arm in found}) == 1, name
-
-
-def test_seeds_share_sft_golden_and_golden_policy_but_not_the_proxy() -> None:
-    stages = all_stages(targets(load_study("quick", seeds=2)))
-    kinds = [(stage.kind, getattr(stage, "role", None)) for stage in stages]
-    assert kinds.count(("sft", None)) == 1
-    assert kinds.count(("preference", "golden")) == 1
-    assert kinds.count(("preference", "proxy")) == 2
-    golden_policies = [
-        stage for stage in stages if isinstance(stage, Arm) and stage.judge and stage.judge.role == "golden"
-    ]
-    assert len(golden_policies) == 1
-    opponents = {tuple(part.identity for part in stage.opponents) for stage in stages if isinstance(stage, Evaluate)}
-    assert len(opponents) == 1
 
 
 @pytest.mark.parametrize(("total", "count"), [(1000, 8), (24, 3), (1, 2), (5, 10)])
@@ -240,14 +139,6 @@ def test_aliases_that_unfold_to_too_much_or_to_themselves_are_refused(tmp_path: 
             load_study(str(own))
     own.write_text("extends: quick\nseeds: &s [0, 1]\ndescription: two\nsweep: {betas: &b [0.1], lr_factors: *b}\n")
     assert load_study(str(own)).sweep.lr_factors == (0.1,)
-
-
-def test_how_many_processes_make_a_stage_is_in_no_identity() -> None:
-    plain, several = (
-        {stage.identity for stage in all_stages(targets(load_study("quick", more)))}
-        for more in ([], ["parallel.processes=2", "parallel.sharding=full"])
-    )
-    assert several == plain
 
 
 def test_adapters_are_not_divided() -> None:
@@ -278,9 +169,12 @@ def test_numbers_that_are_none_are_refused_where_they_stand(setting: str) -> Non
     assert key in str(caught.value.where)
 
 
-def test_factors_that_leave_no_number_are_refused() -> None:
-    with pytest.raises(UserError, match="lr inf") as caught:
-        targets(load_study("quick", ["baseline.optim.lr=1e200", "sweep.lr_factors=[1e200]"]))
-    assert "sweep" in str(caught.value.where)
-    with pytest.raises(UserError, match="steps 0"):
-        targets(load_study("quick", ["sweep.step_factors=[0.0001]"]))
+def test_a_recorded_study_is_read_as_it_was(tmp_path: Path) -> None:
+    study = load_study("full", ["analysis.judge=true"], seeds=2)
+    recorded = study.model_dump(mode="json")
+    assert resolved_study(recorded) == study
+    assert resolved_study(recorded, tmp_path).folder == tmp_path
+    with pytest.raises(UserError, match="Extra inputs are not permitted"):
+        resolved_study(recorded | {"of_another_version": 1})
+    with pytest.raises(UserError, match="no experiment 'of_a_plugin'"):
+        resolved_study(recorded | {"experiments": ["of_a_plugin"]})

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from aligngap.errors import UserError
-from aligngap.experiments.study import load_study, targets
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
 from aligngap.models import lean
 from aligngap.models.build import base_path, byte_tokenizer, load_language_model, load_tokenizer
 from aligngap.models.check import check_alike, check_lengths, check_vocabulary
@@ -224,9 +225,9 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_made(tmp_path: Pat
         )
     ).save_pretrained(tmp_path)
     settings = [f"models.policy={tmp_path}", "parallel.processes=2"]
-    assert targets(load_study("tandem", settings))
+    Plan(load_study("tandem", settings)).check_models()
     with pytest.raises(UserError, match="an encoder-decoder cannot be divided") as caught:
-        targets(load_study("tandem", [*settings, "parallel.sharding=full"]))
+        Plan(load_study("tandem", [*settings, "parallel.sharding=full"])).check_models()
     assert caught.value.where == "parallel.sharding"
 
 

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
 
 from aligngap.cli import main
-from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
+from aligngap.experiments.plan import Plan, TaskPlan
+from aligngap.pipeline.graph import Event, Outcome, Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.ranks import ALONE
 from aligngap.store import Store, write_json
@@ -30,30 +31,41 @@ from unit.report.fixture_results import write_results
 Install = Callable[..., None]
 
 
+class FakeTask(TaskPlan):
+    """Targets in place of a task's, by experiment."""
+
+    def __init__(self, of: dict[str, Sequence[Stage]]) -> None:
+        vars(self).update(of=of, arms=[], targets=[stage for stages in of.values() for stage in stages])
+
+    def wanted_by(self, *experiments: str) -> list[Stage]:
+        return [stage for name in experiments for stage in vars(self)["of"][name]]
+
+
+class FakePlan(Plan):
+    """Of a study whose targets, by experiment, are those in `of`."""
+
+    of: ClassVar[dict[str, Sequence[Stage]]] = {}
+
+    def __init__(self, study: Any) -> None:
+        values = {"name": study.name, "title": "A [try]", "smoke": study.smoke, "seeds": (0,), "device": "cpu"}
+        values |= {"parallel": ALONE, "experiments": tuple(self.of), "tasks": {"a task": FakeTask(self.of)}}
+        vars(self).update(values, specification=study.model_dump(mode="json"))
+
+    def check_models(self) -> None:
+        pass
+
+
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Puts stages in the place of a study's, and what `collect` and the report do in theirs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALIGNGAP_STORE", raising=False)
 
-    asked: dict[str, list[str]] = {}
-
     def load(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> Any:
         settings = {"name": name, "overrides": list(overrides), "seeds": seeds}
-        return SimpleNamespace(
-            name=name,
-            title="A [try]",
-            smoke=smoke,
-            device="cpu",
-            parallel=ALONE,
-            plugins=(),
-            folder=None,
-            tasks=(),
-            experiments=sorted({name for names in asked.values() for name in names}),
-            model_dump=lambda mode: {"title": "A [try]"} | settings,
-        )
+        return SimpleNamespace(name=name, smoke=smoke, model_dump=lambda mode: {"title": "A [try]"} | settings)
 
-    def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
+    def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
         write_json(folder / "results.json", outcome.status)
         return {"tasks": {}, **outcome.status}
 
@@ -66,16 +78,12 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"])
     monkeypatch.setattr("aligngap.report.page.publish", publish)
     monkeypatch.setattr("aligngap.runner.Report", FakeReport)
+    monkeypatch.setattr("aligngap.experiments.plan.Plan", FakePlan)
+    monkeypatch.setattr(FakePlan, "of", {})
 
     def install(*stages: Stage, **of: Sequence[Stage]) -> None:
         """The stages of the study, or of each of its experiments by name."""
-        wanted = {"one": stages} if stages else of
-        asked.clear()
-        for name, some in wanted.items():
-            for stage in all_stages(some):
-                asked.setdefault(stage.identity, []).append(name)
-        monkeypatch.setattr("aligngap.runner.targets", lambda spec: [s for v in wanted.values() for s in v])
-        monkeypatch.setattr("aligngap.experiments.study.asked_by", lambda spec: asked)
+        FakePlan.of = {"one": stages} if stages else of
 
     return install
 
@@ -115,7 +123,7 @@ def test_a_report_is_made_again_where_its_results_have_changed(
     report = Path("runs/try/report.html")
 
     def collected(**found: Any) -> None:
-        def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
+        def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
             write_json(folder / "results.json", {"tasks": {}} | found)
             return {"tasks": {}}
 
@@ -492,7 +500,7 @@ def test_what_is_tracked_is_no_part_of_the_study(study: Install, monkeypatch: py
     stage = Steps(steps=3)
     study(stage)
     series = Series(stage.identity, "a task/an arm", {})
-    monkeypatch.setattr("aligngap.trackers.tracking.series_of", lambda spec: {stage.identity: series})
+    monkeypatch.setattr("aligngap.trackers.tracking.series_of", lambda plan: {stage.identity: series})
     assert main(["run", "try", "--out", "here", "--track", "tensorboard", "--track", "tensorboard"]) == 0
     assert len(list(Path("here/tensorboard/a task/an arm").iterdir())) == 1
     assert "track" not in Path("here/study.json").read_text()

@@ -16,8 +16,8 @@ import pytest
 from aligngap.cli import main
 from aligngap.errors import UserError
 from aligngap.experiments.bench import ArmEntry
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, load_study
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.stages import Evaluate
 from aligngap.trackers.base import chosen
@@ -27,13 +27,13 @@ from unit.trackers.wandb_files import offline_runs
 
 
 def test_series_have_names_that_tell_them_apart() -> None:
-    study = load_study("paper", ["seeds=[0, 1]"])
-    found = series_of(study)
+    plan = Plan(load_study("paper", ["seeds=[0, 1]"]))
+    found = series_of(plan)
     names = Counter(name for name in {series.key: series.name for series in found.values()}.values())
     assert max(names.values()) == 1
-    assert {f"{task}/online/seed {seed}" for task in study.tasks for seed in (0, 1)} <= set(names)
+    assert {f"{task}/online/seed {seed}" for task in plan.tasks for seed in (0, 1)} <= set(names)
     assert "shared/SFT policy (small)" in names  # one for all tasks
-    for entry in arms(study, "arena"):
+    for entry in (arm.entry for arm in plan.tasks["arena"].arms):
         assert found[entry.stage.identity].settings["seed"] == entry.stage.seed
         json.dumps(found[entry.stage.identity].settings)
 
@@ -70,7 +70,7 @@ class Study:
     """A tiny study with one evaluated arm, and a run's folder for each test."""
 
     tiny: Tiny
-    spec: StudySpec
+    plan: Plan
     entry: ArmEntry
     evaluation: Evaluate
     warnings: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Study:
     @contextmanager
     def tracked(self, folder: Path, *names: str) -> Iterator[Any]:
         folder.mkdir(exist_ok=True)
-        with tracking(names, self.spec, self.tiny.store, folder, folder / "logs", self.warnings.append) as note:
+        with tracking(names, self.plan, self.tiny.store, folder, folder / "logs", self.warnings.append) as note:
             yield note
 
     @property
@@ -99,11 +99,11 @@ class Study:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Study:
     tiny = Tiny(tmp_path_factory.mktemp("tiny"))
     given = tiny.bench.study.model_dump(mode="json") | {"experiments": ["coverage"], "name": "try"}
-    spec = StudySpec.model_validate(given)
-    entry = next(entry for entry in arms(spec, "summarisation") if entry.family == "offline")
-    evaluation = tiny.bench.evaluation(entry)
+    plan = Plan.recorded(given)
+    arm = next(arm for arm in plan.tasks["summarisation"].arms if arm.entry.family == "offline")
+    entry, evaluation = arm.entry, arm.evaluation
     tiny.made(evaluation)
-    return Study(tiny, spec, entry, evaluation)
+    return Study(tiny, plan, entry, evaluation)
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ def test_a_run_that_goes_on_repeats_nothing_and_voids_what_was_lost(study: Study
 
 def test_checkpoints_are_tracked_while_the_evaluation_goes_on(study: Study, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    (entry,) = (entry for entry in arms(study.spec, "summarisation") if entry.family == "shuffled")
-    evaluation = study.tiny.bench.evaluation(entry)
+    (shuffled,) = (arm for arm in study.plan.tasks["summarisation"].arms if arm.entry.family == "shuffled")
+    evaluation = shuffled.evaluation
     folder = study.tiny.store.partial(evaluation.identity)
     whole = study.tiny.store.get(study.evaluation.identity).path
     for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
