@@ -105,45 +105,59 @@ def run(
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
     executor_of = _executor(plan, executor, address, jobs, seconds, remote_cache)
     check(plan)
-    stages = plan.stages
-    with RunDirectory.use(folder, plan.specification) as directory, ExitStack() as stack:
-        kept = Store(root)
-        kept.register(folder, [stage.identity for stage in stages])
-        done = {stage.identity for stage in stages if kept.has(stage.identity)}
-        say = partial(_say, console=console)
-        say(plan.title)
-        place = stack.enter_context(executor_of(kept, directory.logs))
-        processes, jobs = jobs, place.jobs
+    with RunDirectory.use(folder, plan.specification) as directory:
+        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, start, began or start)
+
+
+def _run_in(
+    directory: RunDirectory,
+    plan: Plan,
+    store: Store,
+    executor_of: Callable[[Store, Path], Executor],
+    console: Console,
+    processes: int | None,
+    trackers: Sequence[str],
+    start: float,
+    began: float,
+) -> Ran:
+    folder, stages = directory.folder, plan.stages
+    store.register(folder, [stage.identity for stage in stages])
+    done = {stage.identity for stage in stages if store.has(stage.identity)}
+    say = partial(_say, console=console)
+    say(plan.title)
+    with ExitStack() as stack:
+        executor = stack.enter_context(executor_of(store, directory.logs))
+        jobs = executor.jobs
         ledger = Ledger(stages, jobs)
-        directory.begin(ledger, kept.root)
+        directory.begin(ledger, store.root)
         say(
             f"{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
             f"about {clock(plan.duration(jobs, done))} by the estimates. Results go to {folder}."
         )
         # Open until the report is written: so long, trackers have time that nobody waits for.
-        note = stack.enter_context(tracking(trackers, plan, kept, folder, directory.logs, say))
-        with display(console, ledger) as show:
+        note = stack.enter_context(tracking(trackers, plan, store, folder, directory.logs, say))
+        show = stack.enter_context(display(console, ledger))
 
-            def on_event(event: Event) -> None:
-                ledger.update(event)
-                directory.note(event)
-                show(event)
-                note(event)
+        def on_event(event: Event) -> None:
+            ledger.update(event)
+            directory.note(event)
+            show(event)
+            note(event)
 
-            outcome = run_stages(plan.targets, place, on_event)
-            place.close()
-            _raise_mistakes(plan.targets, outcome)
-            with disk_errors(folder, strict=False):
-                outcome.wall, outcome.jobs = time.monotonic() - (start if began is None else began), jobs
-                results = collect(plan, kept, outcome, folder)
-                for line in summary(results):
-                    say(line)
-                unreported = _make_report(folder, kept, stages, processes, ledger, on_event)
-    failures = [*_failures(stages, outcome, results, directory.logs), *unreported]
+        outcome = run_stages(plan.targets, executor, on_event)
+        executor.close()
+        _raise_mistakes(plan.targets, outcome)
+        with disk_errors(folder, strict=False):
+            outcome.wall, outcome.jobs = time.monotonic() - began, jobs
+            results = collect(plan, store, outcome, folder)
+            for line in summary(results):
+                say(line)
+            no_report = _make_report(folder, store, stages, processes, ledger, on_event)
+    failures = [*_failures(stages, outcome, results, directory.logs), *no_report]
     for line in failures:
         print(line, file=sys.stderr)
     page = folder / "report.html"
-    if not unreported:
+    if not no_report:
         say(f"Report: {page} ({clock(time.monotonic() - start)})")
     return Ran(folder, page, failures)
 

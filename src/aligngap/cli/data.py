@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from aligngap.cli import show
-from aligngap.cli.options import AsJson, Columns, Config, Data, Format, Revision, Split, renamed
+from aligngap.cli.options import (
+    AnswerStore,
+    AsJson,
+    Columns,
+    Config,
+    Data,
+    Format,
+    JudgeName,
+    MaxResponseTokens,
+    PolicyName,
+    Revision,
+    Split,
+    renamed,
+)
 
 
 def check(
@@ -55,32 +68,21 @@ def check(
 
 
 def diagnose(
-    policy: Annotated[
-        str, typer.Option(metavar="MODEL", help="The SFT policy: a base, folder or hub id; or a run's folder.")
-    ],
+    policy: PolicyName,
     data: Annotated[str, typer.Option(metavar="DATA", help="A built-in world, file, folder or hub set (owner/name).")],
-    judge: Annotated[
-        str | None, typer.Option(metavar="JUDGE", help="kind:argument, or a YAML file (docs/judges.md).")
-    ] = None,
+    judge: JudgeName = None,
     prompts: Annotated[int, typer.Option(min=1, metavar="N", help="How many prompts to look at, at most.")] = 512,
     format: Format = None,
     split: Split = None,
     config: Config = None,
     revision: Revision = None,
     columns: Columns = None,
-    max_response_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Responses are cut, and sampled, to this length.")
-    ] = 128,
+    max_response_tokens: MaxResponseTokens = 128,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the sampling and of the choice of prompts.")] = 0,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or mps.")] = "cpu",
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page, too.")] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH", help="Where a judge keeps paid answers.  [default: $ALIGNGAP_STORE, or runs/store]"
-        ),
-    ] = None,
+    store: AnswerStore = None,
 ) -> None:
     """Say, before any training, what preference data are to an SFT policy: on-policy, contrast, quality, coverage."""
     from rich.console import Console
@@ -121,8 +123,7 @@ def diagnose(
     if as_json:
         print(json.dumps(found.as_json(), indent=2, allow_nan=False))
         return
-    console = show.console()
     for line in lines(found.about, found.findings, found.regime):
-        show.say(line, console)
+        show.say(line)
     if page is not None:
-        show.say(f"\nPage: {page}", console)
+        show.say(f"\nPage: {page}")

@@ -68,11 +68,22 @@ Data = Annotated[str, typer.Argument(metavar="DATA", help="A preference data set
 Format = Annotated[
     str | None, typer.Option("--format", metavar="FORMAT", help="The data's format.  [default: found from the data]")
 ]
-Split = Annotated[str | None, typer.Option(metavar="SPLIT", help="The only split to read.  [default: docs/data.md]")]
+Split = Annotated[str | None, typer.Option(metavar="SPLIT", help="The split to read, of data that have several.")]
 Config = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration or folder of a hub set.")]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub set.")]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="What the data call a column.")
+]
+PolicyName = Annotated[
+    str, typer.Option(metavar="MODEL", help="The SFT policy: a base, folder or hub id; or a run's folder.")
+]
+MaxResponseTokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Responses are cut, and sampled, to this length.")
+]
+JudgeName = Annotated[str | None, typer.Option(metavar="JUDGE", help="kind:argument, or a YAML file (docs/judges.md).")]
+AnswerStore = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Where a judge keeps paid answers.  [default: $ALIGNGAP_STORE, or runs/store]"),
 ]
 
 
