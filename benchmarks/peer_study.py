@@ -206,17 +206,12 @@ def in_process(stage: Stage, store: Store, out: Path) -> float:
     and one step more.
     """
     stamps: list[float] = []
-    inputs: dict[str, Path | list[Path]] = {
-        name: [store.get(part.identity).path for part in value]
-        if isinstance(value, tuple)
-        else store.get(value.identity).path
-        for name, value in stage.inputs.items()
-    }
+    folders = {parent.identity: store.get(parent.identity).path for parent in stage.parents}
     for folder in ("out", "partial"):
         (out / folder).mkdir(parents=True)
     torch.set_num_threads(1)
     stage.run(
-        Context(inputs, out / "out", out / "partial", lambda done, total, metrics: stamps.append(time.perf_counter()))
+        Context(folders, out / "out", out / "partial", lambda done, total, metrics: stamps.append(time.perf_counter()))
     )
     return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
 

@@ -48,13 +48,8 @@ def make(stage: Stage, store: Store) -> Path:
 
 def context_of(stage: Stage, store: Store, out: Path) -> Context:
     """What a stage is given to write into `out`; its inputs must have been made."""
-    inputs: dict[str, Path | list[Path]] = {
-        name: [store.get(part.identity).path for part in value]
-        if isinstance(value, tuple)
-        else store.get(value.identity).path
-        for name, value in stage.inputs.items()
-    }
-    return Context(inputs, out, store.partial(stage.identity), lambda done, total, metrics: None)
+    folders = {parent.identity: store.get(parent.identity).path for parent in stage.parents}
+    return Context(folders, out, store.partial(stage.identity), lambda done, total, metrics: None)
 
 
 def make_study(study: StudySpec, folder: Path) -> dict[str, Any]:

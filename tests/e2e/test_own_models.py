@@ -26,7 +26,6 @@ from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_arm, load_policy
 from aligngap.store.store import Store, read_json
-from aligngap.tasks.pairs import read_pairs
 from checkpoints import qwen2
 from tiny import context_of, make, make_study
 
@@ -132,15 +131,15 @@ def test_arms_of_a_seed_start_from_the_same_adapters(run: RunDirectory, study: S
 def test_policy_and_reference_are_one_model(run: RunDirectory, study: StudySpec, tmp_path: Path) -> None:
     arm = Bench(study, "walks").online(0).stage
     context = context_of(arm, Store(run.folder / "store"), tmp_path)
-    policy, reference = load_arm(context, arm.sft)
+    policy, reference = load_arm(context, arm.sft, arm.task)
     assert policy.model is reference.model
     weights = made(run, arm) / "final.safetensors"
     policy.load_weights(weights)
-    pairs = read_pairs(context.one("task") / "held_out.parquet")
+    pairs = arm.task.read(context, "held_out")
     with torch.no_grad():
         for ours, alone in (
-            (policy, load_policy(context, arm.sft, weights)),
-            (reference, load_policy(context, arm.sft)),
+            (policy, load_policy(context, arm.sft, arm.task, weights)),
+            (reference, load_policy(context, arm.sft, arm.task)),
         ):
             there, here = (p.log_probs(pairs.prompts, [pairs.first])[0] for p in (ours, alone))
             assert torch.equal(there, here)
@@ -153,7 +152,7 @@ def test_an_exported_arm_is_the_policy(
     assert main(["export", str(run.folder), "online", str(out)]) == 0
     arm = Bench(study, "walks").online(0).stage
     context = context_of(arm, Store(run.folder / "store"), tmp_path)
-    policy = load_policy(context, arm.sft, made(run, arm) / "final.safetensors")
+    policy = load_policy(context, arm.sft, arm.task, made(run, arm) / "final.safetensors")
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     ids = load_tokenizer(str(out))("Tell me of walk 7.", return_tensors="pt")["input_ids"]
     with torch.no_grad():

@@ -103,7 +103,7 @@ class Steps(Stage):
         return 1.0
 
     def run(self, context: Context) -> None:
-        count = len(list((context.one("arm") / "steps").iterdir()))
+        count = len(list((context.folder(self.arm) / "steps").iterdir()))
         pl.DataFrame({"checkpoints": [count]}).write_parquet(context.out / "table.parquet")
 
 

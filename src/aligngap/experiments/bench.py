@@ -356,12 +356,12 @@ class Bench:
             pairs=spec.pairs,
             seed=arm.seed,
         )
-        return Evaluate.of(arm, start)
+        return Evaluate(arm=arm, start=start)
 
     def measured(self, entry: ArmEntry) -> list[Measured]:
         """The further measures of an arm that the study asks for."""
-        return [Measured.of(name, self.evaluation(entry)) for name in self.study.evaluation.measures]
+        return [Measured(measure=name, evaluation=self.evaluation(entry)) for name in self.study.evaluation.measures]
 
     def agreement(self, seed: int) -> Agreement:
         """How the judges of a seed agree."""
-        return Agreement(pairs=self.pairs, golden_pairs=self.golden_pairs, proxy=self.proxy(seed))
+        return Agreement(golden_pairs=self.golden_pairs, proxy=self.proxy(seed))

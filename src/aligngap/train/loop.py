@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from aligngap import ranks
-from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss
+from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss, preference_metrics
 from aligngap.models.policy import Policy
 from aligngap.plugins import Pluggable, Registered
 from aligngap.sources.base import PairSource
@@ -43,8 +43,15 @@ class LossSpec(Pluggable):
 
 
 def batch_loss(policy: Policy, reference: Policy | None, batch: PairBatch, spec: LossSpec) -> torch.Tensor:
-    """Loss of a batch of pairs, both responses packed behind their prompt; a scalar with a gradient. Reads ids,
-    preference and what the reference gives them, nothing else.
+    """Loss of a batch of pairs: `loss_and_metrics` without the metrics."""
+    return loss_and_metrics(policy, reference, batch, spec)[0]
+
+
+def loss_and_metrics(
+    policy: Policy, reference: Policy | None, batch: PairBatch, spec: LossSpec
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of a batch of pairs, both responses packed behind their prompt, a scalar with a gradient; and its
+    `preference_metrics`. Reads ids, preference and what the reference gives them, nothing else.
 
     reference: asked about pairs that do not bring its log-probabilities. Raises ValueError where there is none.
     """
@@ -54,7 +61,8 @@ def batch_loss(policy: Policy, reference: Policy | None, batch: PairBatch, spec:
     first, second = (
         LogProbs(a, b, tokens.lengths) for a, b, tokens in zip(live, fixed.unbind(1), responses, strict=True)
     )
-    return pair_loss(spec.name, first, second, batch.preference, spec.beta, spec.reduction, spec.sft)
+    loss = pair_loss(spec.name, first, second, batch.preference, spec.beta, spec.reduction, spec.sft)
+    return loss, preference_metrics(first, second, batch.preference, spec.beta, spec.reduction)
 
 
 @torch.no_grad()
@@ -79,9 +87,12 @@ def train(
 ) -> None:
     """Train `policy` in place on what `source` supplies.
 
-    reference: may be None where the source's pairs all bring its log-probabilities.
-    keep: steps (0 = before training) at which `save_policy` is called. Raises Diverged when the loss stops being
-    finite; what was saved before stays, and the checkpointer keeps the last good weights.
+    reference: may be None where the source's pairs all bring its log-probabilities. keep: steps (0 = before training)
+    at which `save_policy` is called. progress: called after each step with steps done, steps in all, and what is known
+    of the batch: loss, `preference_metrics` (both under the weights before the step) and grad_norm.
+
+    Raises Diverged when the loss stops being finite; what was saved before stays, and the checkpointer keeps the last
+    good weights.
     """
     optimiser = Optimiser(policy.model.parameters(), optim)
     parts: dict[str, Stateful] = {"policy": policy, "optimiser": optimiser, "source": source}
@@ -90,8 +101,9 @@ def train(
         save_policy(0, policy)
     while optimiser.step_count < optim.steps:
         batch = source.next_batch(optim.batch).to(policy.device)
-        own = ranks.own(len(batch))
-        value = batch_loss(policy, reference, own.of(batch), loss) * own.part
+        share = ranks.own(len(batch))
+        value, metrics = loss_and_metrics(policy, reference, share.of(batch), loss)
+        value = value * share.part
         norm = advance(optimiser, value, batch, policy.model, checkpointer)
         step = optimiser.step_count
         source.observe(step, policy)
@@ -99,4 +111,7 @@ def train(
             save_policy(step, policy)
         if checkpointer:
             checkpointer.maybe_save(**parts)
-        progress(step, optim.steps, {"loss": float(ranks.total(value.detach())), "grad_norm": norm})
+        # The loss has its share in it already; one sum over the ranks, and one wait for the device, for all of them.
+        shares = torch.stack([value.detach(), *(share.part * metric for metric in metrics.values())])
+        means = dict(zip(("loss", *metrics), ranks.total(shares).tolist(), strict=True))
+        progress(step, optim.steps, {**means, "grad_norm": norm})

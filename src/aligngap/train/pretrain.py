@@ -170,8 +170,8 @@ def evaluate_base(
         right = logits[:, :-1].argmax(-1) == rows.ids[:, 1:]
         for word, token in asked.items():
             row, column = torch.nonzero(rows.ids[:, : -offset[word]] == token, as_tuple=True)
-            found = right[row, column + offset[word] - 1]
-            hits[word] += [int(found.sum()), len(found)]
+            hit = right[row, column + offset[word] - 1]
+            hits[word] += [int(hit.sum()), len(hit)]
     return {
         "loss": round(float(np.mean(losses)), 4),
         **{word: round(float(a / b), 4) for word, (a, b) in hits.items() if b},

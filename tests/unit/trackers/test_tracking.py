@@ -87,7 +87,12 @@ class Study:
         arm, evaluation = self.entry.stage, self.evaluation
         return [
             Event("started", arm),
-            *(Event("progress", arm, step, 6, {"loss": 1 / step, "grad_norm": 2.0 * step}) for step in (1, 2, 6)),
+            *(
+                Event(
+                    "progress", arm, step, 6, {"loss": 1 / step, "rewards/margins": step / 4, "grad_norm": 2.0 * step}
+                )
+                for step in (1, 2, 6)
+            ),
             Event("finished", arm, seconds=3.0),
             Event("started", evaluation),
             Event("progress", evaluation, 3, 3),
@@ -139,6 +144,7 @@ def test_tensorboard_reads_what_was_tracked(study: Study, tmp_path: Path) -> Non
     found = scalars(tmp_path / "tensorboard" / NAME)
     assert found["training/loss"] == [(1, 1.0), (2, 0.5), (6, pytest.approx(1 / 6))]
     assert [step for step, _ in found["training/grad_norm"]] == [1, 2, 6]
+    assert found["training/rewards/margins"] == [(1, 0.25), (2, 0.5), (6, 1.5)]
     assert [step for step, _ in found["on_held_out_prompts/kl"]] == list(study.entry.stage.keep)
     assert found["on_held_out_prompts/kl"][-1][1] == pytest.approx(kl(study, 6), rel=1e-5)
     for name in ("win_rate_over_golden_policy_by_golden", "win_rate_over_sft_by_proxy", "utility", "accuracy"):

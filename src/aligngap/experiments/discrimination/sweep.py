@@ -34,6 +34,4 @@ def table_name(family: str) -> str:
 
 def self_accuracy(bench: Bench, entry: ArmEntry) -> SelfAccuracy:
     """The measure of an arm, on as many prompts as `D_golden` pairs are looked at."""
-    return SelfAccuracy(
-        arm=entry.stage, sft=bench.sft, task=bench.pairs, golden=bench.golden, prompts=bench.study.evaluation.pairs
-    )
+    return SelfAccuracy(arm=entry.stage, golden=bench.golden, prompts=bench.study.evaluation.pairs)

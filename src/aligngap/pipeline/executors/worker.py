@@ -129,23 +129,20 @@ def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
         store.set_aside(stage.identity)
         if store.has(stage.identity):
             return ("cached",)
-        parents = list(dict.fromkeys(parent.identity for parent in stage.parents))
+        parents = [parent.identity for parent in stage.parents]
         if damaged := store.verify(parents):
             return ("damaged", damaged)
         start = time.perf_counter()
         record = {**stage.described, "environment": environment(), **settings.record}
         if stage.together and settings.parallel.processes > 1:
             record["parallel"] = settings.parallel.model_dump()
-        inputs = {
-            name: [store.get(part.identity).path for part in value]
-            if isinstance(value, tuple)
-            else store.get(value.identity).path
-            for name, value in stage.inputs.items()
-        }
+        folders = {identity: store.get(identity).path for identity in parents}
         try:
             with store.writing(stage.identity, record) as out:
                 partial = store.partial(stage.identity)
-                context = Context(inputs, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache)
+                context = Context(
+                    folders, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache
+                )
                 with account(stage.activity) as spent:
                     # On the CPU this process has started no threads that compute, and no device.
                     make(stage, context, settings.parallel, forked=settings.device == "cpu" and hasattr(os, "fork"))

@@ -16,6 +16,7 @@ from aligngap.judges.base import Judge
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.store.store import write_json
+from aligngap.tasks.pairs import read_pairs
 from aligngap.types import PairBatch
 
 SPLITS = ("train", "held_out")
@@ -62,6 +63,10 @@ class PairsStage(Stage):
     def origin(self) -> str:
         """Where the pairs or their labels come from, in a word or two for people."""
 
+    def read(self, context: Context, split: str = "train") -> PairBatch:
+        """The pairs of a split, from the artefact."""
+        return read_pairs(context.folder(self) / (self.train_file if split == "train" else f"{split}.parquet"))
+
 
 class JudgeStage(Stage):
     """A judge as a stage: trained here, or given. role: `golden` or `proxy`."""
@@ -79,19 +84,21 @@ class JudgeStage(Stage):
         """The judge that this stage's artefact in `folder` holds."""
 
 
-def load_judge(stage: JudgeStage, folder: Path, context: Context) -> Judge:
-    """The judge of a stage; `folder`: the stage's artefact."""
-    return stage.judge(folder, context)
+def load_judge(stage: JudgeStage, context: Context) -> Judge:
+    """The judge that a stage's artefact holds."""
+    return stage.judge(context.folder(stage), context)
 
 
-def write_spent(judges: Iterable[Judge | None], folder: Path) -> None:
-    """`cost.json`: what the judges' answers cost beside time, summed; nothing where they cost nothing else."""
-    spent: dict[str, float] = {}
+def write_judge_cost(judges: Iterable[Judge | None], folder: Path) -> None:
+    """`cost.json`: what the judges' answers cost beside time (requests, tokens), summed; no file where they cost
+    nothing else.
+    """
+    cost: dict[str, float] = {}
     for judge in judges:
         for name, amount in judge.spent.items() if judge else ():
-            spent[name] = spent.get(name, 0.0) + amount
-    if spent:
-        write_json(folder / "cost.json", {"judge_spent": spent})
+            cost[name] = cost.get(name, 0.0) + amount
+    if cost:
+        write_json(folder / "cost.json", {"judge_spent": cost})
 
 
 def predictions(judge: Judge, pairs: PairBatch) -> torch.Tensor:

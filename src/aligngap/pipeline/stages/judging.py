@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,6 @@ from aligngap.plugins import Registered
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.store import write_json
-from aligngap.tasks.pairs import read_pairs
 from aligngap.tasks.spec import DatasetTask
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import OptimSpec
@@ -72,14 +72,11 @@ class Preference(JudgeStage):
         return ModelJudge(load_preference_model(self.model, folder, separator, context.device, self.base.checkpoint))
 
     def run(self, context: Context) -> None:
-        folder = context.one("pairs")
-        train_pairs, held_out = (read_pairs(folder / f"{split}.parquet") for split in SPLITS)
+        train_pairs, held_out = (self.pairs.read(context, split) for split in SPLITS)
         if self.train_pairs is not None:
             train_pairs = train_pairs.take(torch.arange(min(self.train_pairs, len(train_pairs))))
         if self.more:
-            train_pairs = concatenate(
-                [train_pairs, *(read_pairs(part / "train.parquet") for part in context.many("more"))]
-            )
+            train_pairs = concatenate([train_pairs, *(stage.read(context) for stage in self.more)])
         checkpoint = self.base.checkpoint
         self._check(train_pairs)
         tokenizer = load_tokenizer(checkpoint)
@@ -147,7 +144,7 @@ class Given(JudgeStage):
         )
 
     def run(self, context: Context) -> None:
-        self.judge(context.out, context)  # what cannot be built is found before anything rests on it
+        self.judge(context.out, context)  # what cannot be built fails here, before anything rests on it
         write_json(context.out / "metrics.json", {"given": self.given.identity})
 
 
@@ -166,28 +163,31 @@ class Agreement(Stage):
     kind: ClassVar[str] = "agreement"
     together: ClassVar[bool] = True
 
-    pairs: Pairs
     golden_pairs: Relabel
     proxy: JudgeStage
 
     @property
+    def reads(self) -> Sequence[Stage]:
+        return (self.golden_pairs.pairs,)
+
+    @property
     def label(self) -> str:
-        return f"{self.pairs.name}: judges' agreement (seed {self.proxy.seed})"
+        return f"{self.golden_pairs.pairs.name}: judges' agreement (seed {self.proxy.seed})"
 
     @property
     def work(self) -> float:
-        return self.proxy.seconds * self.pairs.count / 8 + 0.2
+        return self.proxy.seconds * self.golden_pairs.pairs.count / 8 + 0.2
 
     def run(self, context: Context) -> None:
-        raters, golden = (read_pairs(context.one(name) / "held_out.parquet") for name in ("pairs", "golden_pairs"))
-        truth = self.pairs.truth()
+        raters, golden = (stage.read(context, "held_out") for stage in (self.golden_pairs.pairs, self.golden_pairs))
+        truth = self.golden_pairs.pairs.truth()
         labels = {
             "rater": raters.preference,
             "golden": golden.preference,
-            "proxy": predictions(load_judge(self.proxy, context.one("proxy"), context), raters),
+            "proxy": predictions(load_judge(self.proxy, context), raters),
         }
         if truth is not None:
             labels["true"] = predictions(truth, raters)
         names = list(labels)
-        found = {f"{a}_{b}": agreement(labels[a], labels[b]) for i, b in enumerate(names) for a in names[i + 1 :]}
-        write_json(context.out / "agreement.json", found)
+        rates = {f"{a}_{b}": agreement(labels[a], labels[b]) for i, b in enumerate(names) for a in names[i + 1 :]}
+        write_json(context.out / "agreement.json", rates)

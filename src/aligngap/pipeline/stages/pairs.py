@@ -11,10 +11,18 @@ from aligngap.models.build import load_tokenizer
 from aligngap.models.check import check_lengths
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context
-from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions, write_spent
-from aligngap.store.store import write_json
+from aligngap.pipeline.stages.base import (
+    SPLITS,
+    Base,
+    JudgeStage,
+    PairsStage,
+    load_judge,
+    predictions,
+    write_judge_cost,
+)
+from aligngap.store.store import read_json, write_json
 from aligngap.tasks.encode import make_dataset_pairs
-from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.tasks.pairs import write_pairs
 from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs
 from aligngap.tasks.worlds import world
 from aligngap.types import PairBatch
@@ -48,6 +56,10 @@ class Pairs(PairsStage):
     def count(self) -> int:
         """About how many pairs there are, both splits, for estimates of work."""
         return self.task.count
+
+    def max_new_tokens(self, context: Context) -> int:
+        """The limit of responses to the task's prompts, from the artefact."""
+        return int(read_json(context.folder(self) / "task.json")["max_new_tokens"])
 
     def truth(self) -> TrueUtilityJudge | None:
         """The task's hidden utility, where there is one: in built-in worlds only."""
@@ -102,11 +114,11 @@ class Relabel(PairsStage):
         return self.judge.seconds * self.pairs.count + 0.3
 
     def run(self, context: Context) -> None:
-        judge = load_judge(self.judge, context.one("judge"), context)
+        judge = load_judge(self.judge, context)
         for split in SPLITS:
-            pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
+            pairs = self.pairs.read(context, split)
             write_pairs(replace(pairs, preference=predictions(judge, pairs)), context.out / f"{split}.parquet")
-        write_spent([judge], context.out)
+        write_judge_cost([judge], context.out)
 
 
 def check_fits(
@@ -116,11 +128,11 @@ def check_fits(
 
     response: the longest response's tokens, where those in the pairs do not say.
     """
-    found = max(int(side.lengths.max()) for side in (pairs.first, pairs.second))
+    longest = max(int(side.lengths.max()) for side in (pairs.first, pairs.second))
     check_lengths(
         checkpoint,
         int(pairs.prompts.lengths.max()),
-        found if response is None else response,
+        longest if response is None else response,
         task=task.name,
         own_data=isinstance(task.task, DatasetTask),
         both=both,

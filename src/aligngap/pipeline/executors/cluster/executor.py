@@ -111,7 +111,7 @@ class RayExecutor(Executor):
         self._modules = modules_of(stages, self._parallel)
 
     def start(self, stage: Stage) -> None:
-        inputs = tuple(dict.fromkeys(parent.identity for parent in stage.parents))
+        inputs = tuple(parent.identity for parent in stage.parents)
         remote_cache = self._remote_cache.url if self._remote_cache else None
         job = Job(PackedStage.of(stage), self._settings, stage.identity, self._modules, remote_cache, inputs)
         if self._remote_cache:  # what an earlier run has made here

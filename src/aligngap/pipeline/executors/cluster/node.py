@@ -37,7 +37,8 @@ _LOG_PART = 1 << 18
 @dataclass(frozen=True)
 class Job:
     """What a node is sent. modules: where the run's stages are defined; remote_cache: address of the
-    artefacts, None where the run's store is the node's as well; inputs: identities of the stage's inputs.
+    artefacts, None where the run's store is the node's as well; inputs: identities of all artefacts that the stage may
+    read (`Stage.parents`), which are brought here before it starts.
     """
 
     stage: PackedStage
