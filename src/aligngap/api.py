@@ -30,9 +30,11 @@ from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.rundir import chosen_store
 from aligngap.plugins import use_plugins
-from aligngap.report import charts
+from aligngap.report.figures import every_figure
 from aligngap.report.load import OPPONENTS, SPLITS, ReportData
 from aligngap.report.load import load as report_data
+from aligngap.report.still import image_spec
+from aligngap.report.style import Theme
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.trackers.base import chosen
 
@@ -127,13 +129,11 @@ class Results:
             if value not in known:
                 raise UserError(f"there is no {what} '{value}'", hint=f"Known: {', '.join(known)}.")
         data: ReportData = report_data(self.folder)
-        look = charts.Look.for_images(data)
+        theme = Theme.for_images(data)
         return {
-            f"{task.name}-{figure.name}": alt.Chart.from_dict(
-                charts.image_spec(data, figure, split=split, opponent=opponent)
-            )
+            f"{task.name}-{figure.name}": alt.Chart.from_dict(image_spec(data, figure, split=split, opponent=opponent))
             for task in data.tasks
-            for figure in charts.every_figure(data, task, look)
+            for figure in every_figure(data, task, theme)
         }
 
     @property

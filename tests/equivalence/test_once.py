@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from aligngap.experiments.bench import Bench
 from aligngap.measure.classify import pair_log_probs
-from aligngap.models.opponents import _Pairwise
+from aligngap.models.opponents import KeptPairwise
 from aligngap.pipeline.stages import SPLITS, Arm, Evaluate, Reference, load_arm
 from aligngap.pipeline.stages.evaluation import Evaluator
 from aligngap.sources.recorded import RecordedSpec
@@ -154,15 +154,15 @@ def test_no_judge_is_asked_twice_about_a_response(tiny: Tiny, tmp_path: Path, mo
     context = tiny.context(stage, tmp_path)
     started = pl.read_parquet(context.folder(stage.start) / "prompts.parquet")
     asked: list[tuple[int, ...]] = []
-    compare = _Pairwise.both_orders
+    compare = KeptPairwise.both_orders
 
-    def counted(self: _Pairwise, index: torch.Tensor, responses: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(self: KeptPairwise, index: torch.Tensor, responses: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         for opponent in range(self.count):
             rows = zip(index.tolist(), responses.rows(), strict=True)
             asked.extend((id(self), opponent, place, *row) for place, row in rows)
         return compare(self, index, responses)
 
-    monkeypatch.setattr(_Pairwise, "both_orders", counted)
+    monkeypatch.setattr(KeptPairwise, "both_orders", counted)
     shutil.rmtree(context.partial, ignore_errors=True)
     context.partial.mkdir(parents=True)
     stage.run(context)

@@ -95,9 +95,9 @@ def figures(
     ] = "golden_policy",
 ) -> None:
     """Write every figure of the report as a file, TASK-EXPERIMENT-FIGURE.FORMAT. No browser is needed."""
-    from aligngap.report import charts
     from aligngap.report.images import FORMATS, Format
     from aligngap.report.load import OPPONENTS, load
+    from aligngap.report.still import figure_files
 
     for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
         if value not in known:
@@ -105,7 +105,7 @@ def figures(
     data = load(directory)
     folder = out or directory / "figures"
     with unwritable(folder, "Give --out another folder."):
-        written = charts.figures(data, folder, (cast(Format, form),), opponent=opponent)
+        written = figure_files(data, folder, (cast(Format, form),), opponent=opponent)
     if not written:
         raise UserError("there is nothing to draw: no run has a measured point", where=str(directory))
     show.say(f"{len(written)} figures: {folder}")

@@ -29,7 +29,9 @@ def init(
     from aligngap.experiments.starter import write_starter
     from aligngap.tasks.datasets import DatasetSpec
 
-    write_starter(file, DatasetSpec(source=data, format=format, split=split, config=config), policy, golden, proxy)
+    spec = DatasetSpec(source=data, format=format, split=split, config=config)
+    for note in write_starter(file, spec, policy, golden, proxy):
+        show.say(note)
     show.say(f"{file}\nNext: aligngap plan {file}; aligngap run {file} --smoke")
 
 

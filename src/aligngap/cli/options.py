@@ -13,7 +13,9 @@ from aligngap.errors import UserError
 Version = Annotated[bool, typer.Option("--version", help="Show the version and exit.")]
 
 # A study, and how it is run.
-Study = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study (see `aligngap studies`) or a YAML file.")]
+Study = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study, an experiment (`aligngap studies` lists both) or a file.")
+]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: runs/STUDY]")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the study.")]
 Seeds = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of seeds.  [default: the study's]")]

@@ -144,9 +144,12 @@ def _sharing(plan: Plan) -> Table:
 
 
 def studies() -> None:
-    """List the shipped studies."""
+    """List the shipped studies, and the experiments, each of which is a study by its name."""
+    from aligngap.experiments.registry import EXPERIMENTS
     from aligngap.experiments.shipped import shipped
 
-    known = shipped()
+    known = shipped() | {
+        name: f"{experiment.title}, on the settings of paper" for name, experiment in EXPERIMENTS.items()
+    }
     for name, line in known.items():
         show.say(f"{name:<{max(map(len, known))}}  {line}")

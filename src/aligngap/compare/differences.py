@@ -1,7 +1,7 @@
 """Second run minus first, with the interval of the difference: of every arm that both have, and of every experiment.
 
 Runs of one seed share prompts, order of data and noise of evaluation, so where both runs have a seed they are compared
-under it, and under the same resampled prompts (`stats.bootstrap`). Where they share no seed, all seeds of the one are
+under it, and under the same resampled prompts (`stats.intervals`). Where they share no seed, all seeds of the one are
 compared with all of the other under the same resampled prompts (`stats.unpaired`).
 
 An experiment's estimates are made anew for both runs, by its own analysis, on what both have. Its random streams are
@@ -24,14 +24,15 @@ import polars as pl
 from aligngap.compare.comparable import Ground, Side, ground, settings_that_differ
 from aligngap.errors import UserError
 from aligngap.experiments.base import Finished, TaskData
+from aligngap.experiments.curves import runs_of
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import runs_of
 from aligngap.experiments.spec import AnalysisSpec
-from aligngap.report import charts
 from aligngap.report.load import Estimate as Published
+from aligngap.report.style import SPLIT_NAMES
 from aligngap.seeds import numpy_stream
-from aligngap.stats.bootstrap import Estimate, Seed, estimates
-from aligngap.stats.curves import Curve, Run, average_gap, fall, peak
+from aligngap.stats.budget import Curve, Run
+from aligngap.stats.estimands import average_gap, fall, peak
+from aligngap.stats.intervals import Estimate, Seed, intervals
 from aligngap.stats.unpaired import difference_of_intervals, unpaired_estimates
 
 PAIRED = "paired by seed and prompt"
@@ -231,7 +232,7 @@ def _task(a: Side, b: Side, found: Ground) -> TaskComparison:
     prompts = _shared_prompts(a, b, found.task)
     lost = [len(numbers) for split, numbers in prompts.items() if split == settings.split]
     if not lost or not lost[0]:
-        notes.append(f"The runs share no {charts.SPLIT_NAMES.get(settings.split, settings.split)}.")
+        notes.append(f"The runs share no {SPLIT_NAMES.get(settings.split, settings.split)}.")
     sides = [_arms(side, found.task, prompts) for side in (a, b)]
     pairs = _matched(*sides)
     compared = tuple(_arm_pair(found.task, one, other, settings) for one, other in pairs)
@@ -360,7 +361,7 @@ def _arm_pair(task: str, one: _Arm, other: _Arm, settings: AnalysisSpec) -> ArmP
             continue
         rng = numpy_stream("compare", task, one.family, one.name, judge)
         if shared:
-            made = estimates(
+            made = intervals(
                 {"first": first, "second": second},
                 _of_seed,
                 _CONTRASTS,
@@ -387,7 +388,7 @@ def _same(a: Mapping[tuple[str, str, str], Run], b: Mapping[tuple[str, str, str]
     """Whether nothing that is compared differs; proxies may."""
 
     def equal(one: Run, other: Run) -> bool:
-        pairs = ((one.steps, other.steps), (one.kl, other.kl), (one.win, other.win))
+        pairs = ((one.steps, other.steps), (one.amount, other.amount), (one.win, other.win))
         return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in pairs)
 
     keys = {key for key in {*a, *b} if key[2] in JUDGES}

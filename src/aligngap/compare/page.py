@@ -1,4 +1,4 @@
-"""A comparison as one self-contained page, in the style of the report and drawn by its charts."""
+"""A comparison as one self-contained page, in the style of the report and drawn by its figures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import polars as pl
 
 from aligngap.compare import words
 from aligngap.compare.differences import ArmPair, Comparison, Number, Row, TaskComparison
-from aligngap.report import charts
+from aligngap.report.figures import Figure, reaches_far, splits_of, win_figure
 from aligngap.report.load import OPPONENTS, ReportData, Task
-from aligngap.report.page import Page, drawable, figure_context, packed, shared_by_scripts, whisker
+from aligngap.report.packing import drawable, packed
+from aligngap.report.page import Page, figure_context, shared_by_scripts, whisker
+from aligngap.report.style import JUDGE_NAMES, OPPONENT_NAMES, Style, Theme, family_name
 
 #: Both runs of an arm in one figure, told apart by hue, shape and dash.
-_STYLES = (charts.Style(0, "circle"), charts.Style(1, "square", (6, 3)))
+_STYLES = (Style(0, "circle"), Style(1, "square", (6, 3)))
 _NAMES = ("First run", "Second run")
 
 
@@ -32,16 +34,16 @@ def render(comparison: Comparison) -> str:
     """The page as text."""
     data = _both(comparison)
     own = tuple((family, _NAMES[int(family[0]) - 1], _STYLES[int(family[0]) - 1]) for family in data.families)
-    look = charts.Look.for_page(data, own)
+    theme = Theme.for_page(data, own)
     tasks, parts = [], {}
     for index, (task, merged) in enumerate(zip(comparison.tasks, data.tasks, strict=True)):
-        figures = [figure for figure in _figures(task, data, look) if figure.panels]
+        figures = [figure for figure in _figures(task, data, theme) if figure.panels]
         tasks.append(_task(task, f"task-{index}", figures, data, merged))
         parts[f"task:{task.task}"] = packed(drawable(data, merged, figures))
     sides = (comparison.first, comparison.second)
     return Page(
         "compare.html.j2",
-        shared_by_scripts(data, look),
+        shared_by_scripts(data, theme),
         parts,
         title=" and ".join(dict.fromkeys(side.title for side in sides)),
         sides=[
@@ -59,8 +61,8 @@ def render(comparison: Comparison) -> str:
         settings=[(key, words.setting_words(a), words.setting_words(b)) for key, a, b in comparison.settings],
         seeds=data.seeds,
         tasks=tasks,
-        opponents=charts.OPPONENT_NAMES,
-        judges=charts.JUDGE_NAMES,
+        opponents=OPPONENT_NAMES,
+        judges=JUDGE_NAMES,
     ).text()
 
 
@@ -92,22 +94,22 @@ def _both(comparison: Comparison) -> ReportData:
     return ReportData(first.study, first.smoke, None, tuple(tasks), both, pl.concat(runs), pl.DataFrame())
 
 
-def _figures(task: TaskComparison, data: ReportData, look: charts.Look) -> list[charts.Figure]:
+def _figures(task: TaskComparison, data: ReportData, theme: Theme) -> list[Figure]:
     """Win rate over KL, both runs in one figure: a figure a family."""
     points = data.points.filter(pl.col("task") == task.task)
     found = []
     for family in dict.fromkeys(pair.family for pair in task.arms):
-        both = [name for name in (f"1 {family}", f"2 {family}") if name in look.names]
+        both = [name for name in (f"1 {family}", f"2 {family}") if name in theme.names]
         pair = next(pair for pair in task.arms if pair.family == family)
         found.append(
-            charts.win_figure(
-                look,
+            win_figure(
+                theme,
                 points.filter(pl.col("family").is_in(both)),
                 both,
                 both,
                 task=task.task,
                 name=f"both-{family}",
-                title=charts.family_name(family) if len(task.arms) > 1 else words.arm_words(pair),
+                title=family_name(family) if len(task.arms) > 1 else words.arm_words(pair),
                 caption="",
             )
         )
@@ -115,7 +117,7 @@ def _figures(task: TaskComparison, data: ReportData, look: charts.Look) -> list[
 
 
 def _task(
-    task: TaskComparison, identifier: str, figures: Sequence[charts.Figure], data: ReportData, merged: Task
+    task: TaskComparison, identifier: str, figures: Sequence[Figure], data: ReportData, merged: Task
 ) -> dict[str, Any]:
     runs = data.runs.filter(pl.col("task") == task.task)
     return {
@@ -125,14 +127,14 @@ def _task(
         "comparison": task,
         "judged": [
             {"judge": judge, "rows": rows}
-            for judge in charts.JUDGE_NAMES
+            for judge in JUDGE_NAMES
             if (rows := [_arm(pair, task.arms, judge) for pair in task.arms if pair.rows.get(judge)])
         ],
         "questions": [{"question": question, "rows": _rows(question.rows)} for question in task.experiments],
         "figures": [figure_context(figure, identifier, number) for number, figure in enumerate(figures, start=1)],
-        "splits": charts.splits_of(data, task.task),
-        "opponents": {name: charts.OPPONENT_NAMES[name] for name in task.opponents},
-        "far": charts.reaches_far(data, merged),
+        "splits": splits_of(data, task.task),
+        "opponents": {name: OPPONENT_NAMES[name] for name in task.opponents},
+        "far": reaches_far(data, merged),
         "has_sweep": not all(runs["baseline"].to_list()),
     }
 

@@ -91,6 +91,15 @@ class Bench:
         """Whether the task's true utility is known, and its raters can be asked again: in built-in worlds."""
         return self.task not in self.study.datasets
 
+    @property
+    def optimisers(self) -> dict[str, OptimSpec]:
+        """How long each stage that learns from this task's pairs alone trains, by its key in the study."""
+        study = self.study
+        given = {"golden": study.golden.optim, "proxy": study.proxy.optim, "baseline": study.baseline.optim}
+        if (study.sft_tasks or study.tasks) == (self.task,):
+            given["sft"] = study.sft
+        return {name: optim for name, optim in given.items() if optim is not None}
+
     @cached_property
     def policy_base(self) -> Base:
         """What the SFT policy starts from."""

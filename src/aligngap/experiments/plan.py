@@ -23,8 +23,14 @@ from aligngap.models.sharding import check_divisible
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Evaluate, Measured, Preference, Sft
+from aligngap.pipeline.stages.pairs import check_held_out
+from aligngap.tasks.encode import sizes
+from aligngap.tasks.spec import DatasetTask
 
 T = TypeVar("T")
+
+_MANY_PASSES = 20
+"""Times that training may go over its pairs before that is said: the paper's longest offline run makes some ten."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,33 @@ class Plan:
     def duration(self, jobs: int, done: Collection[str] = ()) -> float:
         """Estimated seconds from start to end with this many stages side by side."""
         return estimate(self.stages, done, jobs)
+
+    def check_data(self, done: Collection[str] = ()) -> list[str]:
+        """Reads the data sets whose pairs are not in `done`, and says loudly what of the plan does not fit them: a line
+        for each stage that goes over its pairs very often. Raises UserError for data that cannot be read or split as
+        the study says, or that are smaller than a batch.
+        """
+        warnings = []
+        for task in self.tasks.values():
+            pairs = task.bench.pairs
+            if not isinstance(pairs.task, DatasetTask) or pairs.identity in done:
+                continue
+            found = sizes(pairs.task.dataset)
+            check_held_out(found.held_out_prompts, pairs.task.dataset.source)
+            for name, optim in task.bench.optimisers.items():
+                if optim.batch > found.train:
+                    raise UserError(
+                        f"{found.train} pairs to train on are fewer than a batch of {optim.batch}",
+                        where=f"{name} on {task.task}",
+                        hint="Lower its optim.batch, hold out less, or give more data.",
+                    )
+                passes = optim.steps * optim.batch / found.train
+                if passes > _MANY_PASSES:
+                    warnings.append(
+                        f"{name} on {task.task}: {optim.steps} steps of {optim.batch} go over the {found.train} pairs "
+                        f"{passes:,.0f} times"
+                    )
+        return warnings
 
     def check_models(self) -> None:
         """Raises UserError for a model that cannot be had, that reads other tokens than the policy, or that cannot be

@@ -18,6 +18,7 @@ import torch
 from aligngap.errors import UserError
 from aligngap.experiments.base import Analysis, Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
+from aligngap.experiments.curves import COMPARISONS, costs_of, runs_of
 from aligngap.experiments.plan import Needs, Plan, TaskPlan
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.measure.winrate import mean_se, win_rate
@@ -25,18 +26,13 @@ from aligngap.models.build import end_tokens, load_tokenizer
 from aligngap.pipeline.executors.progress import activities
 from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.pipeline.stages import SPLITS, Evaluate, Measured
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Run
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import MAX_SEEDS, Verdict, bootstrap_p, holm, prompts_needed, seeds_needed
 from aligngap.store.record import environment
 from aligngap.store.store import Store, read_json, write_json
 from aligngap.tasks.pairs import read_pairs
 
 SCHEMA = 1
-COMPARISONS = {"golden_policy": ("golden", "true"), "sft": ("golden", "true", "proxy")}
-"""By whom a policy's responses are compared with whose."""
-
-
 PENDING = "pending"
 """Status, in an outcome, of a stage that a run has yet to finish. What is missing for another reason will not come."""
 UNFINISHED = "unfinished"
@@ -130,8 +126,9 @@ def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:
             listed[-1] |= _measured(entry, store, prompts, pairs, [stage.measure for stage in arm.measured])
             size = read_json(store.get(entry.stage.sft.identity).path / "metrics.json")["parameters"]
             listed[-1]["parameters"] = size
-            runs = runs_of(entry.name, entry.stage.seed, prompts)
-            finished.append(Finished(entry, runs, listed[-1]["weights_sha256"], pairs, prompts, size))
+            costs = costs_of(entry.stage, store)
+            runs = runs_of(entry.name, entry.stage.seed, prompts, costs)
+            finished.append(Finished(entry, runs, listed[-1]["weights_sha256"], pairs, prompts, size, costs))
             per_prompt.append(prompts.drop("response_ids"))
             texts = texts or Texts(bench, store)
             samples.append(_samples(prompts, texts))
@@ -306,32 +303,6 @@ def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
         pl.lit(arm.seed).alias("seed"),
     ]
     return frame.select(*labels, pl.all())
-
-
-def runs_of(name: str, seed: int, frame: pl.DataFrame) -> dict[tuple[str, str, str], Run]:
-    """An arm's curves under one seed by (split, opponent, judge), from its rows of `per_prompt.parquet`.
-
-    Checkpoints in order of step and prompts in order of number; what has no row or no number is NaN. A judge who says
-    nothing of a split, such as the true utility where nobody knows it, has no curve.
-    """
-    found = {}
-    for (split,), part in frame.group_by("split", maintain_order=True):
-        steps, row = np.unique(part["step"].to_numpy(), return_inverse=True)
-        numbers, column = np.unique(part["prompt_number"].to_numpy(), return_inverse=True)
-        empty = np.full((len(steps), len(numbers)), np.nan)
-
-        def matrix(values: pl.Series, at: Any = (row, column), empty: Any = empty) -> Any:
-            filled = empty.copy()
-            filled[at] = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
-            return filled
-
-        for opponent, judges in COMPARISONS.items():
-            for judge in judges:
-                wins = f"win_{opponent}_{judge}"
-                if wins in part.columns and part[wins].null_count() < len(part):
-                    key = (str(split), opponent, judge)
-                    found[key] = Run(name, seed, steps.astype(np.int64), matrix(part["kl"]), matrix(part[wins]))
-    return found
 
 
 def _samples(prompts: pl.DataFrame, texts: Texts) -> pl.DataFrame:

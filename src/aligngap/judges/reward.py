@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,9 @@ from aligngap.models.build import SHIPPED, WHOLE, attempt, base_path, whole_mode
 from aligngap.types import TokenIds, Tokens
 
 Form = Literal["chat", "joined", "pair"]
+
+_FIRST, _FEW, _UNDECIDED = 3, 20, 0.05
+"""A template that refuses so many first texts, or more than this share of at least so many, is not the texts' fault."""
 
 
 class RewardJudge(TextJudge):
@@ -48,9 +52,13 @@ class RewardJudge(TextJudge):
         self.model, self.form, self.batch, self.name = model, form, batch, name
         self.own: Any = own
         self.own.truncation_side = "left"
-        self._kinds = "token_type_ids" in inspect.signature(model.forward).parameters
+        # A GPT-2 takes token types, too, and has no embeddings of them: types of 0 would be another word everywhere.
+        takes = "token_type_ids" in inspect.signature(model.forward).parameters
+        learned = getattr(model.config.get_text_config(), "type_vocab_size", 0) > 0
+        self._kinds = takes and (learned or "token_type_ids" in self.own("a", verbose=False))
         self.longest = longest or longest_input(model, own)
-        self.spent = {"texts_scored": 0.0, "texts_cut": 0.0}
+        self.spent = {"texts_scored": 0.0, "texts_cut": 0.0, "undecided": 0.0}
+        self._asked = 0
         self._conversations = ConversationReader(tokenizer)
 
     def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
@@ -62,18 +70,37 @@ class RewardJudge(TextJudge):
 
     def read_prompt(self, ids: TokenIds) -> str:
         """In form `chat` the turns as JSON, else the text."""
-        text = prompt_text(self.tokenizer, ids)
         if self.form != "chat":
-            return text
-        return json.dumps(self._conversations.read(ids) or [{"role": "user", "content": text}])
+            return super().read_prompt(ids)
+        alone = [{"role": "user", "content": prompt_text(self.tokenizer, ids)}]
+        return json.dumps(self._conversations.read(ids) or alone)
 
     def compare_texts(self, prompts: list[str], first: list[str], second: list[str]) -> torch.Tensor:
         """Difference of the scores; float32 [n]."""
         sides = [list(zip(prompts, side, strict=True)) for side in (first, second)]
         distinct = list(dict.fromkeys((*sides[0], *sides[1])))
-        scores = dict(zip(distinct, self.scores([self._encoded(*text) for text in distinct]), strict=True))
-        a, b = (torch.tensor([scores[text] for text in side]) for side in sides)
-        return a - b
+        inputs = {text: fields for text in distinct if (fields := self._read(*text)) is not None}
+        scores = dict(zip(inputs, self.scores(list(inputs.values())), strict=True))
+        a, b = (torch.tensor([scores.get(text, math.nan) for text in side]) for side in sides)
+        return (a - b).nan_to_num(0.0)  # a text that the template refuses leaves its pair undecided, a tie
+
+    def _read(self, prompt: str, response: str) -> dict[str, list[int]] | None:
+        """A text's fields; None, and counted, where the model's template refuses it. Raises UserError where it refuses
+        all of the first texts, or many: then it is no single text's fault.
+        """
+        self._asked += 1
+        try:
+            return self._encoded(prompt, response)
+        except TemplateError as error:
+            self.spent["undecided"] += 1
+            refused = int(self.spent["undecided"])
+            if (refused == self._asked and refused >= _FIRST) or refused > _UNDECIDED * max(self._asked, _FEW):
+                raise UserError(
+                    f"the reward model's chat template refuses {refused} of the first {self._asked} texts: {error}",
+                    where=self.name,
+                    hint="Use text: joined, or repair the template.",
+                ) from error
+            return None
 
     @torch.no_grad()
     def scores(self, inputs: list[dict[str, list[int]]]) -> list[float]:
@@ -129,17 +156,10 @@ class RewardJudge(TextJudge):
             config.pad_token_id = own_padding
 
     def _encoded(self, prompt: str, response: str) -> dict[str, list[int]]:
-        """One text's fields: `input_ids`, and `token_type_ids` for models that read them."""
+        """One text's fields: `input_ids`, and `token_type_ids` for models that read them. Raises TemplateError."""
         if self.form == "chat":
             turns = [*json.loads(prompt), {"role": "assistant", "content": response}]
-            try:
-                text = written_by_template(self.own, turns, open_end=False)
-            except TemplateError as error:
-                raise UserError(
-                    f"the reward model's chat template refuses a conversation: {error}",
-                    where=self.name,
-                    hint="Use text: joined, or hint the template.",
-                ) from error
+            text = written_by_template(self.own, turns, open_end=False)
             ids = self.own(text, add_special_tokens=False, verbose=False)["input_ids"]
             if len(ids) > self.longest:
                 self.spent["texts_cut"] += 1
@@ -163,6 +183,15 @@ class RewardJudge(TextJudge):
         if "token_type_ids" in fields:
             fields["token_type_ids"] = fields["token_type_ids"] + fields["token_type_ids"][-1:] * len(closing)
         return fields
+
+
+def _score_in_fp32(model: Any) -> None:
+    """The head alone in fp32: half precision rounds scores of good answers to the same number, a tie that is none."""
+    for name, head in model.named_children():
+        if name != model.base_model_prefix:
+            head.float().register_forward_pre_hook(
+                lambda _, given: tuple(part.float() if torch.is_tensor(part) else part for part in given)
+            )
 
 
 def longest_input(model: Any, tokenizer: Any) -> int:
@@ -214,6 +243,8 @@ class RewardJudgeSpec(JudgeSpec):
         form = self.text or ("chat" if own.chat_template else "joined")
         if form == "chat" and not own.chat_template:
             raise UserError("the tokenizer has no chat template", where=path, hint="Use text: joined or text: pair.")
+        if dtype is not torch.float32:
+            _score_in_fp32(model)
         model = model.eval().requires_grad_(False).to(given.device)
         return RewardJudge(
             given.tokenizer, model, own, form, longest=self.max_length, batch=self.batch, name=f"reward model {path}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,16 +202,40 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 _ANSWER = "\ue000"  # private use: no template contains it, none changes it
 
 
-def written_by_template(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, open_end: bool) -> str:
-    """A conversation as the tokenizer's chat template writes it; open_end: with what begins an answer behind it. Raises
-    TemplateError whatever goes wrong in the template, which is somebody else's program.
+TEMPLATE_DAY = datetime(2025, 1, 1)
+"""What templates that write today's date are told. A real one would make other ids under the same identity tomorrow."""
+
+
+def written_by_template(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, open_end: bool, tools: Sequence[Any] | None = None
+) -> str:
+    """A conversation as the tokenizer's chat template writes it, on `TEMPLATE_DAY`; open_end: with what begins an
+    answer behind it. Raises TemplateError whatever goes wrong in the template, which is somebody else's program.
     """
     try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=open_end))
+        template = _on_fixed_day(tokenizer.get_chat_template(None, tools))
+        return str(
+            tokenizer.apply_chat_template(
+                list(turns), tools=tools, chat_template=template, tokenize=False, add_generation_prompt=open_end
+            )
+        )
     except TemplateError:
         raise
     except Exception as error:
         raise TemplateError(f"{type(error).__name__}: {error}") from error
+
+
+_NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+
+
+def _on_fixed_day(template: str) -> str:
+    """The template with today's date as text. `transformers` gives templates a function of its own, and lets nobody
+    give another.
+    """
+    fixed = _NOW.sub(lambda call: repr(TEMPLATE_DAY.strftime(call[2])), template)
+    if "strftime_now(" in fixed:
+        raise TemplateError("it asks for today's date in a way that cannot be fixed to one day")
+    return fixed
 
 
 def _template_end(tokenizer: Any) -> int | None:
@@ -309,12 +335,20 @@ def load_backbone(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrain
 
 
 def _load(kind: Any, checkpoint: str | Checkpoint, device: str) -> PreTrainedModel:
-    dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
-    model = whole_model(_attempt(kind.from_pretrained, checkpoint, "model", **WHOLE, dtype=dtype), _path(checkpoint))
+    """A model by one of the loaders of `transformers`: its weights are read, then made ready to compute."""
+    model = _read(kind, checkpoint)
     if not isinstance(checkpoint, str) and checkpoint.gradient_checkpointing:
         _checkpoint_gradients(model)
     # Divided before it is moved: no device need hold all of it.
     return sharded(model).to(device).eval()  # type: ignore[no-any-return,arg-type]
+
+
+def _read(kind: Any, checkpoint: str | Checkpoint) -> PreTrainedModel:
+    """The whole model as its folder or hub id has it, in the checkpoint's dtype, on the CPU. Another form of a
+    checkpoint (adapters beside a base, quantised weights) would be told apart here.
+    """
+    dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
+    return whole_model(_attempt(kind.from_pretrained, checkpoint, "model", **WHOLE, dtype=dtype), _path(checkpoint))
 
 
 WHOLE: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}

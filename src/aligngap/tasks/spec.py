@@ -49,6 +49,10 @@ class TaskSpec(Pluggable):
         return self.train_pairs + self.held_out_pairs
 
 
+_RULES = 2
+"""Of how rows become tokens (`encode.py`, `chat.py`); raised when the same data give other tokens."""
+
+
 class DatasetTask(BaseModel):
     """A real data set as a task. Nobody knows its raters' true utility, and they cannot be asked again.
 
@@ -73,7 +77,7 @@ class DatasetTask(BaseModel):
 
     @model_serializer
     def _contents(self) -> dict[str, Any]:
-        return {**self.dataset.model_dump(mode="json", exclude={"source"}), "digest": self.digest}
+        return {**self.dataset.model_dump(mode="json", exclude={"source"}), "digest": self.digest, "rules": _RULES}
 
     @property
     def count(self) -> int:

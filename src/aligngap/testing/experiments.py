@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from aligngap.experiments.base import Analysis, Experiment, Figure, Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
+from aligngap.experiments.curves import COMPARISONS
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import COMPARISONS, written
+from aligngap.experiments.results import written
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.stages import SPLITS, Arm
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Run
+from aligngap.stats.budget import Run
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import Verdict
 from aligngap.testing.contract import must, run
 
@@ -69,12 +70,28 @@ def finished(
         judge: (luck < np.array((judged or {}).get(judge, wins))[:, None]).astype(float)
         for judge in ("golden", "true", "proxy")
     }
+    amounts = _amounts(entry.stage, steps)
     runs = {
-        (split, opponent, judge): Run(entry.name, seed, steps, kl, won[judge])
+        (split, opponent, judge): Run(entry.name, seed, steps, won[judge], {"kl": kl, **amounts})
         for split, opponent, judge in product(SPLITS, COMPARISONS, won)
     }
     pairs = pl.DataFrame() if drift is None else per_pair(seed, steps.tolist(), drift)
-    return Finished(entry, runs, "w", pairs, _per_prompt(entry, steps, kl, won), 1000)
+    costs = pl.DataFrame({"steps": steps} | amounts)
+    return Finished(entry, runs, "w", pairs, _per_prompt(entry, steps, kl, won), 1000, costs)
+
+
+def _amounts(arm: Arm, steps: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """What the checkpoints have cost: a judge call a pair, and for a live source 18 tokens; 250 labels behind a
+    proxy's.
+    """
+    calls = np.asarray(steps * arm.optim.batch, dtype=np.float64)
+    live = arm.source.needs_judge
+    return {
+        "judge_calls": calls,
+        "labels": np.full_like(calls, 250) if live else calls,
+        "tokens_sampled": 18 * calls if live else np.zeros_like(calls),
+        "seconds": calls / 1000,
+    }
 
 
 def _per_prompt(

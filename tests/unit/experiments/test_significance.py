@@ -10,7 +10,7 @@ import pytest
 
 from aligngap.experiments.base import Labelled
 from aligngap.experiments.results import _estimate, _holm, _power
-from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import prompts_needed
 from unit.experiments.test_analysis import BENCH, LOW, RISING, analysed, finished
 

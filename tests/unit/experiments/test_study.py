@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,9 +12,36 @@ import yaml
 
 from aligngap.errors import UserError
 from aligngap.experiments.plan import Plan
+from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped_text
 from aligngap.experiments.spec import fifth, log_steps
 from aligngap.experiments.study import load_study, resolved_study
+from aligngap.plugins import unload_plugins
+from aligngap.tasks.encode import sizes
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_an_experiment_is_a_study_by_its_name_on_the_settings_of_paper(name: str) -> None:
+    study, paper = load_study(name), load_study("paper")
+    assert load_study(name.replace("_", "-")) == study
+    own = {"name": name, "title": EXPERIMENTS[name].title, "description": EXPERIMENTS[name].question}
+    assert study == paper.model_copy(update={**own, "experiments": (name,)})
+
+
+def test_a_plugins_experiment_runs_by_its_name_where_the_plugin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_question.py").write_text(
+        "from dataclasses import replace\n"
+        "from aligngap.experiments.registry import EXPERIMENTS\n"
+        "EXPERIMENTS['own_question'] = replace(EXPERIMENTS['coverage'], name='own_question')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no study and no experiment"):
+        load_study("own-question")
+    study = load_study("own-question", ["plugins=[own_question]"])
+    assert (study.name, study.experiments, study.folder) == ("own_question", ("own_question",), tmp_path)
+    unload_plugins()
 
 
 def test_overrides_reach_what_they_name() -> None:
@@ -178,3 +207,76 @@ def test_a_recorded_study_is_read_as_it_was(tmp_path: Path) -> None:
         resolved_study(recorded | {"of_another_version": 1})
     with pytest.raises(UserError, match="no experiment 'of_a_plugin'"):
         resolved_study(recorded | {"experiments": ["of_a_plugin"]})
+
+
+def study_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_key_that_is_given_twice_names_both_lines(tmp_path: Path) -> None:
+    text = "extends: paper\ntitle: mine\nsweep:\n  betas: [0.1]\n  lr_factors: [1.0]\n  betas: [0.5]\n"
+    with pytest.raises(UserError, match=r"the key 'betas' is given twice, in lines 4 and 6") as caught:
+        load_study(study_file(tmp_path, text))
+    assert "line 6" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("text", ["".join(f"k{n}: 1\n" for n in range(200_000)), "a: [" + "1," * 1_200_000 + "]"])
+def test_a_file_far_longer_than_a_study_is_refused_before_it_is_read(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="far longer than any study"):
+        load_study(study_file(tmp_path, text))
+
+
+def test_pages_that_messages_point_to_exist() -> None:
+    root = Path(__file__).resolve().parents[3]
+    for source in (root / "src").rglob("*"):
+        if source.suffix not in (".py", ".j2", ".js", ".html", ".template", ".yaml"):
+            continue
+        for page, anchor in re.findall(r"docs/([\w-]+\.md)(?:#([\w-]+))?", source.read_text("utf-8")):
+            path = root / "docs" / page
+            assert path.is_file(), f"{source.name} points to docs/{page}"
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not anchor or anchor in anchors, f"{source.name} points to docs/{page}#{anchor}"
+
+
+@pytest.mark.parametrize(("pairs", "share"), [(40, 0.25), (2000, 0.1), (60, 0.5)])
+def test_smoke_keeps_the_share_that_is_held_out(tmp_path: Path, pairs: int, share: float) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(pairs)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = f"extends: paper\ndatasets: {{mine: {{source: pairs.jsonl, held_out_share: {share}}}}}\n"
+    study = load_study(study_file(tmp_path, text), smoke=True)
+    found = sizes(study.datasets["mine"])
+    assert found.held_out == min(round(pairs * share), 128)
+    assert found.train == min(pairs - round(pairs * share), 640)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "settings", "problem"),
+    [
+        (60, "held_out_pairs: 60", "cannot be split"),
+        (60, "held_out_pairs: 400", "cannot be split"),
+        (40, "held_out_share: 0.5", "fewer than a batch"),
+        (60, "held_out_pairs: 3", "held-out prompts are too few"),
+        (60, "split: nosuch", "none of its 0 rows|it holds no rows|no split"),
+    ],
+)
+def test_a_plan_refuses_what_its_run_would(tmp_path: Path, pairs: int, settings: str, problem: str) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(pairs)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = f"extends: paper\ndatasets: {{mine: {{source: pairs.jsonl, {settings}}}}}\n"
+    plan = Plan(load_study(study_file(tmp_path, text)))
+    with pytest.raises(UserError, match=problem):
+        plan.check_data()
+
+
+def test_a_plan_says_how_often_few_pairs_are_gone_over(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = "extends: paper\ndatasets: {mine: {source: pairs.jsonl, held_out_pairs: 10}}\n"
+    plan = Plan(load_study(study_file(tmp_path, text)))
+    steps, batch = (plan.specification["baseline"]["optim"][name] for name in ("steps", "batch"))
+    (line,) = [line for line in plan.check_data() if line.startswith("baseline on mine")]
+    assert f"go over the 50 pairs {steps * batch / 50:,.0f} times" in line
+    assert plan.check_data([plan.tasks["mine"].bench.pairs.identity]) == []  # made already: nothing is read again

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 from aligngap.errors import UserError
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.study import load_study
-from aligngap.models import lean
 from aligngap.models.build import base_path, byte_tokenizer, load_language_model, load_tokenizer
 from aligngap.models.check import check_alike, check_lengths, check_vocabulary
 from aligngap.models.layout import detect
 from aligngap.models.spec import Checkpoint
+from aligngap.models.varlen.engine import Varlen
 from checkpoints import qwen2
 
 TEXTS = ["one two three", "four five six"]
@@ -248,13 +248,13 @@ def test_memory_that_runs_out_is_no_fault_of_the_checkpoint(
 def test_memory_that_runs_out_is_no_layout(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that fails decides how a model is read, and so the last bits of results."""
     model = load_language_model(Checkpoint(path=str(whole)))
-    assert detect(model).lean
+    assert detect(model).varlen
 
     def fails(*args: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
 
     for part in ("next_token_logits", "decode"):
         with monkeypatch.context() as patch:
-            patch.setattr(lean, part, fails)
+            patch.setattr(Varlen, part, fails)
             with pytest.raises(RuntimeError, match="allocate memory"):
                 detect(model)

@@ -462,7 +462,7 @@ def test_nothing_that_a_foreign_folder_names_is_imported(
     monkeypatch.chdir(tmp_path)
     # What draws knows no Python, and takes a second for each figure.
     svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
-    monkeypatch.setattr("aligngap.report.charts.image_svg", lambda *given, **more: svg)
+    monkeypatch.setattr("aligngap.report.still.image_svg", lambda *given, **more: svg)
     stage = Fake(name="a")
     run = finished(tmp_path / "run", Store(tmp_path / "elsewhere"), stage).folder
     write_results(run, seeds=(0,), experiments=False, prompts=2)

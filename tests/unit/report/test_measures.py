@@ -10,9 +10,11 @@ import polars as pl
 import pytest
 
 from aligngap.experiments.results import Mean
-from aligngap.report import charts
+from aligngap.report.figures import task_figures
 from aligngap.report.load import ReportData, load
 from aligngap.report.page import render
+from aligngap.report.still import figure_files
+from aligngap.report.style import Theme
 from unit.report.fixture_results import HOSTILE, write_results
 
 NAMES = ("words", f"bad name ['.\\\"]{HOSTILE}", "kl")
@@ -50,12 +52,12 @@ def test_measures_are_columns_whatever_they_are_called(data: ReportData) -> None
 
 
 def test_they_are_drawn_over_steps_and_over_kl(data: ReportData, tmp_path: Path) -> None:
-    figures = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))
+    figures = task_figures(data, data.tasks[0], Theme.for_images(data))
     (figure,) = (figure for figure in figures if figure.name == "measures")
     keys = [panel.key for panel in figure.panels]
     assert keys == [f"{over}-measure_{index}" for index in range(3) for over in ("step", "kl")]
     assert figure.panels[0].title == "Words over steps"
-    written = charts.figures(data, tmp_path, ("svg",), choose=lambda *_: [figure])
+    written = figure_files(data, tmp_path, ("svg",), choose=lambda *_: [figure])
     drawn = written[0].read_text("utf-8")
     assert "Words over KL" in drawn
     assert "KL(policy || SFT), nats" in drawn

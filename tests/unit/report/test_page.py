@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 
 from aligngap.report.load import load
-from aligngap.report.page import json_in_html, render, seeds_note, text_of_number, text_of_share, write_report
+from aligngap.report.packing import json_in_html
+from aligngap.report.page import render, write_report
+from aligngap.report.text import seeds_note, text_of_number, text_of_share
 from unit.report.fixture_results import HOSTILE, UNRULY, write_large_results, write_results
 
 
@@ -124,6 +126,42 @@ def test_each_datum_and_each_specification_is_there_once(page: str) -> None:
     samples = _packed(page, "samples:summarisation")
     assert len(samples["prompts"]) == 12
     assert any(run["peak"] or run["end"] for run in samples["runs"])
+
+
+def test_what_a_specification_names_is_in_the_tables_though_it_be_null_in_every_row(tmp_path: Path) -> None:
+    path = write_results(tmp_path, seeds=(0,)) / "results.json"
+    results = json.loads(path.read_text())
+    for experiment in results["tasks"]["summarisation"]["experiments"].values():
+        for figure in experiment["figures"]:
+            # As a study of one seed draws: no point is of a single seed.
+            figure["points"] = [point for point in figure["points"] if point["seed"] is None]
+    path.write_text(json.dumps(results))
+    content = _packed(render(load(tmp_path)), "task:summarisation")
+    columns = {name for table in content["tables"].values() for name in table["columns"]}
+    seeds = content["tables"]["drawn"]["columns"].index("seed")
+    assert {row[seeds] for row in content["tables"]["drawn"]["rows"]} == {None}
+    for spec in content["specs"].values():
+        named, made = _fields(spec)
+        assert {"family"} <= named or {"series", "seed"} <= named
+        assert named <= columns | made
+
+
+def _fields(spec: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The fields that a specification reads, and those that it makes itself."""
+    named: set[str] = set()
+    made = {"at"}  # of a line across, which brings its own value
+    nodes: list[Any] = [spec]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            nodes += node.values()
+            named |= {node["field"]} if "field" in node else set(node.get("fold", ()))
+            made |= {node["as"]} if isinstance(node.get("as"), str) else set(node.get("as", ()))
+            for key in ("filter", "calculate"):
+                named |= set(re.findall(r"datum\.(\w+)", str(node.get(key))))
+        elif isinstance(node, list):
+            nodes += node
+    return named, made
 
 
 def test_every_experiment_has_its_section_rule_finding_and_figures(page: str) -> None:

@@ -66,7 +66,7 @@ def test_a_conversation_goes_through_the_chat_template() -> None:
     tokenizer = byte_tokenizer(CHATML)
     prompt, first, _ = encoded(TextPair(CHAT, "yes", "no"), tokenizer)
     assert tokenizer.decode(prompt) == "<|user|>a b<eos><|assistant|>c<eos><|user|>d<eos><|assistant|>"
-    whole = [*(message._asdict() for message in CHAT), {"role": "assistant", "content": "yes"}]
+    whole = [*(message.turn() for message in CHAT), {"role": "assistant", "content": "yes"}]
     assert prompt + first == tokenizer.apply_chat_template(whole, tokenize=True)["input_ids"]
 
 

@@ -12,11 +12,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from aligngap.experiments.base import Analysis, Figure, Finished, Labelled, Point, TaskData
+from aligngap.experiments.contrasts import Contrasts
 from aligngap.experiments.discrimination.sweep import FAMILIES, SELF_FAMILIES, table_name
 from aligngap.experiments.words import across, interval_words
-from aligngap.pipeline.stages import SPLITS
-from aligngap.stats.bootstrap import Estimate, mean_statistics
-from aligngap.stats.curves import Floats, weighted_means
+from aligngap.stats.budget import Floats, weighted_means
+from aligngap.stats.intervals import Estimate, mean_statistics
 from aligngap.stats.verdict import joint_verdict
 
 CHANCE = 0.5
@@ -61,9 +61,9 @@ EMPTY = pl.DataFrame(
 def analyse(data: TaskData) -> Analysis:
     """Accuracy against win rate, the winners' drift, and self-classification."""
     primary = data.settings.split
-    other = next(split for split in SPLITS if split != primary)
-    online, offline = (data.runs(family, baseline=True) for family in ("online", "offline"))
-    gap = data.gap(online, offline, "discrimination")["average_gap"]
+    other = data.other_split
+    contrasts = Contrasts(data, "discrimination")
+    gap = data.gap(contrasts.runs("online"), contrasts.runs("offline"), "discrimination")["average_gap"]
     main, beside = ends(data, primary), ends(data, other)
     ahead, grids = main["accuracy_difference"].estimate, checkpoints(data)
     estimates = {

@@ -10,7 +10,6 @@ from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskDat
 from aligngap.experiments.golden.measure import GOLDENS
 from aligngap.experiments.golden.sweep import LABELS, OVER_OPTIMISED, audit_name
 from aligngap.experiments.words import across, interval_words
-from aligngap.pipeline.stages import SPLITS
 from aligngap.stats.verdict import sign_verdict
 
 RULE = (
@@ -29,7 +28,7 @@ DEPARTURES: Mapping[str, pl.Expr] = {name: pl.col(f"win_{name}") - pl.col("win_t
 def analyse(data: TaskData) -> Analysis:
     """Departure of golden along each arm, and by each golden on the over-optimised one."""
     split = data.settings.split
-    other = next(name for name in SPLITS if name != split)
+    other = data.other_split
     audits = {family: data.table(audit_name(family)) for family in LABELS}
     risen = {(family, part): _risen(audits[family], part) for family in LABELS for part in (split, other)}
     far = risen[OVER_OPTIMISED, split]

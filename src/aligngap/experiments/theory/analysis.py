@@ -10,8 +10,8 @@ import polars as pl
 
 from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.items import item_estimate
 from aligngap.stats.verdict import Verdict, threshold_verdict
 

@@ -31,6 +31,16 @@ _FEWEST = 8
 """Held-out prompts, as many as an evaluation must take: an interval over fewer is far too narrow."""
 
 
+def check_held_out(prompts: int, source: str) -> None:
+    """Raises UserError where so many held-out prompts are too few for any conclusion."""
+    if prompts < _FEWEST:
+        raise UserError(
+            f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
+            where=source,
+            hint="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
+        )
+
+
 class Pairs(PairsStage):
     """`D_initial`: prompts, two responses each, a rater's preference."""
 
@@ -77,12 +87,7 @@ class Pairs(PairsStage):
             prepared = make_dataset_pairs(self.task.dataset, tokenizer)
             data = prepared.data
             prompts = len({tuple(ids) for ids in data.held_out.prompts.rows()})
-            if prompts < _FEWEST:
-                raise UserError(
-                    f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
-                    where=self.task.dataset.source,
-                    hint="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
-                )
+            check_held_out(prompts, self.task.dataset.source)
             write_json(context.out / "data.json", prepared.as_json())
         else:
             data = make_pairs(self.task, tokenizer)
