@@ -200,7 +200,7 @@ def values(truth: Truth, a: str = "online", b: str = "offline") -> dict[str, flo
         row |= {f"{name}_peak": peak(one)[0], f"{name}_fall": fall(one)}
         row[f"ln_{name}_at_peak"] = float(np.log(peak(one)[1]))
     law = fit(np.exp(online.x), online.win - 0.5)
-    row |= {"gao_a": law.a, "gao_b": law.b, "ln_gao_peak_d": float(np.log(law.peak_d)) if law.peak_d > 0 else np.nan}
+    row |= {"gao_a": law.a, "gao_b": law.b}
     if "middle" in truth:
         middle = curve(truth["middle"])
         within = common_range((online, offline, middle))
@@ -321,8 +321,8 @@ def gap_of_the_margin(case: Case) -> None:
 def law(case: Case) -> None:
     """Gao et al.'s form fitted to online."""
     found = overoptimisation(case.runs["online"], case.rng, replicates=case.replicates)
-    for name, value in (("gao_a", found.a), ("gao_b", found.b), ("gao_peak_d", found.peak_d)):
-        case.tally.add(name, value, case.target[name])
+    for name in ("a", "b"):
+        case.tally.add(f"gao_{name}", found[name], case.target[f"gao_{name}"])
 
 
 def closed(case: Case) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aligngap.experiments.base import Analysis, Experiment, Figure, FigurePoint, Labelled, TaskData, each_seed
+from aligngap.experiments.base import Analysis, Experiment, Figure, FigurePoint, TaskData, each_seed
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.stats.budget import JUDGE_CALLS, LABELS, STEPS, curve
 from aligngap.stats.verdict import sign_verdict
 
@@ -35,11 +34,11 @@ def analyse(data: TaskData) -> Analysis:
     """The gap over judge calls, in three views; and over labels and steps."""
     contrasts = Contrasts(data, "judge_calls", JUDGE_CALLS)
     gap, label = contrasts.gap(*FAMILIES), "average gap at equal judge calls, online minus offline"
-    estimates = {"average_gap": Labelled(label, gap)}
-    estimates |= contrasts.gap_elsewhere("average_gap", label, *FAMILIES)
+    contrasts.put("average_gap", label, gap)
+    contrasts.gap_elsewhere("average_gap", label, *FAMILIES)
+    beside = {budget: Contrasts(data, "judge_calls", budget).gap(*FAMILIES, None, budget.name) for budget in BESIDE}
     for budget, words in BESIDE.items():
-        found = Contrasts(data, "judge_calls", budget).gap(*FAMILIES, None, budget.name)
-        estimates[f"average_gap_{budget.name}"] = Labelled(words, found)
+        contrasts.put(f"average_gap_{budget.name}", words, beside[budget])
     points = [
         FigurePoint(family, place, win, seed=run.seed)
         for family in FAMILIES
@@ -55,11 +54,10 @@ def analyse(data: TaskData) -> Analysis:
         points=points,
     )
     sentence = (
-        f"At equal judge calls online wins {interval_words(gap, signed=True)} of the prompts more than offline does "
-        f"({across(gap)}); at as many labels as its proxy learned from, "
-        f"{interval_words(estimates['average_gap_labels'].estimate, signed=True)}."
+        f"At equal judge calls online wins {gap:+.1%} of the prompts more than offline does ({gap.across()}); at as "
+        f"many labels as its proxy learned from, {beside[LABELS]:+.1%}."
     )
-    return Analysis(sign_verdict(gap, 1, data.settings.margin), sentence, estimates, [figure])
+    return Analysis(sign_verdict(gap, 1, data.settings.margin), sentence, contrasts.estimates, [figure])
 
 
 EXPERIMENT = Experiment(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aligngap.experiments.base import Analysis, Experiment, Figure, Labelled, TaskData, each_seed
+from aligngap.experiments.base import Analysis, Experiment, Figure, TaskData, each_seed
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import Verdict, all_of, equivalence_verdict
@@ -43,37 +42,29 @@ def analyse(data: TaskData) -> Analysis:
     shared = sorted(set(weights[0]) & set(weights[1]))
     same = [seed for seed in shared if weights[0][seed] == weights[1][seed]]
     contrasts = Contrasts(data, "tandem")
-    other = contrasts.other
+    other, words = contrasts.other, "replay without end tokens minus online"
     gap = data.gap(contrasts.runs("replay"), contrasts.runs("online"), "tandem")["average_gap"]
-    mismatched = contrasts.gaps("replay_mismatched", "online", None, "mismatched")
+    contrasts.put("average_gap", "average gap at equal KL, replay minus online", gap, null=None)
+    keys = ("mismatched_average_gap", "mismatched_peak_difference")
+    between, peaks = contrasts.compare("{}, " + words, "replay_mismatched", "online", "mismatched", keys=keys)
+    elsewhere = contrasts.gap("replay_mismatched", "online", other, "mismatched", other.name)
+    contrasts.put(f"mismatched_average_gap_{other.name}", f"average gap, {words}, {other.words}", elsewhere)
     identical = bool(shared) and len(same) == len(shared)
     verdicts: list[Verdict] = [
         "supported" if identical else equivalence_verdict(gap, data.settings.margin),
-        diverges(mismatched["average_gap"], mismatched["peak_difference"], data.settings.margin),
+        diverges(between, peaks, data.settings.margin),
     ]
     sentence = (
         "Replay in exact order ends with weights identical to the online run's, bit for bit, "
-        f"for {len(same)} of {len(shared)} seeds; "
-        f"average gap {interval_words(gap, signed=True)}. Without the responses' end tokens the gap is "
-        f"{interval_words(mismatched['average_gap'], signed=True)}, and that of the peaks "
-        f"{interval_words(mismatched['peak_difference'], signed=True)} ({across(mismatched['peak_difference'])})."
+        f"for {len(same)} of {len(shared)} seeds; average gap {gap:+.1%}. Without the responses' end tokens the gap is "
+        f"{between:+.1%}, and that of the peaks {peaks:+.1%} ({peaks.across()})."
     )
-    words = "replay without end tokens minus online"
-    elsewhere = contrasts.gap("replay_mismatched", "online", other, "mismatched", other.name)
-    estimates = {
-        "average_gap": Labelled("average gap at equal KL, replay minus online", gap, null=None),
-        "mismatched_average_gap": Labelled(f"average gap at equal KL, {words}", mismatched["average_gap"], null=None),
-        "mismatched_peak_difference": Labelled(
-            f"difference of the peaks, {words}", mismatched["peak_difference"], null=None
-        ),
-        f"mismatched_average_gap_{other.name}": Labelled(f"average gap, {words}, {other.words}", elsewhere, null=None),
-    }
     figure = Figure(
         name="curves",
         title="Online, its exact replay, and its replay without end tokens",
         families=("online", "replay", "replay_mismatched"),
     )
-    return Analysis(all_of(verdicts), sentence, estimates, [figure])
+    return Analysis(all_of(verdicts), sentence, contrasts.estimates, [figure])
 
 
 def diverges(average: Estimate, peak: Estimate, margin: float) -> Verdict:
