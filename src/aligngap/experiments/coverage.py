@@ -20,13 +20,6 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
 
 HALF = 0.5
 
-RULE = (
-    "Share of the gap closed = (shuffled minus offline) / (online minus offline), each averaged over ln KL on the "
-    "range all three reach, at the baseline configuration, paired by seed. Supported (coverage alone does not explain"
-    " the gap) if the 95% interval of the share lies wholly below one half; contradicted if wholly above; else "
-    "inconclusive. Undefined, hence inconclusive, when the interval of the online-offline gap contains 0."
-)
-
 
 def analyse(data: TaskData) -> Analysis:
     """Share of the gap that the shuffled stream closes, and its gaps to both sides."""
@@ -52,7 +45,10 @@ EXPERIMENT = Experiment(
     question="Is it what the online data covers that makes online better, rather than when each pair is seen?",
     finding="Offline training on all the online run's pairs, uniformly shuffled, is little better than offline "
     "training: coverage alone does not explain the gap, except on Chat Arena (Tang et al. 2024, figure 4).",
-    rule=RULE,
+    rule="Share of the gap closed = (shuffled minus offline) / (online minus offline), each averaged over ln KL on the "
+    "range all three reach, at the baseline configuration, paired by seed. Supported (coverage alone does not explain"
+    " the gap) if the 95% interval of the share lies wholly below one half; contradicted if wholly above; else "
+    "inconclusive. Undefined, hence inconclusive, when the interval of the online-offline gap contains 0.",
     arms=arms,
     analyse=analyse,
 )

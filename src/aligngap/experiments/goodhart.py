@@ -38,13 +38,6 @@ def swept(bench: Bench, seed: int, lr_factor: float, beta: float, step_factor: f
     return bench.online(seed, "online_sweep", name, loss=loss, lr_factor=lr_factor, step_factor=step_factor)
 
 
-RULE = (
-    "Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
-    "opponent and judge. Gap = online minus offline, averaged over ln KL on the range both reach; peak difference = "
-    "online's peak minus offline's. Supported if the 95% intervals of both lie wholly above 0; contradicted if either "
-    "lies wholly below 0, or both lie wholly within the margin of no difference; else inconclusive."
-)
-
 LABELS = {
     "average_gap": ("average_gap", "average gap at equal KL, online minus offline", "win rate"),
     "peak_difference": ("peak_difference", "difference of the peaks, online minus offline", "win rate"),
@@ -147,7 +140,10 @@ EXPERIMENT = Experiment(
     question="From the same preference data and under the same loss, does online training reach a higher win rate "
     "than offline training at the same KL from the SFT policy?",
     finding="Online is better at every KL and has the higher peak; both rise, then fall (Tang et al. 2024, figure 1).",
-    rule=RULE,
+    rule="Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
+    "opponent and judge. Gap = online minus offline, averaged over ln KL on the range both reach; peak difference = "
+    "online's peak minus offline's. Supported if the 95% intervals of both lie wholly above 0; contradicted if either "
+    "lies wholly below 0, or both lie wholly within the margin of no difference; else inconclusive.",
     arms=arms,
     analyse=analyse,
 )

@@ -8,15 +8,6 @@ from aligngap.experiments.contrasts import Contrasts
 from aligngap.stats.budget import JUDGE_CALLS, LABELS, STEPS, curve
 from aligngap.stats.verdict import sign_verdict
 
-RULE = (
-    "Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
-    "opponent and judge. Judge calls = pairs labelled for what an arm has trained on so far: by the proxy, each pair "
-    "that online samples; by golden, each pair of D_golden when offline first uses it. Gap = online minus offline, "
-    "averaged over judge calls on the range both reach, each call counting alike. Supported if its 95% interval lies "
-    "wholly above 0; contradicted if wholly below 0 or wholly within the margin of no difference; else inconclusive. "
-    "Gaps at equal labels and at equal optimiser steps stand beside it, without a verdict."
-)
-
 BESIDE = {
     LABELS: "gap at equal labels (online's are those that its proxy was trained on), online minus offline",
     STEPS: "average gap at equal optimiser steps, online minus offline",
@@ -65,7 +56,12 @@ EXPERIMENT = Experiment(
     title="Online against offline at equal judge calls",
     question="With as many pairs labelled by a judge, does online training reach a higher win rate than offline?",
     finding="Not in the paper, which compares at equal KL. Hypothesis of ours: online is ahead at equal judge calls.",
-    rule=RULE,
+    rule="Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
+    "opponent and judge. Judge calls = pairs labelled for what an arm has trained on so far: by the proxy, each pair "
+    "that online samples; by golden, each pair of D_golden when offline first uses it. Gap = online minus offline, "
+    "averaged over judge calls on the range both reach, each call counting alike. Supported if its 95% interval lies "
+    "wholly above 0; contradicted if wholly below 0 or wholly within the margin of no difference; else inconclusive. "
+    "Gaps at equal labels and at equal optimiser steps stand beside it, without a verdict.",
     arms=arms,
     analyse=analyse,
 )

@@ -29,17 +29,6 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
     ]
 
 
-RULE = (
-    "Estimand: same configuration (Best-of-2 in place of the baseline's loss, all else the baseline's, paired by seed);"
-    " win rate on the study's primary split, opponent and judge. The verdict rests on the gap alone: online minus "
-    "offline, both with Best-of-2, averaged over ln KL on the range both reach, and the difference of their peaks. "
-    "Supported (the gap persists) if the 95% intervals of both lie wholly above 0; contradicted if either lies wholly "
-    "below 0, or both lie wholly within the margin of no difference; else inconclusive. The second half of figure 9 is "
-    "judged apart, in the sentence: the shuffled stream matches online if the 95% interval of their average gap at "
-    "equal KL lies wholly within the margin of no difference, does not match if wholly beyond it, and else cannot be "
-    "told."
-)
-
 FAMILIES = {
     "online": "online",
     "offline": "offline",
@@ -97,7 +86,14 @@ EXPERIMENT = Experiment(
     question="Does the gap remain when the loss does not contrast winner and loser, but imitates the winner?",
     finding="The gap persists under Best-of-2, except on Chat Arena; Best-of-2 on its own shuffled online stream "
     "matches Best-of-2 online (Tang et al. 2024, figure 9).",
-    rule=RULE,
+    rule="Estimand: same configuration (Best-of-2 in place of the baseline's loss, all else the baseline's, paired by "
+    "seed); win rate on the study's primary split, opponent and judge. The verdict rests on the gap alone: online "
+    "minus offline, both with Best-of-2, averaged over ln KL on the range both reach, and the difference of their "
+    "peaks. Supported (the gap persists) if the 95% intervals of both lie wholly above 0; contradicted if either lies "
+    "wholly below 0, or both lie wholly within the margin of no difference; else inconclusive. The second half of "
+    "figure 9 is judged apart, in the sentence: the shuffled stream matches online if the 95% interval of their "
+    "average gap at equal KL lies wholly within the margin of no difference, does not match if wholly beyond it, and "
+    "else cannot be told.",
     arms=arms,
     analyse=analyse,
 )

@@ -57,17 +57,6 @@ def window(arm: Arm) -> float:
     return 1 / arm.optim.batch if arm.source.order == "sequence" else arm.optim.steps
 
 
-RULE = (
-    "Estimand: same configuration (the baseline's), paired by seed; gap = difference of win rates averaged over ln KL "
-    "on the range both reach, on the study's primary split, opponent and judge. Two halves. Robust to small windows: "
-    f"the 95% interval of the gap, windows of {SMALL} batches minus exact order, lies wholly within the margin of no "
-    "difference (refuted if wholly beyond it). Then deteriorates: the intervals of the gaps, exact order minus wholly "
-    f"shuffled and windows of {SMALL} batches minus wholly shuffled, both lie wholly above 0 (refuted if either lies "
-    "wholly below 0, or both lie wholly within the margin). Supported if both halves hold; contradicted if either is "
-    "refuted; else inconclusive."
-)
-
-
 def analyse(data: TaskData) -> Analysis:
     """What small windows and the whole shuffle cost, and the gap to online by window."""
     margin, contrasts = data.settings.margin, Contrasts(data, "order")
@@ -116,7 +105,13 @@ EXPERIMENT = Experiment(
     "on them falls behind?",
     finding="Offline training on the online stream is robust to shuffling within small windows, then deteriorates as "
     "the windows grow (Tang et al. 2024, figure 13).",
-    rule=RULE,
+    rule="Estimand: same configuration (the baseline's), paired by seed; gap = difference of win rates averaged over "
+    "ln KL on the range both reach, on the study's primary split, opponent and judge. Two halves. Robust to small "
+    f"windows: the 95% interval of the gap, windows of {SMALL} batches minus exact order, lies wholly within the "
+    "margin of no difference (refuted if wholly beyond it). Then deteriorates: the intervals of the gaps, exact order "
+    f"minus wholly shuffled and windows of {SMALL} batches minus wholly shuffled, both lie wholly above 0 (refuted if "
+    "either lies wholly below 0, or both lie wholly within the margin). Supported if both halves hold; contradicted if "
+    "either is refuted; else inconclusive.",
     arms=arms,
     analyse=analyse,
 )

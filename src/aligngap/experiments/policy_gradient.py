@@ -32,17 +32,6 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
     return entries
 
 
-RULE = (
-    "Estimand: same configuration, paired by seed; win rate on the study's primary split, opponent and judge. The "
-    "verdict rests on RLOO with the proxy's probability as reward, at twice the baseline's beta. (RLOO on hard labels "
-    "there has IPO's gradient up to a factor: a check, no evidence.) Supported if it is no worse than online IPO, the "
-    "95% interval of the average gap at equal KL (RLOO minus online IPO) lying wholly above minus the margin of no "
-    "difference, and above offline IPO, the intervals of the average gap at equal KL and of the difference of the "
-    "peaks both lying wholly above 0. Contradicted if the interval of the first gap lies wholly below minus the margin,"
-    " or if either of the two against offline lies wholly below 0 or both lie wholly within the margin; else "
-    "inconclusive."
-)
-
 ONLINE = {
     "online_rloo_soft": "RLOO with the proxy's probability",
     "online_rloo": "RLOO on hard labels at twice the beta",
@@ -95,7 +84,14 @@ EXPERIMENT = Experiment(
     question="Is it on-policy sampling that makes online better, whatever loss is trained on the samples?",
     finding="Hypothesis of ours, not tested by Tang et al. 2024: online policy gradient (RLOO: Ahmadian et al. 2024) "
     "is no worse than online IPO and above offline IPO, because on-policy sampling matters and not the loss.",
-    rule=RULE,
+    rule="Estimand: same configuration, paired by seed; win rate on the study's primary split, opponent and judge. The "
+    "verdict rests on RLOO with the proxy's probability as reward, at twice the baseline's beta. (RLOO on hard labels "
+    "there has IPO's gradient up to a factor: a check, no evidence.) Supported if it is no worse than online IPO, the "
+    "95% interval of the average gap at equal KL (RLOO minus online IPO) lying wholly above minus the margin of no "
+    "difference, and above offline IPO, the intervals of the average gap at equal KL and of the difference of the "
+    "peaks both lying wholly above 0. Contradicted if the interval of the first gap lies wholly below minus the margin,"
+    " or if either of the two against offline lies wholly below 0 or both lie wholly within the margin; else "
+    "inconclusive.",
     arms=arms,
     analyse=analyse,
 )

@@ -42,18 +42,6 @@ def measures(bench: Bench) -> list[Measure]:
 
 HALF = 0.5
 
-RULE = (
-    f"Offline and final-vs-final train for the same {STEP_FACTOR:g} times the baseline's steps and differ in their "
-    "pairs only; online is the baseline; paired by seed. Excess over half-way = (final-vs-final minus offline) minus "
-    "one half of (online minus offline), each averaged over ln KL on the range all three reach. The pairs are truly of "
-    "higher quality if, on the training prompts, the 95% intervals of golden's win rate of their responses over those "
-    "of D_golden lies wholly above one half and that of their gain in true utility wholly above 0 (where nobody knows "
-    "the true utility, golden's word is taken). Given that: "
-    "supported (quality is not the cure) if the interval of the excess lies wholly below 0, which is to close less than"
-    " half of the gap, or to stay below offline where there is no gap; contradicted if it lies wholly above 0 and "
-    "online minus offline does so too; else inconclusive. Inconclusive, too, where the pairs are not of higher quality."
-)
-
 
 def over_offline(seed: Seed) -> tuple[float, float]:
     """Final-vs-final and online, each minus offline: mean over the KL range of all three."""
@@ -137,7 +125,16 @@ EXPERIMENT = Experiment(
     question="Does offline training catch up when both responses of every pair come from the final online policy?",
     finding="Offline training on pairs of the final online policy is barely better than SFT: the data's absolute "
     "quality is not the cure (Tang et al. 2024, figure 5).",
-    rule=RULE,
+    rule=f"Offline and final-vs-final train for the same {STEP_FACTOR:g} times the baseline's steps and differ in "
+    "their pairs only; online is the baseline; paired by seed. Excess over half-way = (final-vs-final minus offline) "
+    "minus one half of (online minus offline), each averaged over ln KL on the range all three reach. The pairs are "
+    "truly of higher quality if, on the training prompts, the 95% intervals of golden's win rate of their responses "
+    "over those of D_golden lies wholly above one half and that of their gain in true utility wholly above 0 (where "
+    "nobody knows the true utility, golden's word is taken). Given that: "
+    "supported (quality is not the cure) if the interval of the excess lies wholly below 0, which is to close less than"
+    " half of the gap, or to stay below offline where there is no gap; contradicted if it lies wholly above 0 and "
+    "online minus offline does so too; else inconclusive. Inconclusive, too, where the pairs are not of higher "
+    "quality.",
     arms=arms,
     analyse=analyse,
     measures=measures,

@@ -68,18 +68,6 @@ def with_sft(loss: LossSpec) -> LossSpec:
 
 HALF, LEVEL = 0.5, 0.05
 
-RULE = (
-    "Variants: the baseline's loss with an SFT term, DPO with an SFT term, DPO-positive; each trains offline on the "
-    "same pairs. Share of the gap closed = (variant minus plain offline) / (online minus plain offline), each averaged "
-    "over ln KL on the range all three reach, where plain offline and online have the variant's own loss (the "
-    "baseline's, or DPO), paired by seed. Each share is tested against one half, with Holm's correction over the three "
-    "variants. Supported (regularisation alone does not close half the gap) if every share is below one half at "
-    "adjusted p <= 0.05 and every variant did what it is for: the 95% interval of the winners' log pi/pi_sft at the end"
-    " of training, variant minus plain offline on the study's primary split, lies wholly above 0. Contradicted if any "
-    "share is above one half at adjusted p <= 0.05. Else inconclusive; so also where the online-offline gap is not "
-    "distinguishable from 0, and there is none to close."
-)
-
 VARIANTS = {
     "offline_sft": ("offline", "online"),
     "offline_dpo_sft": ("offline_dpo", "online_dpo"),
@@ -192,7 +180,15 @@ EXPERIMENT = Experiment(
     finding="Hypothesis of ours; Tang et al. 2024 (section 5.3, figure 7) see the winners' log-probability fall, most "
     "for offline, and do not test a remedy: an SFT term (Liu et al. 2024) or DPO-positive (Pal et al. 2024) alone does "
     "not close half the gap.",
-    rule=RULE,
+    rule="Variants: the baseline's loss with an SFT term, DPO with an SFT term, DPO-positive; each trains offline on "
+    "the same pairs. Share of the gap closed = (variant minus plain offline) / (online minus plain offline), each "
+    "averaged over ln KL on the range all three reach, where plain offline and online have the variant's own loss (the "
+    "baseline's, or DPO), paired by seed. Each share is tested against one half, with Holm's correction over the three "
+    "variants. Supported (regularisation alone does not close half the gap) if every share is below one half at "
+    "adjusted p <= 0.05 and every variant did what it is for: the 95% interval of the winners' log pi/pi_sft at the end"
+    " of training, variant minus plain offline on the study's primary split, lies wholly above 0. Contradicted if any "
+    "share is above one half at adjusted p <= 0.05. Else inconclusive; so also where the online-offline gap is not "
+    "distinguishable from 0, and there is none to close.",
     arms=arms,
     analyse=analyse,
 )

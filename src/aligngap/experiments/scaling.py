@@ -63,15 +63,6 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
 
 QUANTILE = 0.9
 
-RULE = (
-    "Best of a method at a size = 90% quantile of its win rate over the checkpoints of its run (baseline "
-    "configuration, step 0 left out), by seed; normalised best = best divided by online's of the same size and seed, "
-    "averaged over seeds. It rests on offline's normalised best at the largest policy. Supported (scaling the policy "
-    "alone does not close the gap) if its 95% interval lies wholly below 1; contradicted if it lies wholly above 1 "
-    "minus the margin of no difference (taken as a share of online's best) while at the smallest policy it lies wholly"
-    " below 1, so that there was a gap to close; else inconclusive, as with fewer than two sizes."
-)
-
 NAMES = ("best", "normalised", "ln_kl")
 SHARE = "share of online's best"
 
@@ -212,7 +203,12 @@ EXPERIMENT = Experiment(
     finding="Peaks rise with the policy's size at the same KL; the gap of the shuffled online stream shrinks, that of "
     "offline training only slowly: scaling the policy alone does not close it (Tang et al. 2024, figures 10, 11 and "
     "14).",
-    rule=RULE,
+    rule="Best of a method at a size = 90% quantile of its win rate over the checkpoints of its run (baseline "
+    "configuration, step 0 left out), by seed; normalised best = best divided by online's of the same size and seed, "
+    "averaged over seeds. It rests on offline's normalised best at the largest policy. Supported (scaling the policy "
+    "alone does not close the gap) if its 95% interval lies wholly below 1; contradicted if it lies wholly above 1 "
+    "minus the margin of no difference (taken as a share of online's best) while at the smallest policy it lies wholly"
+    " below 1, so that there was a gap to close; else inconclusive, as with fewer than two sizes.",
     arms=arms,
     analyse=analyse,
     obstacle=obstacle,

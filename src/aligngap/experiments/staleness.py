@@ -48,16 +48,6 @@ def lag(arm: Arm) -> float:
     return float((blocks**2 - 1).sum() / 3 / steps)
 
 
-RULE = (
-    "Estimand: same configuration (the baseline's), all labelled by the seed's proxy, paired by seed; win rate on the "
-    "study's primary split, opponent and judge. Two halves. The end: the average gap at equal KL, online minus sampled "
-    "from SFT alone (never synchronised), holds if its 95% interval lies wholly above 0, and is refuted if it lies "
-    "wholly below 0 or wholly within the margin of no difference. The trend: Spearman's rank correlation, within a "
-    "seed, of the sync period (1, 4, 16, 64, never) with the average gap of online over that arm, all on the KL range "
-    "that the five reach, averaged over seeds; it holds if its 95% interval lies wholly above 0, and is refuted if "
-    "wholly below. Supported if both halves hold; contradicted if either is refuted; else inconclusive."
-)
-
 NAMES = {
     family: "sampled from SFT alone" if period is None else f"synchronised every {period} steps"
     for family, period in PERIODS.items()
@@ -132,7 +122,13 @@ EXPERIMENT = Experiment(
     finding="Hypothesis of ours; Tang et al. 2024 compare the two ends only, and the sync period is the dial of "
     "2506.21495: performance falls as sampling grows stale, and pairs sampled from the SFT policy alone are below "
     "online ones.",
-    rule=RULE,
+    rule="Estimand: same configuration (the baseline's), all labelled by the seed's proxy, paired by seed; win rate on "
+    "the study's primary split, opponent and judge. Two halves. The end: the average gap at equal KL, online minus "
+    "sampled from SFT alone (never synchronised), holds if its 95% interval lies wholly above 0, and is refuted if it "
+    "lies wholly below 0 or wholly within the margin of no difference. The trend: Spearman's rank correlation, within "
+    "a seed, of the sync period (1, 4, 16, 64, never) with the average gap of online over that arm, all on the KL "
+    "range that the five reach, averaged over seeds; it holds if its 95% interval lies wholly above 0, and is refuted "
+    "if wholly below. Supported if both halves hold; contradicted if either is refuted; else inconclusive.",
     arms=arms,
     analyse=analyse,
 )

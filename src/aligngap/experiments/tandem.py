@@ -23,16 +23,6 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
     ]
 
 
-RULE = (
-    "Two halves, at the baseline configuration, paired by seed. Exact: holds if for every seed the final weights of "
-    "replay and online are identical bit for bit, or, failing that (other hardware), if the 95% interval of their "
-    "average gap at equal KL lies within the margin of no difference; refuted if the interval lies wholly beyond the "
-    "margin. Mismatched (every response without its end token): it diverges if the interval of its average gap to "
-    "online at equal KL, or of the difference of their peaks, lies wholly beyond the margin on either side; refuted if "
-    "both lie within the margin. Supported if both halves hold; contradicted if either is refuted; else inconclusive."
-)
-
-
 def analyse(data: TaskData) -> Analysis:
     """Are the weights identical, how far apart are the curves, and how far without end tokens?"""
     weights = [
@@ -82,7 +72,12 @@ EXPERIMENT = Experiment(
     "every response has lost its end token, as on a trip through text?",
     finding="Equal up to numerical noise, if and only if the token ids match exactly; a slight mismatch diverges "
     "drastically (Tang et al. 2024, appendix F).",
-    rule=RULE,
+    rule="Two halves, at the baseline configuration, paired by seed. Exact: holds if for every seed the final weights "
+    "of replay and online are identical bit for bit, or, failing that (other hardware), if the 95% interval of their "
+    "average gap at equal KL lies within the margin of no difference; refuted if the interval lies wholly beyond the "
+    "margin. Mismatched (every response without its end token): it diverges if the interval of its average gap to "
+    "online at equal KL, or of the difference of their peaks, lies wholly beyond the margin on either side; refuted if "
+    "both lie within the margin. Supported if both halves hold; contradicted if either is refuted; else inconclusive.",
     arms=arms,
     analyse=analyse,
 )

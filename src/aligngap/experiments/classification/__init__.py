@@ -31,15 +31,6 @@ def measures(bench: Bench, seed: int) -> list[Measure]:
 PART = 3
 """Points of the stream that its beginning and its end are taken to be, of ten."""
 
-RULE = (
-    "Accuracy = share of the online stream's pairs, near ten evenly spaced steps of the run, on which a classifier "
-    "decides as golden does; a classifier's tie counts one half, and pairs that golden calls a tie are left out. Three "
-    "differences: proxy minus final online policy and proxy minus final offline policy (baseline configuration, pair by"
-    f" pair, averaged over all the pairs), and the proxy's decay, its accuracy at the first {PART} points minus that at"
-    f" the last {PART}. Supported if the 95% intervals of all three lie wholly above 0; contradicted if any lies wholly"
-    " below 0, or all lie wholly within the margin of no difference; else inconclusive."
-)
-
 CLASSIFIERS = {
     "proxy": "proxy",
     "online": "final online policy",
@@ -119,7 +110,12 @@ EXPERIMENT = Experiment(
     "final online and the final offline policy do?",
     finding="The proxy is clearly the best classifier, and its accuracy decays as the stream drifts "
     "(Tang et al. 2024, figure 6).",
-    rule=RULE,
+    rule="Accuracy = share of the online stream's pairs, near ten evenly spaced steps of the run, on which a "
+    "classifier decides as golden does; a classifier's tie counts one half, and pairs that golden calls a tie are left "
+    "out. Three differences: proxy minus final online policy and proxy minus final offline policy (baseline "
+    "configuration, pair by pair, averaged over all the pairs), and the proxy's decay, its accuracy at the first "
+    f"{PART} points minus that at the last {PART}. Supported if the 95% intervals of all three lie wholly above 0; "
+    "contradicted if any lies wholly below 0, or all lie wholly within the margin of no difference; else inconclusive.",
     arms=arms,
     analyse=analyse,
     measures=measures,

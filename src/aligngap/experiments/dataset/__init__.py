@@ -80,17 +80,6 @@ def _profile(bench: Bench, seed: int, family: str) -> PairProfile:
 
 NEAR, FAR = ("sft_vs_early", D_GOLDEN), ("final_vs_final", "early_vs_final")
 
-RULE = (
-    f"All arms at the baseline configuration but for {STEP_FACTOR:g} times its steps, paired by seed; win rate on the "
-    "study's primary split, opponent and judge. Two differences of peak win rates: SFT-vs-early minus final-vs-final "
-    "(the pairs of higher quality), and SFT-vs-early minus early-vs-final (pairs as contrasting, but away from the SFT"
-    " policy). Supported (proximity on one side is what helps) if the 95% intervals of both lie wholly above 0; "
-    "contradicted if either lies wholly below 0, or both lie wholly within the margin of no difference; else "
-    "inconclusive. Peaks, because the sets drive the policy to different KL, and the range that all reach may be too "
-    "narrow to compare on; every arm has equally many checkpoints, so no peak is favoured. Each comparison is named "
-    "here, not the best of several picked after the run."
-)
-
 QUANTITIES: Mapping[str, tuple[str, str, pl.Expr]] = {
     "quality": ("mean true utility of the responses", "utility", pl.mean_horizontal("utility_first", "utility_second")),
     "contrast": (
@@ -182,7 +171,14 @@ EXPERIMENT = Experiment(
     "gain from: those near the SFT policy, those of high contrast, or those of high quality?",
     finding="A side near the SFT policy is what helps; contrast alone and quality alone do not "
     "(Tang et al. 2024, section 6, figure 12).",
-    rule=RULE,
+    rule=f"All arms at the baseline configuration but for {STEP_FACTOR:g} times its steps, paired by seed; win rate on "
+    "the study's primary split, opponent and judge. Two differences of peak win rates: SFT-vs-early minus "
+    "final-vs-final (the pairs of higher quality), and SFT-vs-early minus early-vs-final (pairs as contrasting, but "
+    "away from the SFT policy). Supported (proximity on one side is what helps) if the 95% intervals of both lie "
+    "wholly above 0; contradicted if either lies wholly below 0, or both lie wholly within the margin of no "
+    "difference; else inconclusive. Peaks, because the sets drive the policy to different KL, and the range that all "
+    "reach may be too narrow to compare on; every arm has equally many checkpoints, so no peak is favoured. Each "
+    "comparison is named here, not the best of several picked after the run.",
     arms=arms,
     analyse=analyse,
     measures=measures,

@@ -63,15 +63,6 @@ def self_accuracy(bench: Bench, entry: ArmEntry) -> SelfAccuracy:
 
 CHANCE = 0.5
 
-RULE = (
-    "Accuracy = share of D_golden pairs on which the sign of the policy's log-ratio margin against SFT agrees with "
-    "golden, at the last step; a tie counts one half. Two differences at the baseline configuration, paired by seed, on"
-    " the study's primary split: offline's accuracy minus online's, pair by pair; and online's win rate minus "
-    "offline's (primary opponent and judge), averaged over ln KL on the range both reach. Supported (discrimination "
-    "does not explain generation) if the 95% intervals of both lie wholly above 0; contradicted if either lies wholly "
-    "below 0; else inconclusive."
-)
-
 CORRELATIONS = {
     "within": "within an arm over its checkpoints, mean over arms",
     "all": "over all checkpoints of all arms",
@@ -312,7 +303,12 @@ EXPERIMENT = Experiment(
     finding="Offline policies classify better (60-70%) than online ones (about 50%) yet generate worse; the winners' "
     "log-probability falls for all, most for offline; self-classification is near chance (Tang et al. 2024, figures 7 "
     "and 8).",
-    rule=RULE,
+    rule="Accuracy = share of D_golden pairs on which the sign of the policy's log-ratio margin against SFT agrees "
+    "with golden, at the last step; a tie counts one half. Two differences at the baseline configuration, paired by "
+    "seed, on the study's primary split: offline's accuracy minus online's, pair by pair; and online's win rate minus "
+    "offline's (primary opponent and judge), averaged over ln KL on the range both reach. Supported (discrimination "
+    "does not explain generation) if the 95% intervals of both lie wholly above 0; contradicted if either lies wholly "
+    "below 0; else inconclusive.",
     arms=arms,
     analyse=analyse,
     measures=measures,

@@ -79,15 +79,6 @@ def on_policy_pairs(bench: Bench, seed: int, fresh: FreshPairs) -> Generate:
     )
 
 
-RULE = (
-    "Departure = win rate over SFT's responses by golden minus that by true utility, on the same responses of the "
-    f"study's primary split. It is taken at the last checkpoint of {LABELS[OVER_OPTIMISED]} minus at its step 0 (the "
-    "SFT policy, against whose responses both are one half but for chance), paired by prompt. Supported (golden "
-    "overrates the policy far from SFT) if the 95% interval lies wholly above 0; contradicted if it lies wholly below "
-    "0 or wholly within the margin of no difference; else inconclusive. Further estimates: by how much the departure "
-    "shrinks when golden is trained on further raters' pairs, and on as many on-policy ones."
-)
-
 WINS = ("win_true", *(f"win_{name}" for name in GOLDENS))
 DEPARTURES: Mapping[str, pl.Expr] = {name: pl.col(f"win_{name}") - pl.col("win_true") for name in GOLDENS}
 
@@ -165,7 +156,12 @@ EXPERIMENT = Experiment(
     question="Golden stands for the human. Does a policy far from SFT win by golden what it does not win by the "
     "utility that the raters feel; and do more raters' pairs, or as many on-policy ones, repair that?",
     finding="Not in the paper, whose true utility nobody knows. Hypothesis: at high KL golden overrates the policy.",
-    rule=RULE,
+    rule="Departure = win rate over SFT's responses by golden minus that by true utility, on the same responses of the "
+    f"study's primary split. It is taken at the last checkpoint of {LABELS[OVER_OPTIMISED]} minus at its step 0 (the "
+    "SFT policy, against whose responses both are one half but for chance), paired by prompt. Supported (golden "
+    "overrates the policy far from SFT) if the 95% interval lies wholly above 0; contradicted if it lies wholly below "
+    "0 or wholly within the margin of no difference; else inconclusive. Further estimates: by how much the departure "
+    "shrinks when golden is trained on further raters' pairs, and on as many on-policy ones.",
     arms=arms,
     analyse=analyse,
     measures=measures,

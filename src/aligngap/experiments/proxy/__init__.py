@@ -57,17 +57,6 @@ def measures(bench: Bench, seed: int) -> list[Measure]:
     return [Measure("proxy_agreement", seed, stage)]
 
 
-RULE = (
-    "Compared are the baseline's proxy and the larger one of pairwise form. The better of the two is the one that "
-    "agrees more often with golden on held-out D_golden, if the 95% interval of the difference excludes 0; else the "
-    "verdict is inconclusive. Estimand: same configuration but for the proxy, paired by seed; win rate on the study's "
-    "primary split, opponent and judge. Gap = online against the better proxy minus online against the worse, averaged "
-    "over ln KL on the range both reach; peak difference likewise. Supported if the 95% intervals of both lie wholly "
-    "above 0; contradicted if either lies wholly below 0, or both lie wholly within the margin of no difference; else "
-    "inconclusive. The point-wise proxies and over-optimisation (win rate against SFT at the end of training, by the "
-    "arm's own proxy minus by golden) are reported beside it, without a verdict."
-)
-
 SMALL, LARGE, POINTWISE = "online", "online_large_proxy", "online_pointwise"
 
 PROXIES = {
@@ -189,7 +178,14 @@ EXPERIMENT = Experiment(
     "and over-optimise less?",
     finding="Hypothesis of ours; Tang et al. 2024 use one proxy, and name the point-wise one (appendix A) as the more "
     "controlled comparison: the better proxy's arm is ahead by golden at equal KL, with the higher peak.",
-    rule=RULE,
+    rule="Compared are the baseline's proxy and the larger one of pairwise form. The better of the two is the one that "
+    "agrees more often with golden on held-out D_golden, if the 95% interval of the difference excludes 0; else the "
+    "verdict is inconclusive. Estimand: same configuration but for the proxy, paired by seed; win rate on the study's "
+    "primary split, opponent and judge. Gap = online against the better proxy minus online against the worse, averaged "
+    "over ln KL on the range both reach; peak difference likewise. Supported if the 95% intervals of both lie wholly "
+    "above 0; contradicted if either lies wholly below 0, or both lie wholly within the margin of no difference; else "
+    "inconclusive. The point-wise proxies and over-optimisation (win rate against SFT at the end of training, by the "
+    "arm's own proxy minus by golden) are reported beside it, without a verdict.",
     arms=arms,
     analyse=analyse,
     measures=measures,

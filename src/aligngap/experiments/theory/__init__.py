@@ -37,15 +37,6 @@ def measures(bench: Bench, seed: int) -> list[Measure]:
 
 HALF = 0.5
 
-RULE = (
-    "Improvement over mu = win rate, by golden, of a policy restricted to the enumerated responses against mu, minus "
-    "one half; averaged over prompts, then seeds. Excess = the trained policy's improvement minus half of the closed "
-    "form's, prompt by prompt. Asked of narrow mu, provided that theory predicts something there (the 95% interval of "
-    "the closed form's improvement lies wholly above 0): contradicted (practice shows what theory predicts) if the "
-    "interval of the excess lies wholly above 0; supported if it lies wholly below 0 and that of wide mu, the control, "
-    "wholly above 0, so that it is for want of support and not of training; else inconclusive."
-)
-
 MUS = ("narrow", "wide")
 METHODS = {
     "sft": "SFT, before training",
@@ -114,7 +105,12 @@ EXPERIMENT = Experiment(
     "closed-form optimum promises?",
     finding="With full support, theory predicts a policy better than the one behind the pairs; in practice narrow "
     "pairs do not show that improvement (Tang et al. 2024, appendix H).",
-    rule=RULE,
+    rule="Improvement over mu = win rate, by golden, of a policy restricted to the enumerated responses against mu, "
+    "minus one half; averaged over prompts, then seeds. Excess = the trained policy's improvement minus half of the "
+    "closed form's, prompt by prompt. Asked of narrow mu, provided that theory predicts something there (the 95% "
+    "interval of the closed form's improvement lies wholly above 0): contradicted (practice shows what theory "
+    "predicts) if the interval of the excess lies wholly above 0; supported if it lies wholly below 0 and that of wide "
+    "mu, the control, wholly above 0, so that it is for want of support and not of training; else inconclusive.",
     arms=arms,
     analyse=analyse,
     measures=measures,
