@@ -171,7 +171,7 @@ class Bench:
         return self.golden_with()
 
     def golden_with(self, *more: PairsStage) -> JudgeStage:
-        """Golden trained as ever, for as many steps, on further raters' pairs beside its own."""
+        """Golden trained for as many steps as without, on further raters' pairs beside its own."""
         return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more)
 
     @cached_property
@@ -206,9 +206,9 @@ class Bench:
         try:
             optim = OptimSpec.model_validate(optim.model_dump() | changed)
         except ValidationError as error:
-            said = "; ".join(f"{part['loc'][0]} {part['input']!r}: {part['msg']}" for part in error.errors())
+            problems = "; ".join(f"{part['loc'][0]} {part['input']!r}: {part['msg']}" for part in error.errors())
             raise UserError(
-                f"an arm's settings come out as none that can be trained with: {said}",
+                f"an arm's settings come out as none that can be trained with: {problems}",
                 where="baseline.optim and sweep",
                 hint="Change the baseline's settings, or the factors that they are multiplied by.",
             ) from None
@@ -324,18 +324,17 @@ class Bench:
         its end.
         """
         online = self.online(seed).stage
-        steps = {"early": fifth(online.optim.steps), "final": online.optim.steps}
+        steps = online.optim.steps
+        places = {None: (None, None), "early": (online, fifth(steps)), "final": (online, steps)}
         # One order for either way round: they are the same pairs.
-        sides = sorted((first, second), key=(None, "early", "final").index)
-        arms = [None if side is None else online for side in sides]
-        at = [None if side is None else steps[side] for side in sides]
+        (arm, step), (other, other_step) = (places[side] for side in sorted((first, second), key=list(places).index))
         return Generate(
             sft=self.sft,
             task=self.pairs,
-            first=arms[0],
-            first_step=at[0],
-            second=arms[1],
-            second_step=at[1],
+            first=arm,
+            first_step=step,
+            second=other,
+            second_step=other_step,
             judge=self.golden,
             seed=seed,
         )

@@ -291,14 +291,8 @@ def _points(found: Sequence[_GatheredArm], task: str) -> pl.DataFrame:
 
 
 def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
-    arm = entry.stage
-    labels = [
-        pl.lit(task).alias("task"),
-        pl.lit(entry.name).alias("arm"),
-        pl.lit(entry.family).alias("family"),
-        pl.lit(arm.seed).alias("seed"),
-    ]
-    return frame.select(*labels, pl.all())
+    labels = {"task": task, "arm": entry.name, "family": entry.family, "seed": entry.stage.seed}
+    return frame.select(*(pl.lit(value).alias(name) for name, value in labels.items()), pl.all())
 
 
 def _stages(bench: Bench, store: Store) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A study, compiled: whoever needs to know what a study holds asks its plan, and nobody works it out again.
+"""A study, compiled: what a study holds is asked of its plan, and worked out nowhere else.
 
 An experiment is asked once what it needs on a task. Nothing is worked out before somebody wants it, then once: who
 compares two runs needs no arms, and may not have the models that they start from.
@@ -30,7 +30,7 @@ from aligngap.tasks.spec import DatasetTask
 T = TypeVar("T")
 
 _MANY_PASSES = 20
-"""Times that training may go over its pairs before that is said: the paper's longest offline run makes some ten."""
+"""Times that training may go over its pairs before a warning: the paper's longest offline run makes some ten."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TaskPlan:
         return self.wanted_by(*self.asked)
 
     def wanted_by(self, *experiments: str) -> list[Stage]:
-        """The targets of these experiments alone. Agreement and the golden policy are wanted whoever asks."""
+        """The targets of these experiments alone. Agreement and the golden policy belong to every experiment."""
         asked = [self.asked[name] for name in experiments if name in self.asked]
         needed = {(entry.family, entry.stage.identity) for needs in asked for entry in needs.arms}
         measures = {entry.stage.identity for needs in asked for entry in needs.measures}
@@ -138,7 +138,7 @@ class TaskPlan:
             raise UserError(
                 f"the experiment '{name}' cannot say its {what} on {self.task}: {type(error).__name__}: {error}",
                 where=EXPERIMENTS.place(name, error),
-                hint="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
+                hint="Fix the plugin; `aligngap.testing.check_experiment` tries it.",
             ) from error
 
 

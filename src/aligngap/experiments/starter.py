@@ -22,7 +22,7 @@ from aligngap.tasks.worlds import WORLDS
 
 
 class Starter(NamedTuple):
-    """A study file's text, and what to tell whoever has asked for it: warnings first."""
+    """A study file's text, and notes on it for the user, warnings first."""
 
     text: str
     notes: tuple[str, ...]

@@ -17,9 +17,9 @@ from aligngap.store.store import Store, read_json
 def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
     """Of these stages, and of the command whose outcome it is."""
     listed = tuple(_timing(stage, store, outcome) for stage in stages)
-    spent: Counter[str] = Counter()
+    judging: Counter[str] = Counter()
     for stage in listed:
-        spent.update(stage.judge_spent)
+        judging.update(stage.judge_spent)
     core_seconds = outcome.wall * outcome.jobs
     return Timings(
         wall_seconds=outcome.wall or None,
@@ -28,7 +28,7 @@ def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
         activities=activities(
             ((stage.spent, stage.seconds) for stage in listed), core_seconds, sum(outcome.seconds.values())
         ),
-        judge_spent=dict(spent),
+        judge_spent=dict(judging),
         stages=listed,
     )
 

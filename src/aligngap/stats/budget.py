@@ -48,8 +48,8 @@ STEPS = Budget("steps", "optimiser steps", "steps")
 """Optimiser steps of the arm from the SFT policy on; those of SFT, judges and other arms are not counted."""
 JUDGE_CALLS = Budget("judge_calls", "judge calls", "pairs")
 """Pairs that a judge has labelled for what the arm has trained on, from step 0 on. A live source asks its judge about
-each pair. A recorded pair was labelled once, when the data were made, and counts when it is first used, whoever
-labelled it (golden, proxy or rater); seen again it costs nothing. Evaluation's calls are not counted.
+each pair. A recorded pair was labelled once, when the data were made, and counts when it is first used, be
+its labels golden's, a proxy's or raters'; seen again it costs nothing. Evaluation's calls are not counted.
 """
 LABELS = Budget("labels", "labels", "pairs")
 """Labels of golden (or of raters, where golden labels nothing) that the arm rests on. Where golden itself labels the

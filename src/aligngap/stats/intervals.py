@@ -250,8 +250,7 @@ class Sample:
             {name: [curves(run, weights) for run in group if run.seed == seed] for name, group in groups.items()}
             for seed in shared
         ]
-        judged = np.any([np.isfinite(run.win).any(axis=0) for run in runs], axis=0) if runs else np.empty(0)
-        return cls(seeds, int(judged.sum()), resampler.replicates, notes)
+        return cls(seeds, _judged([run.win for run in runs]), resampler.replicates, notes)
 
     def at(self, seed: int, replicate: int) -> Seed:
         """The curves of a seed, by its place, in a replicate."""

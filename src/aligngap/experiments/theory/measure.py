@@ -116,9 +116,9 @@ class Enumerated:
         starts = np.cumsum([0, *self.sizes[:-1]]).tolist()
         first, second = torch.cat([place + start for place, start in zip(places, starts, strict=True)], 1)
         asked = self.prompts.take(self.owner[first])
-        said = judge.prefer(asked, self.responses.take(first), self.responses.take(second)).double()
+        decisions = judge.prefer(asked, self.responses.take(first), self.responses.take(second)).double()
         tables = []
-        for size, place, answers in zip(self.sizes, places, said.split([p.shape[1] for p in places]), strict=True):
+        for size, place, answers in zip(self.sizes, places, decisions.split([p.shape[1] for p in places]), strict=True):
             table = torch.full((size, size), 0.5, dtype=torch.float64)
             table[place[0], place[1]], table[place[1], place[0]] = answers, 1 - answers
             tables.append(table)
