@@ -593,7 +593,8 @@ def _renamed(columns: Sequence[str] | None) -> dict[str, str]:
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    from aligngap.models.build import SHIPPED, base_path, load_tokenizer
+    from aligngap.models.build import SHIPPED, base_path
+    from aligngap.models.tokenizer import load_tokenizer
 
     return load_tokenizer(base_path(name) if name in SHIPPED else name)
 

@@ -20,7 +20,7 @@ from aligngap.experiments.plan import Plan
 from aligngap.experiments.results import collect, import_ahead, summary
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
-from aligngap.models.build import load_tokenizer
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.cluster.executor import RayExecutor
 from aligngap.pipeline.executors.local import LocalExecutor

@@ -20,8 +20,9 @@ from aligngap.experiments.bench import Bench
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
-from aligngap.models.build import load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_arm, load_policy

@@ -11,10 +11,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import SHIPPED, context_length, end_tokens, load_language_model, load_tokenizer
+from aligngap.models.build import SHIPPED, load_language_model
 from aligngap.models.check import check_vocabulary
+from aligngap.models.context import context_of
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
 from aligngap.tasks.check import describe
@@ -79,7 +81,7 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
             hint="Give more data, or let --prompts be larger.",
         )
     pairs = pairs.take(chosen)
-    model = load_language_model(policy, device)
+    model = load_language_model(policy, device, tokenizer)
     about = {"policy": policy.path, **about, "max_response_tokens": limit}
     return Subject(Policy(model, end_tokens(tokenizer), limit), tokenizer, pairs, about)
 
@@ -103,11 +105,11 @@ def _of_world(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PairBatch,
 def _of_data(
     spec: DatasetSpec, policy: Checkpoint, tokenizer: PreTrainedTokenizerBase, prompts: int
 ) -> tuple[PairBatch, int, dict[str, Any]]:
-    context = context_length(policy)
-    response = min(spec.max_response_tokens, max(1, context // 2))
+    context = context_of(policy)
+    response = min(spec.max_response_tokens, context.response, max(1, context.room // 2))
     limits = {
         "max_response_tokens": response,
-        "max_prompt_tokens": min(spec.max_prompt_tokens, max(2, context - response)),
+        "max_prompt_tokens": min(spec.max_prompt_tokens, context.prompt, max(2, context.room - response)),
     }
     splits = {part.split for part in open_parts(spec)}
     found = describe(spec, split=spec.split or ("train" if "train" in splits else None))

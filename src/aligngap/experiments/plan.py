@@ -17,8 +17,8 @@ from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import resolved_study
-from aligngap.models.build import load_config
 from aligngap.models.check import check_alike, check_vocabulary
+from aligngap.models.folder import load_config
 from aligngap.models.sharding import check_divisible
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import Stage, all_stages

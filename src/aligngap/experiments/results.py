@@ -23,7 +23,7 @@ from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.plan import Needs, Plan, TaskPlan
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.measure.winrate import mean_se, win_rate
-from aligngap.models.build import end_tokens, load_tokenizer
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.executors.progress import activities
 from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.pipeline.stages import SPLITS, Evaluate, Measured

@@ -14,10 +14,12 @@ from aligngap import ranks
 from aligngap.errors import UserError, out_of_memory
 from aligngap.judges.base import Against, Judge, Orders, decision, same_rows, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
-from aligngap.models.build import base_path, load_tokenizer
+from aligngap.models.build import base_path
 from aligngap.models.check import alike
+from aligngap.models.folder import ModelFolder
 from aligngap.models.opponents import KeptOpponents
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.timings import spending
 from aligngap.types import Tokens
 
@@ -141,6 +143,9 @@ class PreferenceJudgeSpec(JudgeSpec):
             "separator": separator_of(self._tokenizer(search)),
             **({"model_code": code} if code else {}),
         }
+
+    def check(self, search: Path | None = None) -> None:
+        ModelFolder.of(self._folder(search) / "backbone").check()
 
     def build(self, given: JudgeIngredients) -> ModelJudge:
         own, folder = self._tokenizer(given.search), self._folder(given.search)

@@ -8,10 +8,11 @@ from typing import Any
 from transformers import GenerationConfig
 
 from aligngap.errors import UserError, nearest
-from aligngap.models.build import end_tokens, load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
 from aligngap.models.lora import add_adapters, merge_adapters, save_adapters
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store.store import Store, new_folder, read_json
 

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import end_tokens
+from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.chat import WrittenPair, write
 from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, training_split

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from aligngap.models.build import SHIPPED, parameter_count, random_model, word_tokenizer
+from aligngap.models.build import SHIPPED, parameter_count, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer

@@ -13,10 +13,11 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from aligngap.errors import UserError
 from aligngap.judges.text import response_text
-from aligngap.models.build import _leave_prompts_open, byte_tokenizer, end_tokens, load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
 from aligngap.models.check import check_vocabulary
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import _leave_prompts_open, byte_tokenizer, end_tokens, load_tokenizer
 from aligngap.sources.recorded import without_end
 from aligngap.sources.recording import Recording
 from aligngap.sources.sampled import Sampled

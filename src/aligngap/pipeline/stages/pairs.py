@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from aligngap.errors import UserError
 from aligngap.judges.true_utility import TrueUtilityJudge
-from aligngap.models.build import load_tokenizer
 from aligngap.models.check import check_lengths
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages.base import (
     SPLITS,
@@ -127,7 +127,13 @@ class Relabel(PairsStage):
 
 
 def check_fits(
-    checkpoint: Checkpoint, task: Pairs, pairs: PairBatch, *, response: int | None = None, both: bool = False
+    checkpoint: Checkpoint,
+    task: Pairs,
+    pairs: PairBatch,
+    *,
+    response: int | None = None,
+    backbone: bool = False,
+    both: bool = False,
 ) -> None:
     """Raises UserError when a model cannot read the longest of a task's pairs; see `check_lengths`.
 
@@ -140,5 +146,6 @@ def check_fits(
         longest if response is None else response,
         task=task.name,
         own_data=isinstance(task.task, DatasetTask),
+        backbone=backbone,
         both=both,
     )
