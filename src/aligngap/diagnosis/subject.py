@@ -19,6 +19,7 @@ from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
+from aligngap.store.contents import MANIFEST, check_artefact
 from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec, open_parts
 from aligngap.tasks.encode import make_dataset_pairs
@@ -45,17 +46,22 @@ def sft_checkpoint(name: str) -> Checkpoint:
     UserError.
     """
     if name in SHIPPED or not (Path(name) / "study.json").is_file():
+        home = Path(name).absolute().parent
+        if name not in SHIPPED and (home / MANIFEST).is_file():  # the model of an artefact in a store
+            check_artefact(home)
         return Checkpoint(path=name)
     run = RunDirectory.open(Path(name))
     made = {stage["identity"] for stage in run.status()["stages"] if stage["kind"] == "sft"}
     store = run.store_path()
-    found = sorted(identity for identity in made if store.is_dir() and Store(store).has(identity))
+    found = sorted(identity for identity in made if store.is_dir() and Store(store, reading=True).has(identity))
     if len(found) != 1:
         what = f"this run has {len(found)} SFT policies" if found else "this run has no SFT policy yet"
         folders = ", ".join(str(store / identity / "model") for identity in found)
         hint = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store}."
         raise UserError(what, where=name, hint=hint)
-    return Checkpoint(path=str(Store(store).get(found[0]).path / "model"))
+    home = Store(store, reading=True).get(found[0]).path
+    check_artefact(home)
+    return Checkpoint(path=str(home / "model"))
 
 
 def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "cpu") -> Subject:

@@ -22,7 +22,7 @@ from aligngap.models.folder import load_config
 from aligngap.models.sharding import check_divisible
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import Stage, all_stages
-from aligngap.pipeline.stages import Evaluate, Measured, Preference, Sft
+from aligngap.pipeline.stages import Evaluate, Given, Measured, Preference, Sft
 from aligngap.pipeline.stages.pairs import check_held_out
 from aligngap.tasks.encode import sizes
 from aligngap.tasks.spec import DatasetTask
@@ -226,7 +226,7 @@ class Plan:
 
     def check_models(self) -> None:
         """Raises UserError for a model that cannot be had, that reads other tokens than the policy, or that cannot be
-        divided where the study divides models.
+        divided where the study divides models; and for a given judge that is known to be unusable.
         """
         bases = [stage.base for stage in self.stages if isinstance(stage, Sft | Preference)]
         checkpoints = list({base.digest: base.checkpoint for base in bases}.values())
@@ -235,3 +235,6 @@ class Plan:
             if self.parallel.sharding == "full":
                 check_divisible(load_config(checkpoint))
         check_alike(self._policy, checkpoints)
+        for stage in self.stages:
+            if isinstance(stage, Given):
+                stage.given.spec.check(stage.search)

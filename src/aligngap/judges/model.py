@@ -20,6 +20,7 @@ from aligngap.models.folder import ModelFolder
 from aligngap.models.opponents import KeptOpponents
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
 from aligngap.models.tokenizer import load_tokenizer
+from aligngap.store.contents import MANIFEST, check_artefact
 from aligngap.timings import spending
 from aligngap.types import Tokens
 
@@ -145,9 +146,13 @@ class PreferenceJudgeSpec(JudgeSpec):
         }
 
     def check(self, search: Path | None = None) -> None:
-        ModelFolder.of(self._folder(search) / "backbone").check()
+        folder = self._folder(search)
+        if (folder / MANIFEST).is_file():  # of a store
+            check_artefact(folder.absolute())
+        ModelFolder.of(folder / "backbone").check()
 
     def build(self, given: JudgeIngredients) -> ModelJudge:
+        self.check(given.search)
         own, folder = self._tokenizer(given.search), self._folder(given.search)
         if not alike(own, given.tokenizer):
             raise UserError(

@@ -7,6 +7,7 @@ the policy, its reference and its stale copies.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 
+from aligngap import ranks
 from aligngap.errors import UserError
 from aligngap.models.sharding import load_state, state_of
 from aligngap.seeds import torch_seed
@@ -42,7 +44,8 @@ def add_adapters(model: torch.nn.Module, lora: Lora, seed: int) -> None:
     """Put fresh adapters, in fp32, into a model in place; they alone take a gradient from then on. The model computes
     what it computed before, until they are trained. Their first weights are a function of `seed` alone.
 
-    Raises UserError where `peft` is missing or no layer has a name among the targets.
+    Raises UserError where `peft` is missing, no layer has a name among the targets, or one of them shares its weight
+    with other layers in a way that cannot be undone when the adapters are merged.
     """
     peft = _peft()
     config = peft.LoraConfig(
@@ -62,6 +65,7 @@ def add_adapters(model: torch.nn.Module, lora: Lora, seed: int) -> None:
                 where="lora.targets",
                 hint=f"Its linear layers: {', '.join(sorted(linear))}.",
             ) from error
+    _check_tied(model)
     for adapter in adapters(model).values():
         adapter.data = adapter.data.float()
 
@@ -71,14 +75,21 @@ def adapters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if ".lora_" in name}
 
 
-def merge_adapters(model: torch.nn.Module) -> None:
+def merge_adapters(model: Any) -> None:
     """Add the adapters to the weights beneath and take them out, in place: an ordinary model that computes the same up
-    to rounding.
+    to rounding. A weight that an adapted layer shares with another (embedding and head) is first made its own.
     """
+    tied = _tied_layers(model)
     for name, layer in list(_layers(model)):
+        base = layer.get_base_layer()
+        if name in tied:
+            base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
         layer.merge()
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+        setattr(model.get_submodule(parent), last, base)
+    if tied:
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
     if hasattr(model, "peft_config"):
         del model.peft_config  # else `save_pretrained` would look for adapters
 
@@ -87,10 +98,10 @@ def save_adapters(model: Any, folder: Path) -> None:
     """The adapters alone, as `peft` saves and loads them."""
     config = model.peft_config[_ADAPTER]
     config.save_pretrained(folder)
-    named = {
-        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": weight.detach().contiguous()
-        for name, weight in adapters(model).items()
-    }
+    named = {}
+    for name, weight in adapters(model).items():
+        without = ".".join(part for part in name.split(".") if part != _ADAPTER)
+        named[f"base_model.model.{without}"] = weight.detach().contiguous()
     save_file(named, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
@@ -145,6 +156,23 @@ def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, part in model.named_modules():
         if hasattr(part, "lora_A") and hasattr(part, "enable_adapters"):
             yield name, part
+
+
+def _tied_layers(model: torch.nn.Module) -> set[str]:
+    """Names of the layers with adapters whose weight other layers have as well."""
+    names = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    return {name for name, layer in _layers(model) if names[id(layer.get_base_layer().weight)] > 1}
+
+
+def _check_tied(model: Any) -> None:
+    tied = _tied_layers(model)
+    if tied and (model.config.is_encoder_decoder or ranks.sharded()):
+        raise UserError(
+            f"other layers have the weights of {', '.join(sorted(tied))} as well, and adapters of theirs could not be "
+            f"merged in {'a divided model' if ranks.sharded() else 'an encoder-decoder'}",
+            where="lora.targets",
+            hint="Leave them out of the targets.",
+        )
 
 
 def _is_linear(part: torch.nn.Module) -> bool:
