@@ -227,6 +227,8 @@ def plan(
     _console().print(table)
     if len(asked.experiments) > 1:
         _console().print(_sharing(asked))
+    for line in asked.slow_models:
+        _say(f"WARNING {line}")
     jobs = jobs or default_jobs(asked.device, asked.parallel)
     shared = sum(len(names) > 1 for names in asked.users.values())
     _say(

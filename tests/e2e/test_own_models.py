@@ -26,6 +26,7 @@ from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_arm, load_policy
+from aligngap.store.identity import file_digest
 from aligngap.store.store import Store, read_json
 from checkpoints import qwen2
 from tiny import context_of, make, make_study
@@ -91,6 +92,18 @@ def run(study: StudySpec, folder: Path) -> RunDirectory:
     with RunDirectory.use(folder / "run", study.model_dump(mode="json")) as directory:
         make_study(study, folder / "run")
     return directory
+
+
+def resealed(home: Path) -> None:
+    """Write an artefact's manifest anew, as who means harm would."""
+    manifest = json.loads((home / "manifest.json").read_text())
+    names = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
+    manifest["files"] = {
+        name: {"sha256": file_digest(home / name), "size": (home / name).stat().st_size}
+        for name in names
+        if name != "manifest.json"
+    }
+    (home / "manifest.json").write_text(json.dumps(manifest))
 
 
 def made(run: RunDirectory, stage: Stage) -> Path:
@@ -200,6 +213,7 @@ def test_an_exported_full_arm_has_identical_logits(folder: Path, tmp_path: Path)
     config = json.loads((home / "config.json").read_text())
     auto = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
     (home / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": auto}))
+    resealed(home.parent)
     said = json.loads((directory.folder / "study.json").read_text())
     said["models"]["policy"] = {"path": "base", "trust_remote_code": True}
     (directory.folder / "study.json").write_text(json.dumps(said))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -50,6 +52,39 @@ def context_of(checkpoint: str | Checkpoint, *, backbone: bool = False) -> Conte
     return Context(prompt, response, NO_LIMIT)
 
 
+class SlowPath(NamedTuple):
+    """Why a model is slow here, and about how many times as slow as a packed one of its size."""
+
+    why: str
+    times: float
+
+
+def slow_path(checkpoint: str | Checkpoint) -> SlowPath | None:
+    """What of an architecture keeps it from the fast ways of reading, as far as it can be known without its weights.
+
+    Times are measured on one core, for two layers of 64 numbers: training and sampling of 32 tokens against a model of
+    Llama's type (docs/models.md). Raises UserError where the configuration cannot be read.
+    """
+    config: Any = load_config(checkpoint)
+    model = _outline(config, trust_remote_code=not isinstance(checkpoint, str) and checkpoint.trust_remote_code)
+    if model is None or config.is_encoder_decoder:
+        return None
+    if getattr(model, "_is_stateful", False):
+        return SlowPath("a state-space model: each token is worked out from the state behind the one before", 20.0)
+    tables = list(_position_tables(model))
+    counted = any(getattr(table, "padding_idx", None) is not None for table in tables)
+    if tables and (counted or "position_ids" not in inspect.signature(model.forward).parameters):
+        return SlowPath("it is sampled without a cache: each token from the whole sequence, read anew", 10.0)
+    return None
+
+
+def _position_tables(model: nn.Module | None) -> Iterator[Any]:
+    for name, table in model.named_modules() if model is not None else ():
+        last = name.rpartition(".")[2]
+        if "relative" not in last and (last == "wpe" or "position" in last):
+            yield table
+
+
 def positions(model: nn.Module | None, config: Any, part: str = "decoder") -> int:
     """Tokens in a row that a model, or a part of one, has positions for.
 
@@ -60,10 +95,7 @@ def positions(model: nn.Module | None, config: Any, part: str = "decoder") -> in
     part: encoder or decoder, where the configuration says it of both. model: None where there is only that.
     """
     limits = []
-    for name, table in model.named_modules() if model is not None else ():
-        last = name.rpartition(".")[2]
-        if "relative" in last or not (last == "wpe" or "position" in last or "positions" in last):
-            continue
+    for table in _position_tables(model):
         if hasattr(table, "make_weights"):
             return NO_LIMIT
         if isinstance(table, nn.Embedding):

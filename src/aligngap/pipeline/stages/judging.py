@@ -24,7 +24,7 @@ from aligngap.models.preference import (
 from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage, all_stages
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
-from aligngap.pipeline.stages.pairs import Pairs, Relabel, check_fits
+from aligngap.pipeline.stages.pairs import Pairs, Reading, Relabel, check_fits
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.store import write_json
@@ -70,6 +70,11 @@ class Preference(JudgeStage):
     def seconds(self) -> float:
         return 3.7e-4 * self.base.size
 
+    @property
+    def reading(self) -> Reading:
+        """How it reads pairs."""
+        return Reading(self.base.checkpoint, backbone=True, both=PREFERENCE_MODELS[self.model].reads_order)
+
     def judge(self, folder: Path, context: Context) -> Judge:
         separator = separator_of(load_tokenizer(self.base.checkpoint))
         return ModelJudge(load_preference_model(self.model, folder, separator, context.device, self.base.checkpoint))
@@ -111,14 +116,7 @@ class Preference(JudgeStage):
         task = next(stage for stage in all_stages([self.pairs]) if isinstance(stage, Pairs))
         # It will judge what policies sample, up to the limit; in the built-in worlds few responses come near it.
         limit = task.task.dataset.max_response_tokens if isinstance(task.task, DatasetTask) else None
-        check_fits(
-            self.base.checkpoint,
-            task,
-            pairs,
-            response=limit,
-            backbone=True,
-            both=PREFERENCE_MODELS[self.model].reads_order,
-        )
+        check_fits(self.reading, task, pairs, response=limit)
 
 
 class Given(JudgeStage):

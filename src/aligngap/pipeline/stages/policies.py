@@ -19,7 +19,7 @@ from aligngap.models.sharding import save_folder
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import Base, JudgeStage, PairsStage, load_judge
-from aligngap.pipeline.stages.pairs import Pairs, check_fits
+from aligngap.pipeline.stages.pairs import Pairs, Reading, check_fits
 from aligngap.sources.base import Ingredients
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -62,7 +62,7 @@ class Sft(Stage):
         checkpoint = self.base.checkpoint
         parts = [stage.read(context) for stage in self.pairs]
         for stage, part in zip(self.pairs, parts, strict=True):
-            check_fits(checkpoint, stage, part)
+            check_fits(Reading(checkpoint), stage, part)
         tokenizer = load_tokenizer(checkpoint)
         model = load_language_model(checkpoint, context.device, tokenizer)
         policy = Policy(model, end_tokens(tokenizer), 1)
@@ -139,7 +139,7 @@ class Reference(Stage):
         pairs = self.pairs.read(context)
         values = torch.zeros(0, 2)
         if self.visits >= len(pairs):
-            check_fits(self.sft.base.checkpoint, self.task, pairs)
+            check_fits(Reading(self.sft.base.checkpoint), self.task, pairs)
             reference = load_reference(context, self.sft, self.task)
 
             def scored(index: torch.Tensor) -> torch.Tensor:
@@ -255,10 +255,10 @@ class Arm(PairsStage):
         """
         checkpoint, pairs, recorded = self.sft.base.checkpoint, self.task.read(context), None
         response = self.task.max_new_tokens(context) if self.source.needs_judge else 0
-        check_fits(checkpoint, self.task, pairs, response=response)
+        check_fits(Reading(checkpoint), self.task, pairs, response=response)
         if self.recorded is not None:
             recorded = pairs if self.recorded.identity == self.task.identity else self.recorded.read(context)
-            check_fits(checkpoint, self.task, recorded)
+            check_fits(Reading(checkpoint), self.task, recorded)
             if self.reference is not None:
                 recorded = Reference.of(recorded, context.folder(self.reference))
         judge = load_judge(self.judge, context) if self.judge else None
