@@ -243,11 +243,13 @@ def _unexpected(model: PreTrainedModel, names: Collection[str]) -> list[str]:
 
 
 def _take_off_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Leave a model one row of its embedding, and of its head, for each of a tokenizer's tokens, in place. Raises
-    UserError where it has fewer, or its decoder starts with another.
+    """Leave a model one row of its embedding, and of its head, for each of a tokenizer's tokens, in place: rows that
+    were shared stay shared, and those that were not stay apart. Raises UserError where it has fewer, or its decoder
+    starts with another token.
     """
-    tokens, config = token_count(tokenizer), model.config.get_text_config(decoder=True)
-    tables: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tokens = token_count(tokenizer)
+    tables: list[Any] = [part.get_input_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel)]
+    tables.append(model.get_output_embeddings())
     rows = [len(table.weight) for table in tables if table is not None]
     check_rows(tokens, min(rows), where)
     if max(rows) == tokens:
@@ -259,10 +261,21 @@ def _take_off_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             where=where,
             hint="Save the tokenizer that belongs to the model.",
         )
-    model.resize_token_embeddings(tokens)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if isinstance(token := getattr(config, name, None), int) and token >= tokens:
-            setattr(config, name, getattr(tokenizer, name))
+    biases = [value for name, value in model.named_buffers() if name.endswith("final_logits_bias")]  # BART's kin
+    for value in biases:
+        value.data = value.data[:, :tokens].clone()
+    for table in tables:
+        for value in (table.weight, getattr(table, "bias", None)) if table is not None else ():
+            if value is not None and len(value) > tokens:
+                value.data = value.data[:tokens].clone()
+        for name in ("num_embeddings", "out_features"):
+            if hasattr(table, name):
+                setattr(table, name, tokens)
+    for config in (model.config, model.config.get_text_config(), model.config.get_text_config(decoder=True)):
+        config.vocab_size = tokens
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if isinstance(token := getattr(config, name, None), int) and token >= tokens:
+                setattr(config, name, getattr(tokenizer, name))
 
 
 def check_rows(tokens: int, rows: int | None, where: str) -> None:
