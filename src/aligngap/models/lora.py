@@ -44,14 +44,22 @@ def add_adapters(model: torch.nn.Module, lora: Lora, seed: int) -> None:
     """Put fresh adapters, in fp32, into a model in place; they alone take a gradient from then on. The model computes
     what it computed before, until they are trained. Their first weights are a function of `seed` alone.
 
-    Raises UserError where `peft` is missing, no layer has a name among the targets, or one of them shares its weight
-    with other layers in a way that cannot be undone when the adapters are merged.
+    Raises UserError where `peft` is missing, no layer has a name among the targets, or adapters of one of them could
+    not be merged: because other layers share its weight in a way that cannot be undone, or because the model reads its
+    weight without calling the layer (Mamba's `dt_proj`; by default such layers get none).
     """
-    peft = _peft()
+    peft, bypassed = _peft(), _bypassed(model)
+    if lora.targets is not None and (wrong := sorted(bypassed & set(lora.targets))):
+        raise UserError(
+            f"the model reads weights of {', '.join(wrong)} past the layer: adapters would do nothing until merged",
+            where="lora.targets",
+            hint="Leave them out of the targets.",
+        )
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules="all-linear" if lora.targets is None else list(lora.targets),
+        exclude_modules=sorted(bypassed) or None if lora.targets is None else None,
     )
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -173,6 +181,29 @@ def _check_tied(model: Any) -> None:
             where="lora.targets",
             hint="Leave them out of the targets.",
         )
+
+
+@torch.no_grad()
+def _bypassed(model: Any) -> set[str]:
+    """Last names of linear layers that no forward pass calls under that name, found by one over two tokens. (Of experts
+    with one name, some are called.)
+    """
+    names = {part: name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)}
+    called: set[str] = set()
+    hooks = [part.register_forward_pre_hook(lambda layer, _: called.add(names[layer])) for part in names]
+    ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
+    training = model.training
+    try:
+        model.eval()
+        if model.config.is_encoder_decoder and hasattr(model, "get_decoder"):
+            model(input_ids=ids, decoder_input_ids=ids)
+        else:
+            model(input_ids=ids)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return set(names.values()) - called
 
 
 def _is_linear(part: torch.nn.Module) -> bool:
