@@ -20,6 +20,7 @@ from aligngap.models.folder import ModelFolder
 from aligngap.models.opponents import KeptOpponents
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
 from aligngap.models.tokenizer import load_tokenizer
+from aligngap.plugins import Registered
 from aligngap.store.contents import MANIFEST, check_artefact
 from aligngap.timings import spending
 from aligngap.types import Tokens
@@ -122,6 +123,8 @@ class PreferenceJudgeSpec(JudgeSpec):
     wrote. model: its form. base: the base it was trained from, whose tokens it reads: they must be the policy's.
     """
 
+    registered: ClassVar[Registered] = {"model": PREFERENCE_MODELS}
+
     kind: Literal["preference"] = "preference"
 
     folder: str
@@ -135,14 +138,13 @@ class PreferenceJudgeSpec(JudgeSpec):
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """The weights' digests. What else an artefact's folder holds, its record among it, has times in it."""
-        folder, code = self._folder(search), PREFERENCE_MODELS.code(self.model)
+        folder = self._folder(search)
         return {
             "kind": self.kind,
             "model": self.model,
             "backbone": digest_of(folder / "backbone"),
             "readout": digest_of(folder / "readout.safetensors"),
             "separator": separator_of(self._tokenizer(search)),
-            **({"model_code": code} if code else {}),
         }
 
     def check(self, search: Path | None = None) -> None:

@@ -265,9 +265,9 @@ def _take_off_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     for value in biases:
         value.data = value.data[:, :tokens].clone()
     for table in tables:
-        for value in (table.weight, getattr(table, "bias", None)) if table is not None else ():
-            if value is not None and len(value) > tokens:
-                value.data = value.data[:tokens].clone()
+        for part in (getattr(table, "weight", None), getattr(table, "bias", None)):
+            if part is not None and len(part) > tokens:
+                part.data = part.data[:tokens].clone()
         for name in ("num_embeddings", "out_features"):
             if hasattr(table, name):
                 setattr(table, name, tokens)

@@ -14,6 +14,7 @@ from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
+from aligngap.results import FINISHED, ArmRecord, read
 from aligngap.store.contents import RECORD, all_but_weights, check_artefact, everything
 from aligngap.store.store import Store, new_folder, read_json
 
@@ -57,7 +58,7 @@ def export(
     Raises UserError for what is not there or is damaged, and for a folder that is not empty.
     """
     entry, task = _chosen(run, arm, task, seed)
-    arm_folder, sft_folder, limit = _artefacts(Store(run.store_path(store), reading=True), entry["identity"], arm)
+    arm_folder, sft_folder, limit = _artefacts(Store(run.store_path(store), reading=True), entry.identity, arm)
     specification: Any = read_json(sft_folder / RECORD)["specification"]
     options = {name: value for name, value in specification["base"].items() if name != "digest"}
     checkpoint = Checkpoint(path=str(sft_folder / "model"), trust_remote_code=trust_remote_code, **options)
@@ -68,22 +69,12 @@ def export(
             hint="Leave --adapter out.",
         )
     tokenizer = load_tokenizer(checkpoint)
-    model: Any = load_language_model(checkpoint, tokenizer=tokenizer)
-    what = "fine-tuned on both responses of every pair"
-    if arm == SFT:
-        step = 0
-    else:
-        step, weights = _kept_step(arm_folder, step)
-        if checkpoint.lora:
-            add_adapters(model, checkpoint.lora, 0)
-        Policy(model, end_tokens(tokenizer), limit).load_weights(weights)
-        what = f"trained from {entry['base']}"
-        if checkpoint.lora:
-            what += ": adapters of it, to be loaded onto the exported arm `sft`" if adapter else ", adapters merged"
-        if not adapter:
-            merge_adapters(model)
-    model.generation_config = _as_the_study_samples(tokenizer, limit)
-    name = f"{task}: {arm}, step {step}, seed {entry['seed']}"
+    step, weights = (0, None) if arm == SFT else _kept_step(arm_folder, step)
+    model = _exported(checkpoint, tokenizer, weights, limit, merged=not adapter)
+    what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {entry.base}"
+    if checkpoint.lora and arm != SFT:
+        what += ": adapters of it, to be loaded onto the exported arm `sft`" if adapter else ", adapters merged"
+    name = f"{task}: {arm}, step {step}, seed {entry.seed}"
     with new_folder(out) as half:
         if adapter:
             save_adapters(model, half)
@@ -98,7 +89,7 @@ def export(
             task=task,
             arm=arm,
             step=step,
-            seed=entry["seed"],
+            seed=entry.seed,
             identity=(sft_folder if arm == SFT else arm_folder).name,
             limit=limit,
         )
@@ -117,6 +108,21 @@ def _artefacts(store: Store, identity: str, arm: str) -> tuple[Path, Path, int]:
     check_artefact(sft)
     check_artefact(pairs, all_but_weights)
     return home, sft, int(read_json(pairs / "task.json")["max_new_tokens"])
+
+
+def _exported(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, weights: Path | None, limit: int, *, merged: bool
+) -> Any:
+    """The SFT policy's model, or that of an arm whose file of weights is given."""
+    model: Any = load_language_model(checkpoint, tokenizer=tokenizer)
+    if weights is not None:
+        if checkpoint.lora:
+            add_adapters(model, checkpoint.lora, 0)
+        Policy(model, end_tokens(tokenizer), limit).load_weights(weights)
+        if merged:
+            merge_adapters(model)
+    model.generation_config = _as_the_study_samples(tokenizer, limit)
+    return model
 
 
 def _kept_step(folder: Path, step: int | None) -> tuple[int, Path]:
@@ -146,30 +152,27 @@ def _as_the_study_samples(tokenizer: PreTrainedTokenizerBase, limit: int) -> Gen
     )
 
 
-def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[dict[str, Any], str]:
-    """The arm's entry in results.json, and its task."""
-    path = run.folder / "results.json"
-    if not path.is_file():
-        raise UserError("it has not been written yet", where=str(path), hint="Give the `aligngap run` command again.")
-    tasks: dict[str, Any] = read_json(path)["tasks"]
+def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[ArmRecord, str]:
+    """What the results say of the arm, and its task."""
+    tasks = {found.name: found for found in read(run.folder).tasks}
     if task is not None and task not in tasks:
         raise UserError(f"there is no task '{task}'", where="--task", hint=nearest(task, tasks))
-    listed = [(entry, name) for name in ([task] if task else tasks) for entry in tasks[name]["arms"]]
-    names = {entry["name"] for entry, _ in listed}
+    listed = [(record, name) for name in ([task] if task else tasks) for record in tasks[name].arms]
+    names = {record.name for record, _ in listed}
     if arm != SFT:
-        listed = [(entry, name) for entry, name in listed if entry["name"] == arm]
+        listed = [(record, name) for record, name in listed if record.name == arm]
     if not listed:
         raise UserError(f"there is no arm '{arm}'", where="ARM", hint=nearest(arm, {*names, SFT}))
-    seeds = sorted({entry["seed"] for entry, _ in listed})
+    seeds = sorted({record.seed for record, _ in listed if record.seed is not None})
     if seed is not None and seed not in seeds:
         known = ", ".join(map(str, seeds))
         raise UserError(f"the arm '{arm}' has no seed {seed}", where="--seed", hint=f"Known: {known}.")
-    listed = [(entry, name) for entry, name in listed if seed in (None, entry["seed"])]
-    finished = [(entry, name) for entry, name in listed if entry["status"] in ("finished", "cached")]
+    listed = [(record, name) for record, name in listed if seed in (None, record.seed)]
+    finished = [(record, name) for record, name in listed if record.status == FINISHED]
     if not finished:
         raise UserError(
-            f"the arm '{arm}' did not come to its end: {listed[0][0]['reason']}",
-            where=str(path),
+            f"the arm '{arm}' did not come to its end: {listed[0][0].reason}",
+            where=str(run.folder),
             hint="Give the `aligngap run` command again.",
         )
     return finished[0]

@@ -18,11 +18,10 @@ from aligngap.models.build import SHIPPED
 from aligngap.models.context import SlowPath, slow_path
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.results import SPLITS as SPLITS
 from aligngap.store.store import write_json
 from aligngap.tasks.pairs import read_pairs
 from aligngap.types import PairBatch
-
-SPLITS = ("train", "held_out")
 
 
 class Base(BaseModel):
