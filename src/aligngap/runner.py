@@ -54,8 +54,8 @@ def default_folder(plan: Plan) -> Path:
 
 
 def check(plan: Plan, root: Path) -> list[str]:
-    """What can be known before anything is trained; warnings about slow models and data that do not fit. root: the store's,
-    which may have pairs that need not be read again.
+    """What can be known before anything is trained; warnings about slow models and data that do not fit. root: the
+    store's, which may have pairs that need not be read again.
 
     Raises UserError as `Plan.check_models` and `Plan.check_data` do, for a class of the main program, which no process
     of a run has, and when what a plugin gives breaks the contract that ours keep.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from aligngap.cli import main
+from aligngap.diagnosis.subject import sft_checkpoint
 from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.plan import Plan
@@ -29,7 +31,7 @@ from aligngap.pipeline.stages import load_arm, load_policy
 from aligngap.results import read
 from aligngap.store.identity import file_digest
 from aligngap.store.store import Store, read_json
-from checkpoints import qwen2
+from checkpoints import qwen2, saved
 from tiny import context_of, make, make_study
 
 SETTINGS: dict[str, Any] = {
@@ -196,6 +198,57 @@ def test_an_exported_arm_is_the_policy(
     exported, sft = (load_file(at / "model.safetensors") for at in (tmp_path / "sft", made(run, arm.sft) / "model"))
     assert exported.keys() == sft.keys()
     assert all(torch.equal(exported[name], value) for name, value in sft.items())
+
+
+@pytest.mark.parametrize("arm", ["online", "sft"])
+def test_a_flipped_byte_of_what_is_used_is_refused_by_name(
+    run: RunDirectory, study: StudySpec, arm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `verify` would name, `export` and `diagnose` do not use; what they do not use, they do not look at."""
+    copy = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    bench = Bench(study, "walks")
+    stage, file = (
+        (bench.sft, "model/model.safetensors") if arm == "sft" else (bench.online(0).stage, "final.safetensors")
+    )
+    damaged = made(RunDirectory.open(copy), stage) / file
+    content = bytearray(damaged.read_bytes())
+    content[-9] ^= 64
+    damaged.write_bytes(bytes(content))
+    assert main(["export", str(copy), arm, str(tmp_path / "out")]) == 2
+    assert f"{stage.identity}/{file}: altered" in "".join(capsys.readouterr().err.split("\n"))
+    assert not (tmp_path / "out").exists()
+    if arm == "sft":
+        for name in (str(copy), str(damaged.parent)):  # a run, and an artefact's model
+            with pytest.raises(UserError, match=f"{file}: altered"):
+                sft_checkpoint(name)
+    else:
+        assert main(["export", str(copy), "sft", str(tmp_path / "out")]) == 0
+        assert sft_checkpoint(str(copy)).path
+
+
+def test_the_data_say_which_tokens_end_a_response(run: RunDirectory, study: StudySpec) -> None:
+    assert read_json(made(run, Bench(study, "walks").pairs) / "data.json")["end_tokens"] == ["<eos>"]
+
+
+def test_lengths_are_checked_by_plan_for_each_model_as_it_reads(folder: Path) -> None:
+    """Where the limits do not say already that all fit, the pairs do."""
+    long = {"walks": {"source": "walks.jsonl", "max_prompt_tokens": 120, "max_response_tokens": 20}}
+    fitting = load_study(str(written(folder, "fits.yaml", datasets=long)))
+    Plan(fitting).check_models()  # no prompt is as long as it might be
+    too_long = {"walks": {"source": "walks.jsonl", "max_prompt_tokens": 24, "max_response_tokens": 60}}
+    with pytest.raises(UserError, match=r"both responses of up to 60 .* 'base' takes 128"):
+        Plan(load_study(str(written(folder, "long.yaml", datasets=too_long)))).check_models()
+
+
+def test_plan_says_which_models_are_slow_and_reckons_with_it(folder: Path) -> None:
+    saved("mamba", folder / "states", (text for row in rows() for text in row.values()))
+    models = {"policy": "states", "golden": "states", "proxy": "states"}
+    slow = Plan(load_study(str(written(folder, "slow.yaml", models=models))))
+    fast = Plan(load_study(str(written(folder, "fast.yaml", models=dict.fromkeys(models, "base")))))
+    assert fast.slow_models == []
+    (line,) = slow.slow_models
+    assert "'states' is slow, about 20 times" in line
+    assert slow.work() > 5 * fast.work()
 
 
 def test_an_exported_full_arm_has_identical_logits(folder: Path, tmp_path: Path) -> None:
