@@ -53,13 +53,13 @@ def sft_checkpoint(name: str) -> Checkpoint:
     run = RunDirectory.open(Path(name))
     made = {stage["identity"] for stage in run.status()["stages"] if stage["kind"] == "sft"}
     store = run.store_path()
-    found = sorted(identity for identity in made if store.is_dir() and Store(store, reading=True).has(identity))
-    if len(found) != 1:
-        what = f"this run has {len(found)} SFT policies" if found else "this run has no SFT policy yet"
-        folders = ", ".join(str(store / identity / "model") for identity in found)
-        hint = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store}."
+    finished = sorted(identity for identity in made if store.is_dir() and Store(store, reading=True).has(identity))
+    if len(finished) != 1:
+        what = f"this run has {len(finished)} SFT policies" if finished else "this run has no SFT policy yet"
+        folders = ", ".join(str(store / identity / "model") for identity in finished)
+        hint = f"Give one of {folders}." if finished else f"Go on with the run, or give a model. Its store: {store}."
         raise UserError(what, where=name, hint=hint)
-    home = Store(store, reading=True).get(found[0]).path
+    home = Store(store, reading=True).get(finished[0]).path
     check_artefact(home)
     return Checkpoint(path=str(home / "model"))
 
@@ -118,18 +118,18 @@ def _of_data(
         "max_prompt_tokens": min(spec.max_prompt_tokens, context.prompt, max(2, context.room - response)),
     }
     splits = {part.split for part in open_parts(spec)}
-    found = describe(spec, split=spec.split or ("train" if "train" in splits else None))
+    contents = describe(spec, split=spec.split or ("train" if "train" in splits else None))
     # One pair of every prompt comes before the second of any. A few more, because prompts may be the same once cut.
     wanted = prompts + prompts // 4 + 8
     made = make_dataset_pairs(spec.model_copy(update={**limits, "train_pairs": wanted}), tokenizer)
     about = {
         "data": spec.source,
-        "format": found.format,
-        "pairs": found.kept,
-        "prompts": found.prompts,
-        "repeated_pairs": found.repeated_pairs,
-        "rows_read": found.read,
-        "rows_dropped": {reason: entry["count"] for reason, entry in found.dropped.items()},
+        "format": contents.format,
+        "pairs": contents.kept,
+        "prompts": contents.prompts,
+        "repeated_pairs": contents.repeated_pairs,
+        "rows_read": contents.read,
+        "rows_dropped": {reason: entry["count"] for reason, entry in contents.dropped.items()},
         "cut_prompts": made.cuts.prompts,
         "cut_responses": made.cuts.responses,
         **limits,

@@ -154,7 +154,7 @@ def _as_the_study_samples(tokenizer: PreTrainedTokenizerBase, limit: int) -> Gen
 
 def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[ArmRecord, str]:
     """What the results say of the arm, and its task."""
-    tasks = {found.name: found for found in read(run.folder).tasks}
+    tasks = {entry.name: entry for entry in read(run.folder).tasks}
     if task is not None and task not in tasks:
         raise UserError(f"there is no task '{task}'", where="--task", hint=nearest(task, tasks))
     listed = [(record, name) for name in ([task] if task else tasks) for record in tasks[name].arms]
