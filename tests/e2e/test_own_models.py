@@ -218,12 +218,12 @@ def test_a_flipped_byte_of_what_is_used_is_refused_by_name(
     assert f"{stage.identity}/{file}: altered" in "".join(capsys.readouterr().err.split("\n"))
     assert not (tmp_path / "out").exists()
     if arm == "sft":
-        for name in (str(copy), str(damaged.parent)):  # a run, and an artefact's model
-            with pytest.raises(UserError, match=f"{file}: altered"):
-                sft_checkpoint(name)
+        with pytest.raises(UserError, match=f"{file}: altered"):
+            sft_checkpoint(str(damaged.parent))  # as `diagnose` takes an artefact's model
     else:
         assert main(["export", str(copy), "sft", str(tmp_path / "out")]) == 0
-        assert sft_checkpoint(str(copy)).path
+        whole = made(RunDirectory.open(copy), bench.sft) / "model"
+        assert sft_checkpoint(str(whole)).path == str(whole)
 
 
 def test_the_data_say_which_tokens_end_a_response(run: RunDirectory, study: StudySpec) -> None:
