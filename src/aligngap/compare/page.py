@@ -12,7 +12,7 @@ from aligngap.compare import words
 from aligngap.compare.differences import JUDGES, Comparison, Row, TaskComparison
 from aligngap.report.figures import Figure, reaches_far, splits_of, win_figure
 from aligngap.report.packing import drawable, packed
-from aligngap.report.page import Page, shared_by_scripts
+from aligngap.report.page import Page, put, shared_by_scripts
 from aligngap.report.style import JUDGE_NAMES, OPPONENT_NAMES, Style, Theme, family_name
 from aligngap.results import OPPONENTS, ArmRecord, StudyResults, Task
 
@@ -23,11 +23,7 @@ _NAMES = ("First run", "Second run")
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write the page, whole or not at all. Raises OSError."""
-    page = render(comparison)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
-    return path
+    return put(render(comparison), path)
 
 
 def render(comparison: Comparison) -> str:

@@ -62,19 +62,18 @@ def publish(folder: Path, into: Path | None = None, processes: int | None = None
     with Images(into / "charts", ("png", "svg"), processes) as images:
         draw(images, data, choose=task_figures)
         page = render(data)  # while they are painted
-    return _put(page, into)  # the last file: whoever finds it finds the others
+    return put(page, into / "report.html")  # the last file: whoever finds it finds the others
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` beside the `results.json` of a folder."""
-    return _put(render(read(folder)), folder)
+    return put(render(read(folder)), folder / "report.html")
 
 
-def _put(page: str, folder: Path) -> Path:
-    path = folder / "report.html"
-    # Written aside and moved: a reader who reloads meanwhile sees the old page or the new one, never half of one.
-    draft = path.with_name(".report.html.part")
-    draft.write_text(page, encoding="utf-8")
+def put(page: str, path: Path) -> Path:
+    """Write a page whole or not at all, so that a reader who reloads never sees half of one. Raises OSError."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(page, encoding="utf-8", errors="backslashreplace")
     draft.replace(path)
     return path
 
