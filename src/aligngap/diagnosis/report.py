@@ -49,7 +49,14 @@ class Diagnosis:
             "schema": SCHEMA,
             "about": dict(self.about),
             "counts": dict(self.findings.counts),
-            **{section.key: section.as_json() for section in self.findings.sections},
+            **{
+                section.key: {
+                    row.key: {"label": row.label, "unit": row.unit}
+                    | {column: found.as_json() for column, found in row.numbers.items()}
+                    for row in section.rows
+                }
+                for section in self.findings.sections
+            },
             "regime": self.regime.as_json(),
         }
 
