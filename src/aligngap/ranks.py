@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +27,6 @@ from aligngap.types import Tokens
 
 # Longer than any rank is kept waiting by another that is at work; one that is lost is noticed at once (`launch`).
 PATIENCE = timedelta(minutes=30)
-# Gradients travel in pieces of this many numbers, so that they need little room besides their own.
-_PIECE = 1 << 23
 
 
 class Parallel(BaseModel):
@@ -185,34 +183,33 @@ def spread(function: Callable[..., Result], *batch: torch.Tensor | Tokens) -> Re
     count = _rows(batch[0])
     if not _group.dividing or not count:
         return function(*batch)
-    index = _padded(count)
-    part: Any = None
-    if len(index):
-        with _within():
-            part = function(*(_taken(rows, index) for rows in batch))
-    given = everyones(None if part is None else (part.to("cpu"), _rows(part) // len(index)))
-    parts = [found for found in given if found is not None]
-    found = [rows for rows, _ in parts]
-    whole: Any = Tokens.stack(found) if isinstance(found[0], Tokens) else torch.cat(found)
-    whole = whole.to(batch[0].ids.device if isinstance(batch[0], Tokens) else batch[0].device)
-    # Repeated rows are at the end.
-    return _taken(whole, torch.arange(count * parts[0][1])) if _group.sharded else whole  # type: ignore[no-any-return]
+
+    def part(index: torch.Tensor) -> Result:
+        result: Any = function(*(_taken(rows, index) for rows in batch))
+        return result.to("cpu")  # type: ignore[no-any-return]
+
+    parts: Any = chunked(part, count, -(-count // _group.size))
+    whole: Any = Tokens.stack(parts) if isinstance(parts[0], Tokens) else torch.cat(parts)
+    return whole.to(batch[0].ids.device if isinstance(batch[0], Tokens) else batch[0].device)  # type: ignore[no-any-return]
 
 
 def chunked(function: Callable[[torch.Tensor], Given], rows: int, chunk: int) -> list[Given]:
     """`function(index)` of each chunk of so many rows, in order. Whole chunks are divided among the ranks: each is
-    computed in the shape that it has with one process, and so to the same bits where the weights are the same.
+    computed in the shape that it has with one process, and so to the same bits where the weights are the same. Where
+    models are sharded every rank computes as many, the last one again where there are no more.
 
     What the function gives must not be on an accelerator.
     """
-    pieces = torch.arange(rows).split(chunk)
+    chunks = torch.arange(rows).split(chunk)
     if not _group.dividing:
-        return [function(index) for index in pieces]
-    mine = _padded(len(pieces)).tolist()
+        return [function(index) for index in chunks]
+    mine = _block(len(chunks)).tolist()
+    if _group.sharded:
+        mine += [len(chunks) - 1] * (-(-len(chunks) // _group.size) - len(mine))
     with _within():
-        found = {number: function(pieces[number]) for number in mine}
-    together = {number: given for part in everyones(found) for number, given in part.items()}
-    return [together[number] for number in range(len(pieces))]
+        results = {number: function(chunks[number]) for number in mine}
+    gathered = {number: result for part in everyones(results) for number, result in part.items()}
+    return [gathered[number] for number in range(len(chunks))]
 
 
 def everyones(value: Given) -> list[Given]:
@@ -263,41 +260,15 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     trained = list(parameters)
     has = torch.tensor([float(weight.grad is not None) for weight in trained], device=_group.device)
     torch.distributed.all_reduce(has)
-    gradients = []
     for weight, ranks in zip(trained, has.tolist(), strict=True):
         if ranks:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            gradients.append(weight.grad)
-    for piece in _pieces(gradients):
-        flat = torch.cat([gradient.flatten() for gradient in piece])
-        torch.distributed.all_reduce(flat)
-        for gradient, summed in zip(piece, flat.split([gradient.numel() for gradient in piece]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
-
-
-def _pieces(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of one dtype, as many as make a piece."""
-    piece: list[torch.Tensor] = []
-    for tensor in tensors:
-        if piece and (tensor.dtype != piece[0].dtype or sum(t.numel() for t in piece) + tensor.numel() > _PIECE):
-            yield piece
-            piece = []
-        piece.append(tensor)
-    if piece:
-        yield piece
+            torch.distributed.all_reduce(weight.grad)
 
 
 def _block(rows: int) -> torch.Tensor:
     each = -(-rows // _group.size)
     return torch.arange(min(_group.rank * each, rows), min((_group.rank + 1) * each, rows))
-
-
-def _padded(rows: int) -> torch.Tensor:
-    """This rank's rows; where models are sharded as many on every rank, the last row again where there are no more."""
-    if not _group.sharded:
-        return _block(rows)
-    each = -(-rows // _group.size)
-    return (torch.arange(each) + _group.rank * each).clamp(max=rows - 1)
 
 
 def _rows(of: torch.Tensor | Tokens) -> int:
@@ -312,8 +283,7 @@ def _taken(rows: Any, index: torch.Tensor) -> Any:
 def _within() -> Iterator[None]:
     """Within a share nothing is divided again."""
     global _group
-    before = _group
-    _group = _Group(before.rank, before.size, before.sharded, before.device, dividing=False)
+    before, _group = _group, replace(_group, dividing=False)
     try:
         yield
     finally:
