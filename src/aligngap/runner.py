@@ -114,7 +114,7 @@ def _run_in(
     directory: RunDirectory,
     plan: Plan,
     store: Store,
-    executor_of: Callable[[Store, Path], Executor],
+    executor_of: Callable[..., Executor],
     console: Console,
     processes: int | None,
     trackers: Sequence[str],
@@ -127,7 +127,7 @@ def _run_in(
     say = partial(_say, console=console)
     say(plan.title)
     with ExitStack() as stack:
-        executor = stack.enter_context(executor_of(store, directory.logs))
+        executor = stack.enter_context(executor_of(store, log_folder=directory.logs))
         jobs = executor.jobs
         ledger = Ledger(stages, jobs)
         directory.begin(ledger, store.root)
@@ -188,32 +188,26 @@ def _make_report(
 
 def _executor(
     plan: Plan, name: str, address: str | None, jobs: int | None, seconds: float, remote_cache: str | None
-) -> Callable[[Store, Path], Executor]:
-    """What makes the executor, from the store and the folder of logs. Raises UserError for what it could not do."""
+) -> Callable[..., Executor]:
+    """What makes the executor, from the store and `log_folder`. Raises UserError for what it could not do."""
     if name not in ("local", "ray"):
         raise UserError(f"there is no executor '{name}'", where="--executor", hint=nearest(name, ("local", "ray")))
-    device, parallel = plan.device, plan.parallel
+    given: dict[str, Any] = {
+        "jobs": jobs,
+        "device": plan.device,
+        "checkpoint_seconds": seconds,
+        "parallel": plan.parallel,
+    }
     if name == "ray":
-        RayExecutor.check(device, parallel)
-        return lambda store, logs: RayExecutor(
-            store,
-            address=address,
-            jobs=jobs,
-            device=device,
-            log_folder=logs,
-            checkpoint_seconds=seconds,
-            remote_cache=remote_cache,
-            parallel=parallel,
-        )
+        RayExecutor.check(plan.device, plan.parallel)
+        return partial(RayExecutor, address=address, remote_cache=remote_cache, **given)
     if address:
         raise UserError("--address is for --executor ray", where=f"--address {address}", hint="Give both, or none.")
     if remote_cache:
         hint = "Give a folder, or --executor ray."
         raise UserError("artefacts at a URL are for --executor ray", where=f"--store {remote_cache}", hint=hint)
-    LocalExecutor.check(device, parallel)
-    return lambda store, logs: LocalExecutor(
-        store, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds, parallel=parallel
-    )
+    LocalExecutor.check(plan.device, plan.parallel)
+    return partial(LocalExecutor, **given)
 
 
 def _say(text: str, console: Console) -> None:

@@ -81,7 +81,6 @@ def scratch(
 ) -> None:
     """Make a small base for your data where there is none: a tokenizer of its texts, and a decoder from scratch."""
     from aligngap.models.build import Architecture
-    from aligngap.pipeline.scratch import ScratchSpec
     from aligngap.pipeline.scratch import scratch as make
     from aligngap.tasks.datasets import DatasetSpec
     from aligngap.train.step import OptimSpec
@@ -96,7 +95,9 @@ def scratch(
 
     found = make(
         DatasetSpec(source=data, format=format, split=split, config=config),
-        ScratchSpec(shape=shape, vocabulary=vocabulary, optim=optim),
+        shape,
+        vocabulary,
+        optim,
         out,
         progress,
     )

@@ -47,16 +47,6 @@ def plain(text: str) -> Text:
     return Text("".join(mark if mark.isprintable() or mark == "\n" else "�" for mark in text))
 
 
-def size(count: int) -> str:
-    """Bytes in three digits and a unit."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        value /= 1000
-    return f"{value:.3g} GB"
-
-
 def needs(path: Path) -> None:
     """Raises UserError unless a run has written this file."""
     if not path.is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from aligngap.cli import show
 from aligngap.cli.options import Run, StorePath
@@ -62,8 +63,8 @@ def pack(
     target = file or Path(f"{directory.resolve().name}.tar.gz")
     done = archive.pack(found, _store_of(found, store), target)
     more = f", {done.partials} step checkpoints" if done.partials else ""
-    packed = show.size(target.stat().st_size)
-    show.say(f"{done.artefacts} artefacts{more}, {show.size(done.size)} packed into {packed}: {target}")
+    packed = decimal(target.stat().st_size)
+    show.say(f"{done.artefacts} artefacts{more}, {decimal(done.size)} packed into {packed}: {target}")
 
 
 def unpack(
@@ -79,9 +80,7 @@ def unpack(
     done = archive.unpack(file, out, None if root == out / "store" else root)
     kept = f" ({done.kept} were there already)" if done.kept else ""
     more = f", {done.partials} step checkpoints" if done.partials else ""
-    show.say(
-        f"{done.artefacts} artefacts{kept}{more}, {show.size(done.size)}, verified: {out}\nArtefacts are in {root}."
-    )
+    show.say(f"{done.artefacts} artefacts{kept}{more}, {decimal(done.size)}, verified: {out}\nArtefacts are in {root}.")
     if (out / "results.json").is_file():
         show.say(f"`aligngap report {out}` writes its report.")
 
@@ -116,9 +115,9 @@ def gc(
         )
     for item in freed:
         word = "kept (being made)" if item.held else "would free" if dry_run else "freed"
-        show.say(f"{word}  {item.what}  {item.identity}  {show.size(item.size)}", console)
+        show.say(f"{word}  {item.what}  {item.identity}  {decimal(item.size)}", console)
     gone = [item for item in freed if not item.held]
-    total = show.size(sum(item.size for item in gone))
+    total = decimal(sum(item.size for item in gone))
     show.say(f"{len(gone)} {'would be freed' if dry_run else 'freed'}, {total}: {kept.root}", console)
 
 

@@ -35,7 +35,10 @@ class SourceCost:
 class PairSource(Protocol):
     """Supplies labelled pairs, batch by batch."""
 
-    cost: SourceCost
+    @property
+    def cost(self) -> SourceCost:
+        """What it has spent so far."""
+        ...
 
     def next_batch(self, n: int) -> PairBatch:
         """The next n pairs. A pure function of the source's specification, its state and, for live sources, the
