@@ -19,38 +19,31 @@ from typing import Any, Self
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.schedule import Schedule
 from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
-from aligngap.pipeline.processes import GRACE
+from aligngap.pipeline.processes import GRACE, Message
 from aligngap.store.contents import Problem, all_but_weights
 from aligngap.store.store import Store
 
 _BETWEEN_MESSAGES = 0.2
-# How often a stage is started whose process is lost; the last time alone, in case memory ran out.
-_TRIES = 3
-# How often a stage is started whose machine is lost, which is seldom the stage's fault.
-_MACHINES = 10
+# How often a stage is started whose process is lost (the last time alone, in case memory ran out), and whose machine is
+# lost, which is seldom the stage's fault.
+_TRIES = {"vanished": 3, "lost": 10}
 # How often one artefact is made anew in a run before its disk is held to be failing.
 _REPAIRS = 3
 
-Message = tuple[Any, ...]
-"""What a running stage says. ("progress", done, total, metrics, note) any number of times, then one last word:
-("finished", seconds), ("cached",), ("damaged", problems of inputs), ("disk", error), ("memory", reason),
-("mistake", error) of the user's, ("vanished", reason) when its process was lost, ("lost", reason) when the machine was,
-and ("failed", reason).
-"""
-
 
 class Interrupted(Exception):
-    """The user stopped the run. `outcome` is what had come of it; a second run goes on from there."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        super().__init__("interrupted")
+    """The user stopped the run; a second one goes on from there."""
 
 
 class Executor(ABC):
     """Starts stages, each in a process of its own, and listens to them. To be used in a `with` block.
 
     store: where this process finds what stages have made.
+
+    A running stage reports ("progress", done, total, metrics, note) any number of times, then one last message:
+    ("finished", seconds), ("cached",), ("damaged", problems of inputs), ("disk", error), ("memory", reason),
+    ("mistake", error) of the user's, ("vanished", reason) when its process was lost, ("lost", reason) when the machine
+    was, or ("failed", reason).
     """
 
     def __init__(self, store: Store) -> None:
@@ -60,10 +53,6 @@ class Executor(ABC):
     @abstractmethod
     def jobs(self) -> int:
         """How many stages may run side by side, now."""
-
-    @abstractmethod
-    def prepare(self, stages: Sequence[Stage]) -> None:
-        """Told once, before the first `start`, which stages may come."""
 
     @abstractmethod
     def start(self, stage: Stage) -> None:
@@ -113,7 +102,7 @@ def run_stages(stages: Sequence[Stage], executor: Executor, on_event: Callable[[
         run.work()
     executor.store.sweep()  # a process on a lost machine may have lived on for a while, and held what it wrote
     if run.stops:
-        raise Interrupted(run.outcome)
+        raise Interrupted
     return run.outcome
 
 
@@ -122,8 +111,7 @@ class _Run:
         self.stages, self.executor, self.store, self.emit = stages, executor, executor.store, on_event
         self.outcome = Outcome()
         self.by_name = {stage.identity: stage for stage in stages}
-        self.tries: Counter[str] = Counter()
-        self.machines: Counter[str] = Counter()
+        self.tries: Counter[tuple[str, str]] = Counter()
         self.repairs: Counter[str] = Counter()
         self.alone: list[Stage] = []
         self.running: dict[str, float] = {}  # since when
@@ -158,7 +146,6 @@ class _Run:
         if len(done) == len(self.stages):
             return
         self.schedule = Schedule(self.stages, done, self.executor.jobs)
-        self.executor.prepare(self.stages)
         try:
             while not self.stops:
                 while len(self.running) < self.executor.jobs and (ready := self.schedule.take()):
@@ -204,38 +191,31 @@ class _Run:
             raise detail
         elif word == "damaged":
             self._repair(stage, detail)
-        elif word == "vanished":
-            self._try_again(stage, str(detail))
-        elif word == "lost":
-            self._elsewhere(stage, str(detail))
-        elif word == "memory" and self.executor.jobs > 1 and self.tries[stage.identity] < _TRIES - 1:
-            self.tries[stage.identity] = _TRIES - 2
-            self._try_again(stage, str(detail))
+        elif word in _TRIES:
+            self._try_again(stage, word, str(detail))
+        elif word == "memory" and self.executor.jobs > 1 and self._left(stage, "vanished") > 1:
+            self.tries[stage.identity, "vanished"] = _TRIES["vanished"] - 2  # alone next
+            self._try_again(stage, "vanished", str(detail))
         else:
             if word == "mistake":
                 self.outcome.mistakes[stage.identity] = detail
             self._fail(stage, str(detail))
 
-    def _try_again(self, stage: Stage, reason: str) -> None:
+    def _left(self, stage: Stage, word: str) -> int:
+        return _TRIES[word] - self.tries[stage.identity, word]
+
+    def _try_again(self, stage: Stage, word: str, reason: str) -> None:
         self.store.sweep()  # the dead process could not
-        self.tries[stage.identity] += 1
-        left = _TRIES - self.tries[stage.identity]
+        self.tries[stage.identity, word] += 1
+        left = self._left(stage, word)
         if not left:
-            self._fail(stage, f"{reason}; trying it again did not help")
-        elif left == 1:
+            self._fail(stage, f"{reason}; trying it {_TRIES[word] - 1} times again did not help")
+        elif left == 1 and word == "vanished":
             self._note(stage, "vanished", f"{reason}; it is tried once more when nothing else runs")
             self.alone.append(stage)
         else:
             self._note(stage, "vanished", f"{reason}; it is tried again")
             self.schedule.again(stage.identity)
-
-    def _elsewhere(self, stage: Stage, reason: str) -> None:
-        self.store.sweep()
-        self.machines[stage.identity] += 1
-        if self.machines[stage.identity] == _MACHINES:
-            return self._fail(stage, f"{reason}; so were all of the {_MACHINES} on which it was tried")
-        self._note(stage, "vanished", f"{reason}; it is tried again")
-        self.schedule.again(stage.identity)
 
     def _repair(self, stage: Stage, problems: Sequence[Problem]) -> None:
         """Make a stage's damaged inputs anew, then itself."""

@@ -19,10 +19,10 @@ from types import FrameType
 
 from aligngap.errors import UserError, out_of_memory
 from aligngap.pipeline.executors.packed import PackedStage
-from aligngap.pipeline.executors.run import Message, describe
+from aligngap.pipeline.executors.run import describe
 from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
-from aligngap.pipeline.processes import GRACE, Child, die_with_parent, redirect
+from aligngap.pipeline.processes import Message, Reporter, die_with_parent, redirect
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.record import environment
 from aligngap.store.store import DiskError, Store
@@ -46,43 +46,9 @@ class Settings:
     parallel: Parallel = ALONE
 
 
-class StageProcess(Child):
-    """A process that makes one stage. Raises OSError when it cannot be started."""
-
-    def __init__(
-        self, context: ForkServerContext | SpawnContext, name: str, stage: PackedStage, settings: Settings
-    ) -> None:
-        super().__init__(_work, stage, settings, name=name, context=context)
-        self._last: Message | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last word has been read."""
-        return self.pipe.closed
-
-    def read(self, seconds: float = 0.0) -> Message | None:
-        """The next message, or None when there is none within this time. The last word comes when the process has
-        ended.
-        """
-        if not self.pipe.poll(seconds):
-            return None
-        try:
-            message: Message = self.pipe.recv()
-        except (EOFError, OSError):  # it has closed its end: it is dead or about to be
-            died = self.end(GRACE)
-            return self._last or ("vanished", died)
-        if message[0] == "progress":
-            return message
-        self._last = message
-        return None
-
-    def close(self) -> None:
-        """End it, gently as long as there is time, unless it has ended."""
-        self.terminate()
-        deadline = time.monotonic() + GRACE
-        while not self.ended and (left := deadline - time.monotonic()) > 0:
-            self.read(left)
-        self.end()
+def stage_process(context: ForkServerContext | SpawnContext, stage: PackedStage, settings: Settings) -> Reporter:
+    """A process that makes one stage, and reports what `Executor` lists. Raises OSError when it cannot start."""
+    return Reporter(_work, stage, settings, name="stage", context=context)
 
 
 class _Stopped(BaseException):

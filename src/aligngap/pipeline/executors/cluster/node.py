@@ -20,9 +20,9 @@ from typing import Any
 from aligngap import __version__
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.packed import PackedStage
-from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.server import one_thread, process_context
-from aligngap.pipeline.executors.worker import Settings, StageProcess
+from aligngap.pipeline.executors.worker import Settings, stage_process
+from aligngap.pipeline.processes import GRACE, Message
 from aligngap.pipeline.remote_cache import RemoteCache, is_address
 from aligngap.pipeline.rundir import STORE_VARIABLE
 from aligngap.store.contents import Problem
@@ -36,15 +36,14 @@ _LOG_PART = 1 << 18
 
 @dataclass(frozen=True)
 class Job:
-    """What a node is sent. modules: where the run's stages are defined; remote_cache: address of the
-    artefacts, None where the run's store is the node's as well; inputs: identities of all artefacts that the stage may
-    read (`Stage.parents`), which are brought here before it starts.
+    """What a node is sent. remote_cache: address of the artefacts, None where the run's store is the node's as well;
+    inputs: identities of all artefacts that the stage may read (`Stage.parents`), which are brought here before it
+    starts.
     """
 
     stage: PackedStage
     settings: Settings
     identity: str
-    modules: list[str]
     remote_cache: str | None = None
     inputs: tuple[str, ...] = ()
 
@@ -110,7 +109,7 @@ def keep(job: bytes, node: str) -> Iterator[Message]:
 def _keep(given: Job, settings: Settings) -> Iterator[Message]:
     with tempfile.TemporaryDirectory(prefix="aligngap-") as folder, one_thread():
         log = Path(folder) / "log"
-        process = StageProcess(process_context(given.modules), given.identity, given.stage, replace(settings, log=log))
+        process = stage_process(process_context(), given.stage, replace(settings, log=log))
         try:
             read = 0
             while True:
@@ -123,7 +122,8 @@ def _keep(given: Job, settings: Settings) -> Iterator[Message]:
                 if process.ended:
                     return
         finally:
-            process.close()
+            process.terminate()
+            process.end(GRACE)
 
 
 def _carry(given: Job, settings: Settings, remote_cache: RemoteCache) -> Iterator[Message]:
