@@ -2,7 +2,7 @@
 line.
 
 A registry is a dictionary, and `LOSSES["mine"] = mine` in a plugin is all there is to it. What a plugin registers
-carries the digest of the plugin's source into every identity that it has a part in, so an edited file makes anew what
+carries the digest of the plugin's source into every identity that it has a part in, so an edited file makes again what
 used it, and nothing else. Plugins are imported where a study is read to be planned or run, and in the processes that
 run its stages; never because a result folder names them.
 """
@@ -290,12 +290,6 @@ def use_plugins(names: Sequence[str], search: Path | None = None) -> None:
     load_plugins(wanted, search)
 
 
-def unload_plugins() -> None:
-    """Leave the registries as they were before any plugin was imported."""
-    _loaded.clear()
-    _refresh()
-
-
 def _refresh() -> None:
     for registry in _registries:
         registry.refresh()
@@ -327,35 +321,35 @@ def find_module(name: str, search: Path | None) -> ModuleSpec:
     """
     where = f"module '{name}'"
     importlib.invalidate_caches()
-    found = _found(name, [PathFinder], [str(search)]) if search is not None else None
-    found = found or _found(name, sys.meta_path, None)
-    if found is None:
+    spec = _spec_of(name, [PathFinder], [str(search)]) if search is not None else None
+    spec = spec or _spec_of(name, sys.meta_path, None)
+    if spec is None:
         places = f"neither beside the study file ({search}) nor" if search is not None else "not"
         raise UserError(
             f"there is no such module: {places} where Python looks",
             where=where,
             hint="Put the file beside the study, or install its package in the same environment.",
         )
-    if found.origin is None or not found.origin.endswith(".py") or not Path(found.origin).is_file():
+    if spec.origin is None or not spec.origin.endswith(".py") or not Path(spec.origin).is_file():
         raise UserError(
             "the module has no Python source file, which is part of every result's identity",
             where=where,
             hint="Write a module of your own that calls it.",
         )
-    return found
+    return spec
 
 
-def _found(name: str, finders: Sequence[Any], places: Sequence[str] | None) -> ModuleSpec | None:
+def _spec_of(name: str, finders: Sequence[Any], places: Sequence[str] | None) -> ModuleSpec | None:
     """places: where the outermost package is looked for; None is wherever Python looks."""
-    found, whole = None, ""
+    spec, whole = None, ""
     for part in name.split("."):
         whole = f"{whole}.{part}" if whole else part
-        specs = (finder.find_spec(whole, places) for finder in finders if hasattr(finder, "find_spec"))
-        found = next((spec for spec in specs if spec is not None), None)
-        if found is None:
+        candidates = (finder.find_spec(whole, places) for finder in finders if hasattr(finder, "find_spec"))
+        spec = next((candidate for candidate in candidates if candidate is not None), None)
+        if spec is None:
             return None
-        places = list(found.submodule_search_locations or [])
-    return found
+        places = list(spec.submodule_search_locations or [])
+    return spec
 
 
 def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:

@@ -227,9 +227,9 @@ def agreed(value: Given) -> Given:
         return value
     from accelerate.utils import broadcast_object_list
 
-    found = [value]
-    broadcast_object_list(found)
-    return found[0]
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
@@ -245,9 +245,9 @@ def unfinished(working: bool) -> bool:
     """Whether there is another pass to run: where models are sharded, as long as any rank is still at work."""
     if not _group.sharded:
         return working
-    found = torch.tensor(int(working), device=_group.device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return bool(found)
+    flag = torch.tensor(int(working), device=_group.device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

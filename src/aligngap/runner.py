@@ -89,7 +89,7 @@ def run(
     address: str | None = None,
     began: float | None = None,
 ) -> Ran:
-    """Make what is not made yet, then write results and report. What is missing from them is told on standard error.
+    """Make what is not made yet, then write results and report. What is missing from them is listed on standard error.
 
     out: the run's folder; None: `default_folder`. jobs: stages side by side; None: one a core. store: where artefacts
     are kept; None: as `chosen_store` says; on a cluster also a URL. checkpoint_seconds: how much work a kill may cost.
@@ -99,7 +99,7 @@ def run(
     Raises UserError, also when mistakes of the user's have kept everything from being made, and what `run_stages`
     raises.
     """
-    start = time.monotonic()
+    began = time.monotonic() if began is None else began
     folder = out or default_folder(plan)
     remote_cache = store if isinstance(store, str) and is_address(store) else None
     root = chosen_store(folder, None if remote_cache or store is None else Path(store))
@@ -107,7 +107,7 @@ def run(
     executor_of = _executor(plan, executor, address, jobs, seconds, remote_cache)
     check(plan)
     with RunDirectory.use(folder, plan.specification) as directory:
-        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, start, began or start)
+        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, began)
 
 
 def _run_in(
@@ -118,7 +118,6 @@ def _run_in(
     console: Console,
     processes: int | None,
     trackers: Sequence[str],
-    start: float,
     began: float,
 ) -> Ran:
     folder, stages = directory.folder, plan.stages
@@ -159,7 +158,7 @@ def _run_in(
         print(line, file=sys.stderr)
     page = folder / "report.html"
     if not no_report:
-        say(f"Report: {page} ({clock(time.monotonic() - start)})")
+        say(f"Report: {page} ({clock(time.monotonic() - began)})")
     return Ran(folder, page, failures)
 
 
@@ -220,10 +219,10 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
     failed = [name for name, status in outcome.status.items() if status == "failed"]
     made = any(outcome.status.get(stage.identity) in ("finished", "cached") for stage in targets)
     if failed and not made and all(name in outcome.mistakes for name in failed):
-        found: dict[str, UserError] = {}  # the same may be said of several places
+        distinct: dict[str, UserError] = {}  # several places may have the same
         for name in failed:
-            found.setdefault(outcome.mistakes[name].what, outcome.mistakes[name])
-        first, *others = found.values()
+            distinct.setdefault(outcome.mistakes[name].what, outcome.mistakes[name])
+        first, *others = distinct.values()
         for other in others:
             print(f"failed: {' '.join(str(other).split())}", file=sys.stderr)
         raise first
@@ -245,9 +244,9 @@ def _failures(stages: Sequence[Stage], outcome: Outcome, results: StudyResults, 
     if failed:
         lines.append(f"{len(failed) + len(blocked)} of {len(stages)} stages are missing from the results.")
     for task in results.tasks:
-        for found in task.experiments:
-            if found.error is not None:
-                lines.append(f"failed: analysis of {found.name} on {task.name}: {found.error}")
+        for result in task.experiments:
+            if result.error is not None:
+                lines.append(f"failed: analysis of {result.name} on {task.name}: {result.error}")
     return lines
 
 
@@ -264,7 +263,7 @@ def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> 
         raise UserError(
             f"the {registry.what} '{name}' breaks its contract: {what}",
             where=registry.place(name, error),
-            hint=f"Mend it; `aligngap.testing.{check.__name__}` tries it again.",
+            hint=f"Correct it; `aligngap.testing.{check.__name__}` tries it again.",
         ) from error
     return True
 

@@ -50,10 +50,9 @@ def export(
 ) -> None:
     """Write an arm's policy as a Hugging Face folder, with its tokenizer; adapters are merged."""
     from aligngap.pipeline.export import export as write
-    from aligngap.pipeline.rundir import RunDirectory
 
-    found = write(
-        RunDirectory.open(directory),
+    result = write(
+        show.opened(directory),
         arm,
         path,
         task=task,
@@ -63,7 +62,7 @@ def export(
         trust_remote_code=trust_remote_code,
         adapter=adapter,
     )
-    show.say(f"{found}: {path}")
+    show.say(f"{result}: {path}")
 
 
 def scratch(
@@ -93,7 +92,7 @@ def scratch(
         if done % 100 == 0 or done == total:
             show.say(f"{done}/{total}  loss {metrics['loss']:.3f}", console)
 
-    found = make(
+    result = make(
         DatasetSpec(source=data, format=format, split=split, config=config),
         shape,
         vocabulary,
@@ -101,7 +100,7 @@ def scratch(
         out,
         progress,
     )
-    show.say(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()), console)
+    show.say(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in result.items()), console)
 
 
 def pretrain(

@@ -21,15 +21,13 @@ def verify(
     directory: Run,
     store: StorePath = None,
     set_aside: Annotated[
-        bool, typer.Option("--set-aside", help="Move what is damaged aside, so that the next run makes it anew.")
+        bool, typer.Option("--set-aside", help="Move what is damaged aside, so that the next run makes it again.")
     ] = False,
 ) -> None:
     """Compare a run's artefacts with their checksums."""
-    from aligngap.pipeline.rundir import RunDirectory
-
-    found = RunDirectory.open(directory)
-    kept = _store_of(found, store)
-    made = [item["identity"] for item in found.status()["stages"] if item["status"] in ("finished", "cached")]
+    run = show.opened(directory)
+    kept = _store_of(run, store)
+    made = [item["identity"] for item in run.status()["stages"] if item["status"] in ("finished", "cached")]
     problems = kept.verify(made)
     for problem in problems:
         show.say(str(problem))
@@ -57,11 +55,10 @@ def pack(
 ) -> None:
     """Pack a run and its artefacts into one file, to be unpacked elsewhere."""
     from aligngap.pipeline import archive
-    from aligngap.pipeline.rundir import RunDirectory
 
-    found = RunDirectory.open(directory)
+    run = show.opened(directory)
     target = file or Path(f"{directory.resolve().name}.tar.gz")
-    done = archive.pack(found, _store_of(found, store), target)
+    done = archive.pack(run, _store_of(run, store), target)
     more = f", {done.partials} step checkpoints" if done.partials else ""
     packed = decimal(target.stat().st_size)
     show.say(f"{done.artefacts} artefacts{more}, {decimal(done.size)} packed into {packed}: {target}")
@@ -95,12 +92,12 @@ def gc(
     """Free what no run refers to any more in a store: artefacts, step checkpoints, damaged ones that were set aside."""
     from aligngap.pipeline import RUNS
     from aligngap.pipeline.garbage import collect_garbage
-    from aligngap.pipeline.rundir import RunDirectory, chosen_store
+    from aligngap.pipeline.rundir import chosen_store
     from aligngap.store import Store
 
     root = place or chosen_store(RUNS / "any", None)
     if (root / "study.json").is_file():
-        root = RunDirectory.open(root).store_path()
+        root = show.opened(root).store_path()
     kept = Store.existing(root)
     freed, users = collect_garbage(kept, dry_run)
     console = show.console()

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from aligngap.errors import UserError, unwritable
+from aligngap.errors import UserError
 from aligngap.models.build import context_length, load_tokenizer
 from aligngap.models.spec import Checkpoint
+from aligngap.store import disk_errors
 from aligngap.tasks.check import limit_costs, survey
 from aligngap.tasks.datasets import DatasetSpec, open_parts, training_split
 from aligngap.tasks.worlds import WORLDS
@@ -39,7 +40,7 @@ def write_starter(
     if path.exists():
         raise UserError("the file is there already", where=str(path), hint="Give another name, or remove it.")
     made = starter(path, data, policy, golden, proxy)
-    with unwritable(path, "Give another place."), path.open("x", encoding="utf-8") as handle:
+    with disk_errors(path.parent, strict=True), path.open("x", encoding="utf-8") as handle:
         handle.write(made.text)
     return made.notes
 

@@ -65,14 +65,14 @@ ArmMeasure = Callable[[Answers], object]
 
 def values_of(measure: ArmMeasure, answers: Answers, name: str, where: str | None = None) -> torch.Tensor:
     """What a measure says of some answers; float64 [n]. Raises UserError when it does not give a number a prompt."""
-    found = measure(answers)
+    result = measure(answers)
     try:
-        values = torch.as_tensor(found, dtype=torch.float64).detach().cpu()
+        values = torch.as_tensor(result, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         values = None
     what = None
     if values is None:
-        what = f"gives {type(found).__name__}, and no list of numbers"
+        what = f"gives {type(result).__name__}, and no list of numbers"
     elif values.shape != (len(answers),):
         what = f"gives {list(values.shape)} numbers for {len(answers)} prompts"
     elif values.isinf().any():

@@ -1,4 +1,4 @@
-"""Processes of this machine: how they are started, how they end with their parent, how they are said to have died.
+"""Processes of this machine: how they are started, how they end with their parent, how their deaths are told.
 
 Light to import: some of these processes are to be there before the libraries that they load.
 """

@@ -22,7 +22,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class SourceCost:
-    """What a source has spent so far: tokens sampled from policies, pairs a judge was asked about, and what else the
+    """What a source has cost so far: tokens sampled from policies, pairs a judge was asked about, and what else the
     judge's answers cost (`Judge.spent`).
     """
 
@@ -37,7 +37,7 @@ class PairSource(Protocol):
 
     @property
     def cost(self) -> SourceCost:
-        """What it has spent so far."""
+        """What it has cost so far."""
         ...
 
     def next_batch(self, n: int) -> PairBatch:

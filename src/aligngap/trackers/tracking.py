@@ -35,7 +35,7 @@ _INTERRUPTED = 5.0
 
 def series_of(plan: Plan) -> dict[str, Series]:
     """By identity of each stage, what it is tracked as. An arm and its evaluation are one; names are unique."""
-    found: dict[str, Series] = {}
+    named: dict[str, Series] = {}
     evaluations: dict[str, str] = {}
     tasks: dict[str, list[str]] = {}
     for name, task in plan.tasks.items():
@@ -44,7 +44,7 @@ def series_of(plan: Plan) -> dict[str, Series]:
             about = {"study": plan.name, "task": name, "arm": entry.name, "family": entry.family, "seed": arm.seed}
             settings = {**arm.specification, **about, "identity": arm.identity}
             title = f"{_part(name)}/{_part(entry.name)}/seed {arm.seed}"
-            found.setdefault(arm.identity, Series(arm.identity, title, settings))
+            named.setdefault(arm.identity, Series(arm.identity, title, settings))
         for stage in all_stages(task.targets):
             tasks.setdefault(stage.identity, []).append(name)
     for stage in plan.stages:
@@ -54,12 +54,12 @@ def series_of(plan: Plan) -> dict[str, Series]:
         identity = stage.identity
         place = tasks[identity][0] if len(tasks[identity]) == 1 else "shared"
         settings = {**stage.specification, "study": plan.name, "stage": stage.kind, "identity": identity}
-        found.setdefault(identity, Series(identity, f"{_part(place)}/{_part(stage.label)}", settings))
-    count = Counter(series.name for series in found.values())
-    for key, series in found.items():
+        named.setdefault(identity, Series(identity, f"{_part(place)}/{_part(stage.label)}", settings))
+    count = Counter(series.name for series in named.values())
+    for key, series in named.items():
         if count[series.name] > 1:
-            found[key] = Series(key, f"{series.name} ({key[-6:]})", series.settings)
-    return found | {name: found[arm] for name, arm in evaluations.items()}
+            named[key] = Series(key, f"{series.name} ({key[-6:]})", series.settings)
+    return named | {name: named[arm] for name, arm in evaluations.items()}
 
 
 def _part(text: str) -> str:
@@ -70,13 +70,13 @@ def values_of(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """A checkpoint's numbers by name, `on_SPLIT_prompts/WHAT`, from its rows of points; what was not measured is left
     out.
     """
-    found = {
+    values = {
         f"on_{row['split']}_prompts/{name}": row[column]
         for row in points
         for column, name in _TRACKED.items()
         if row.get(column) is not None
     }
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
 @contextmanager
@@ -91,7 +91,9 @@ def tracking(
     if not names:
         yield lambda event: None
         return
-    tracked = _Tracking(names, plan, store, folder, logs, warn)
+    logs.mkdir(parents=True, exist_ok=True)
+    trackers = [TrackerProcess(name, folder, plan.name, logs / f"{name}.log") for name in names]
+    tracked = _Tracking(series_of(plan), store, trackers, warn)
     seconds = _INTERRUPTED
     try:
         yield tracked.note
@@ -103,16 +105,12 @@ def tracking(
 class _Tracking:
     def __init__(
         self,
-        names: Sequence[str],
-        plan: Plan,
+        series: Mapping[str, Series],
         store: Store,
-        folder: Path,
-        logs: Path,
+        trackers: Sequence[TrackerProcess],
         warn: Callable[[str], None],
     ) -> None:
-        self._series, self._store, self._warn = series_of(plan), store, warn
-        logs.mkdir(parents=True, exist_ok=True)
-        self._trackers = [TrackerProcess(name, folder, plan.name, logs / f"{name}.log") for name in names]
+        self._series, self._store, self._trackers, self._warn = series, store, trackers, warn
         self._warned: set[str] = set()
         self._problem: str | None = None
         # Reading what was measured takes its time, so it is done beside the run.
@@ -135,16 +133,16 @@ class _Tracking:
         elif event.kind in ("finished", "failed") and not isinstance(stage, Arm):  # an arm's evaluation is to come
             for tracker in self._trackers:
                 tracker.finish(series, event.kind == "failed")
-        self._tell()
+        self._warn_of_problems()
 
     def close(self, seconds: float) -> None:
         self._todo.put(None)
         self._reader.join(seconds)
         for tracker in self._trackers:
             tracker.close(seconds)
-        self._tell()
+        self._warn_of_problems()
 
-    def _tell(self) -> None:
+    def _warn_of_problems(self) -> None:
         problems = {f"Tracking with {tracker.name} is off": tracker.problem for tracker in self._trackers}
         for what, problem in (problems | {"Evaluations are not tracked": self._problem}).items():
             if problem is not None and what not in self._warned:

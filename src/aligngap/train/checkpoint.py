@@ -38,7 +38,7 @@ class Stateful(Protocol):
 class Checkpointer:
     """Saves named parts in a folder, at most every `every` seconds. Of several ranks the first writes, and all read.
 
-    checkpoint.json, replaced atomically, names the state's file and says the sha256 of it and of every other file that
+    checkpoint.json, replaced atomically, names the state's file and gives the sha256 of it and of every other file that
     lay in the folder by then (kept weights, say). What it names is on the disk before it; what it no longer names is
     removed after it. So a kill at any moment leaves a whole checkpoint, the last or the one before.
     """

@@ -7,7 +7,7 @@ in the same order whatever the number of jobs is: results are bit-identical for 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -54,17 +54,13 @@ class LocalExecutor(Executor):
         self._jobs, self._log_folder = jobs or default_jobs(device, parallel), log_folder
         self._settings = Settings(store.root, device, checkpoint_seconds, parallel=parallel)
         self._running: dict[Connection, tuple[str, Reporter]] = {}
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         if self._log_folder is not None:
             with disk_errors(self._log_folder, strict=True):
                 self._log_folder.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(one_thread())
+        self.stack.enter_context(one_thread())
         return self
-
-    def close(self) -> None:
-        self._stack.close()
 
     @staticmethod
     def check(device: str, parallel: Parallel = ALONE) -> None:

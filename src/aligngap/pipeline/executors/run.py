@@ -1,6 +1,6 @@
-"""What becomes of a graph of stages, whoever runs them: order, failures, tries, repairs, stopping.
+"""What becomes of a graph of stages, on every executor: order, failures, tries, repairs, stopping.
 
-An executor starts stages, passes on what they say and stops them, and knows nothing else; so a rule that is here holds
+An executor starts stages, passes on their messages and stops them, and knows nothing else; so a rule that is here holds
 on this machine and on a cluster alike.
 """
 
@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ _BETWEEN_MESSAGES = 0.2
 # How often a stage is started whose process is lost (the last time alone, in case memory ran out), and whose machine is
 # lost, which is seldom the stage's fault.
 _TRIES = {"vanished": 3, "lost": 10}
-# How often one artefact is made anew in a run before its disk is held to be failing.
+# How often one artefact is made again in a run before its disk is held to be failing.
 _REPAIRS = 3
 
 
@@ -48,6 +48,7 @@ class Executor(ABC):
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.stack = ExitStack()
 
     @property
     @abstractmethod
@@ -60,8 +61,8 @@ class Executor(ABC):
 
     @abstractmethod
     def listen(self, seconds: float) -> Iterable[tuple[str, Message]]:
-        """What stages have said by now, by identity; waits for up to `seconds` for something to be said. After a last
-        word nothing of the stage runs any more.
+        """The messages of stages, by identity; waits for up to `seconds` for one. After a last
+        message nothing of the stage runs any more.
 
         Raises UserError when no stage can be run any longer; from then on the last words of all are here.
         """
@@ -74,9 +75,9 @@ class Executor(ABC):
     def kill(self) -> None:
         """End all stages at once; their last words can be listened to without waiting."""
 
-    @abstractmethod
     def close(self) -> None:
         """Give back what the executor holds; all stages have ended."""
+        self.stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +90,7 @@ class Executor(ABC):
 
 def run_stages(stages: Sequence[Stage], executor: Executor, on_event: Callable[[Event], None]) -> Outcome:
     """Make these stages and all they need. One that fails stops only what needs it. One whose process is lost is tried
-    again; an artefact that is found damaged is set aside and made anew.
+    again; a damaged artefact is set aside and made again.
 
     on_event: called in this thread.
 
@@ -137,12 +138,12 @@ class _Run:
     def work(self) -> None:
         done = set()
         for stage in self.stages:
-            # Weights are many and large: whoever reads them compares their checksum first.
+            # Weights are many and large: their readers compare their checksums first.
             if not (problems := self.store.verify([stage.identity], all_but_weights)):
                 done.add(stage.identity)
                 self._note(stage, "cached")
             elif (self.store.root / stage.identity).exists():
-                self._note(stage, "damaged", _make_anew(problems))
+                self._note(stage, "damaged", _made_again(problems))
         if len(done) == len(self.stages):
             return
         self.schedule = Schedule(self.stages, done, self.executor.jobs)
@@ -218,7 +219,7 @@ class _Run:
             self.schedule.again(stage.identity)
 
     def _repair(self, stage: Stage, problems: Sequence[Problem]) -> None:
-        """Make a stage's damaged inputs anew, then itself."""
+        """Make a stage's damaged inputs again, then itself."""
         names = list(dict.fromkeys(problem.identity for problem in problems))
         for name in names:
             made = self.by_name[name]
@@ -227,15 +228,15 @@ class _Run:
             if self.repairs[name] == _REPAIRS:
                 return self._fail(
                     stage,
-                    f"its input '{made.label}' was made {_REPAIRS} times anew and is damaged again, as happens when a "
+                    f"its input '{made.label}' was made {_REPAIRS} times and is damaged again, as happens when a "
                     f"disk fails: {problems[0]}",
                 )
         for name in names:
             if self.schedule.lost(name):
                 self.repairs[name] += 1
-                self._note(self.by_name[name], "damaged", _make_anew([p for p in problems if p.identity == name]))
+                self._note(self.by_name[name], "damaged", _made_again([p for p in problems if p.identity == name]))
         self.schedule.again(stage.identity)
-        self._note(stage, "waiting", "for an input that is made anew")
+        self._note(stage, "waiting", "for an input that is made again")
 
     def _fail(self, stage: Stage, reason: str, status: str = "failed") -> None:
         self._note(stage, status, reason)
@@ -271,9 +272,9 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _make_anew(problems: Sequence[Problem]) -> str:
+def _made_again(problems: Sequence[Problem]) -> str:
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"{problems[0]}{more}; what is left of it is set aside in the store's .aside, and it is made anew"
+    return f"{problems[0]}{more}; what is left of it is set aside in the store's .aside, and it is made again"
 
 
 def _needs(stage: Stage, reason: str) -> str:

@@ -182,7 +182,7 @@ class _Driver:
         self.running[self.task.remote(job, *self.terms.fit)] = identity
 
     def _messages(self) -> Iterator[tuple[str, Message]]:
-        """What running tasks have said; waits for a moment when they say nothing."""
+        """The messages of running tasks; waits for a moment when there are none."""
         if not self.running:
             return
         tasks = list(self.running)
@@ -214,7 +214,7 @@ class _Driver:
         except errors.RayTaskError as error:
             return ("failed", f"its keeper failed: {describe(error.cause or error)}")
         except errors.RayError as error:
-            # Its worker or its node died, or what it said was lost with the node.
+            # Its worker or its node died, or its message was lost with the node.
             print(f"{identity}: {error}", flush=True)
             return ("lost", f"{self._node(identity)} was lost")
 

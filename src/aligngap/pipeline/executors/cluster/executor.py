@@ -61,7 +61,6 @@ class RayExecutor(Executor):
         self._logged: set[str] = set()
         self._last: list[tuple[str, Message]] = []  # last words of what has ended with the driver
         self._over = self._broke = False
-        self._stack = ExitStack()
 
     @staticmethod
     def check(device: str, parallel: Parallel = ALONE) -> None:
@@ -81,7 +80,7 @@ class RayExecutor(Executor):
     def __enter__(self) -> Self:
         with disk_errors(self._log_folder, strict=True):
             self._log_folder.mkdir(parents=True, exist_ok=True)
-        with self._stack as stack:
+        with ExitStack() as stack:
             shared = self._remote_cache or self.store
             place = self._remote_cache.url if self._remote_cache else str(self.store.root)
             token = stack.enter_context(shared.shown())
@@ -90,7 +89,7 @@ class RayExecutor(Executor):
             self._driver = Child(drive, terms, self._log_folder / LOG, name="ray")
             stack.callback(self._end_driver)
             self._wait_until_ready()
-            self._stack = stack.pop_all()
+            self.stack = stack.pop_all()
         return self
 
     def _wait_until_ready(self) -> None:
@@ -181,7 +180,7 @@ class RayExecutor(Executor):
         self._running.clear()
 
     def close(self) -> None:
-        self._stack.close()
+        super().close()
         if not self._broke:
             self._drop_log()
 
