@@ -168,7 +168,7 @@ class Share:
         return rows if self.index is None else _taken(rows, self.index)
 
 
-def own(rows: int) -> Share:
+def share(rows: int) -> Share:
     """This rank's share of so many rows."""
     if not _group.dividing:
         return Share(None, 1.0)
@@ -176,7 +176,7 @@ def own(rows: int) -> Share:
     return Share(index, len(index) / rows) if len(index) else Share(torch.zeros(1, dtype=torch.int64), 0.0)
 
 
-def spread(function: Callable[..., Result], *batch: torch.Tensor | Tokens) -> Result:
+def map_rows(function: Callable[..., Result], *batch: torch.Tensor | Tokens) -> Result:
     """`function(*batch)`, which gives one or more rows for each row of `batch`; every rank computes its share of them,
     and has all of them in the end.
     """
@@ -188,12 +188,12 @@ def spread(function: Callable[..., Result], *batch: torch.Tensor | Tokens) -> Re
         result: Any = function(*(_taken(rows, index) for rows in batch))
         return result.to("cpu")  # type: ignore[no-any-return]
 
-    parts: Any = chunked(part, count, -(-count // _group.size))
+    parts: Any = map_chunks(part, count, -(-count // _group.size))
     whole: Any = Tokens.stack(parts) if isinstance(parts[0], Tokens) else torch.cat(parts)
     return whole.to(batch[0].ids.device if isinstance(batch[0], Tokens) else batch[0].device)  # type: ignore[no-any-return]
 
 
-def chunked(function: Callable[[torch.Tensor], Given], rows: int, chunk: int) -> list[Given]:
+def map_chunks(function: Callable[[torch.Tensor], Given], rows: int, chunk: int) -> list[Given]:
     """`function(index)` of each chunk of so many rows, in order. Whole chunks are divided among the ranks: each is
     computed in the shape that it has with one process, and so to the same bits where the weights are the same. Where
     models are sharded every rank computes as many, the last one again where there are no more.
@@ -208,11 +208,11 @@ def chunked(function: Callable[[torch.Tensor], Given], rows: int, chunk: int) ->
         mine += [len(chunks) - 1] * (-(-len(chunks) // _group.size) - len(mine))
     with _within():
         results = {number: function(chunks[number]) for number in mine}
-    gathered = {number: result for part in everyones(results) for number, result in part.items()}
+    gathered = {number: result for part in gather(results) for number, result in part.items()}
     return [gathered[number] for number in range(len(chunks))]
 
 
-def everyones(value: Given) -> list[Given]:
+def gather(value: Given) -> list[Given]:
     """What each rank gives, in the order of the ranks."""
     if _group.size == 1:
         return [value]
@@ -221,7 +221,7 @@ def everyones(value: Given) -> list[Given]:
     return gather_object([value])  # type: ignore[no-any-return]
 
 
-def agreed(value: Given) -> Given:
+def broadcast(value: Given) -> Given:
     """What the first rank gives, on all ranks."""
     if _group.size == 1:
         return value

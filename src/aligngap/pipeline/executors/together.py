@@ -161,8 +161,8 @@ def _rank(
         def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
             messages.send(("progress", done, total, dict(metrics)))
 
-        with ranks.joined(number, parallel, device, rendezvous) as own:
-            work(str(own), _silent if number else progress, *arguments)
+        with ranks.joined(number, parallel, device, rendezvous) as device_of_rank:
+            work(str(device_of_rank), _silent if number else progress, *arguments)
         messages.send(("finished",))
     except BaseException as error:
         with suppress(OSError):
