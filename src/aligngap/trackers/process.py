@@ -58,6 +58,7 @@ class TrackerProcess:
         if self._feeder.is_alive():
             self._fail(f"it had not ended after {seconds:.0f} seconds, and what it had not written is lost")
         self._child.kill()
+        self._feeder.join(1.0)
         self._child.end()
         with contextlib.suppress(OSError):  # one that had nothing to say leaves none
             if self._log_file.stat().st_size == 0:
