@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -11,13 +12,16 @@ from rich.text import Text
 
 from aligngap.errors import UserError
 
+if TYPE_CHECKING:
+    from aligngap.pipeline.rundir import RunDirectory
+
 AGAIN = "Give the `aligngap run` command again."
 
 
 def console() -> Console:
     """Standard output; into a file or a pipe wide enough that labels stay whole, whatever the terminal is."""
-    found = Console()
-    return found if found.is_terminal else Console(width=160)
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=160)
 
 
 def say(text: str, where: Console | None = None) -> None:
@@ -47,17 +51,16 @@ def plain(text: str) -> Text:
     return Text("".join(mark if mark.isprintable() or mark == "\n" else "�" for mark in text))
 
 
-def size(count: int) -> str:
-    """Bytes in three digits and a unit."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        value /= 1000
-    return f"{value:.3g} GB"
+def opened(directory: Path) -> RunDirectory:
+    """The folder of a run. Raises UserError when it is none."""
+    from aligngap.pipeline.rundir import RunDirectory
+
+    return RunDirectory.open(directory)
 
 
-def needs(path: Path) -> None:
-    """Raises UserError unless a run has written this file."""
+def needs(directory: Path, file: str) -> Path:
+    """A file that a run has written in its folder. Raises UserError when it has not yet, or the folder is no run's."""
+    path = opened(directory).folder / file
     if not path.is_file():
         raise UserError("it has not been written yet", where=str(path), hint=AGAIN)
+    return path

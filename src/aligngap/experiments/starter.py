@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from aligngap.errors import UserError, unwritable
+from aligngap.errors import UserError
 from aligngap.models.context import NO_LIMIT, context_of
 from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
+from aligngap.store import disk_errors
 from aligngap.tasks.chat import template_facts
 from aligngap.tasks.check import limit_costs, survey
 from aligngap.tasks.datasets import DatasetSpec, open_parts, training_split
@@ -41,7 +42,7 @@ def write_starter(
     if path.exists():
         raise UserError("the file is there already", where=str(path), hint="Give another name, or remove it.")
     made = starter(path, data, policy, golden, proxy)
-    with unwritable(path, "Give another place."), path.open("x", encoding="utf-8") as handle:
+    with disk_errors(path.parent, strict=True), path.open("x", encoding="utf-8") as handle:
         handle.write(made.text)
     return made.notes
 

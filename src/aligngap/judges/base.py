@@ -50,7 +50,7 @@ class Judge(ABC):
         """
         self.calls += len(prompts.ids)
         before = dict(self.spent)
-        found = ranks.spread(self.compare, prompts, first, second)
+        found = ranks.map_rows(self.compare, prompts, first, second)
         self._add_up(before)
         return found.masked_fill(same_rows(first, second), 0.0)
 
@@ -62,7 +62,7 @@ class Judge(ABC):
         """Of several ranks that shared the work, each has spent what all have."""
         if ranks.size() == 1:
             return
-        parts = ranks.everyones({name: amount - before.get(name, 0.0) for name, amount in self.spent.items()})
+        parts = ranks.gather({name: amount - before.get(name, 0.0) for name, amount in self.spent.items()})
         self.spent.clear()
         self.spent.update(before)
         for name, amount in (item for part in parts for item in part.items()):

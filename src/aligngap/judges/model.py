@@ -95,7 +95,7 @@ class _KeptAgainst(Against):
     @spending("judging")
     def margins(self, index: torch.Tensor, responses: Tokens) -> torch.Tensor:
         self.judge.calls += len(self.opponents) * len(index)
-        found = ranks.spread(self._margins, index, responses).T
+        found = ranks.map_rows(self._margins, index, responses).T
         same = [same_rows(responses, other.take(index)) for other in self.opponents]
         return found.masked_fill(torch.stack(same), 0.0)
 
