@@ -17,8 +17,6 @@ equivalence test and Holm's correction say what they should not. docs/statistics
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +24,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
@@ -56,6 +55,7 @@ from aligngap.stats.verdict import (
     sign_verdict,
     threshold_verdict,
 )
+from aligngap.store.store import write_json
 
 Floats = NDArray[np.float64]
 Law = Callable[[Floats], Floats]  # win rate at kappa = ln KL, before a seed moves it
@@ -417,27 +417,26 @@ def line(row: Mapping[str, Any]) -> str:
     return text + (f"   at most {row['promised']}" if row["promised"] else "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repetitions", type=int, default=400)
-    parser.add_argument("--replicates", type=int, default=300, help="bootstrap draws for each interval")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings and rows here")
-    args = parser.parse_args()
+def main(
+    seed: int = 0,
+    repetitions: int = 400,
+    replicates: Annotated[int, typer.Option(help="bootstrap draws for each interval")] = 300,
+    json: Annotated[Path | None, typer.Option(help="write settings and rows here")] = None,
+) -> None:
+    """Do the intervals and tests of aligngap.stats keep what they promise?"""
     started, rows = time.perf_counter(), []
     print(
         f"{'world, seeds':<21}{'statistic, or question?':<45}{'rate':>6} {'±s.e.':<9}{'width':>6}{'bias':>9}{'none':>6}"
     )
-    for row in report(args.seed, args.repetitions, args.replicates):
-        rows.append(row)
-        print(line(row), flush=True)
-    if args.json:
-        settings = {"seed": args.seed, "repetitions": args.repetitions, "replicates": args.replicates}
-        settings["wall_seconds"] = round(time.perf_counter() - started)
+    for row in report(seed, repetitions, replicates):
         # JSON has no NaN: where all intervals were withheld there is no rate.
-        rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-        args.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1, allow_nan=False) + "\n")
+        rows.append({key: None if value != value else value for key, value in row.items()})
+        print(line(row), flush=True)
+    if json:
+        settings = {"seed": seed, "repetitions": repetitions, "replicates": replicates}
+        settings["wall_seconds"] = round(time.perf_counter() - started)
+        write_json(json, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

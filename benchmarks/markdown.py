@@ -49,8 +49,12 @@ def heading() -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return "\n".join(map(row, [columns, ["---"] * len(columns), *rows]))
+
+
+def row(cells: Sequence[object]) -> str:
+    """A row of one."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _version(package: str) -> str:
