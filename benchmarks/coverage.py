@@ -1,6 +1,6 @@
 """Do the intervals and tests of aligngap.stats keep what they promise? Simulated runs whose truth is known.
 
-    python benchmarks/coverage.py --seed 1 --repetitions 400 --json coverage.json
+    python -m benchmarks.coverage --seed 1 --repetitions 400 --json coverage.json
 
 **Runs** are as studies make them. Seeds are paired: a seed moves both arms' win rates, each arm's a little further, and
 lets it wobble from checkpoint to checkpoint. All arms, seeds and checkpoints are judged on the same prompts, so their
@@ -56,6 +56,7 @@ from aligngap.stats.verdict import (
     threshold_verdict,
 )
 from aligngap.store.store import write_json
+from benchmarks import markdown
 
 Floats = NDArray[np.float64]
 Law = Callable[[Floats], Floats]  # win rate at kappa = ln KL, before a seed moves it
@@ -409,12 +410,14 @@ def report(seed: int, repetitions: int, replicates: int) -> Iterator[dict[str, A
             yield from ({"world": name, "seeds": n_seeds, **row} for row in tally.rows())
 
 
-def line(row: Mapping[str, Any]) -> str:
-    name = row.get("statistic") or row["question"] + "?"
-    text = f"{row['world']:<18}{row['seeds']}  {name:<45}{row['rate']:>6.3f} ±{row['standard_error']:.3f}"
-    if "statistic" in row:
-        return f"{text}{row['width']:>9.3f}{row['bias']:>+9.4f}{row['withheld']:>6}"
-    return text + (f"   at most {row['promised']}" if row["promised"] else "")
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of the table; of a question, the rate of yes and how often at most it may be."""
+    rate = f"{row['rate']:.3f} ± {row['standard_error']:.3f}"
+    if "question" in row:
+        most = f"at most {row['promised']}" if row["promised"] else ""
+        return row["world"], str(row["seeds"]), f"{row['question']}?", rate, most, "", ""
+    numbers = (f"{row['width']:.3f}", f"{row['bias']:+.4f}", str(row["withheld"]))
+    return row["world"], str(row["seeds"]), row["statistic"], rate, *numbers
 
 
 def main(
@@ -425,13 +428,11 @@ def main(
 ) -> None:
     """Do the intervals and tests of aligngap.stats keep what they promise?"""
     started, rows = time.perf_counter(), []
-    print(
-        f"{'world, seeds':<21}{'statistic, or question?':<45}{'rate':>6} {'±s.e.':<9}{'width':>6}{'bias':>9}{'none':>6}"
-    )
-    for row in report(seed, repetitions, replicates):
+    print(markdown.table(("world", "seeds", "statistic, or question?", "rate ± s.e.", "width", "bias", "withheld"), []))
+    for found in report(seed, repetitions, replicates):
         # JSON has no NaN: where all intervals were withheld there is no rate.
-        rows.append({key: None if value != value else value for key, value in row.items()})
-        print(line(row), flush=True)
+        rows.append({key: None if value != value else value for key, value in found.items()})
+        print(markdown.row(cells(found)), flush=True)
     if json:
         settings = {"seed": seed, "repetitions": repetitions, "replicates": replicates}
         settings["wall_seconds"] = round(time.perf_counter() - started)

@@ -31,8 +31,8 @@ def test_every_set_is_made_and_diagnosed(tmp_path: Path) -> None:
 def test_a_row_shows_the_range_over_the_repeats() -> None:
     diagnoses = [{"regime": {"name": name}} for name in ("between", "far_better", "between")]
     numbers = [[0.5, 0.5, -1.0, 1.0, 0.6], [0.7, 0.5, 0.25, 0.98, 0.6], [0.6, 0.5, 0.1, 1.0, 0.6]]
-    row = {"set": "D_golden", "kl": [], "true_win_rate": 0.58, "numbers": numbers, "seconds": 2.0}
+    row = {"set": "D_golden", "kl": [], "true_win_rate": 0.58, "numbers": numbers}
     shown = cells(row | {"diagnoses": diagnoses})
     assert len(shown) == len(COLUMNS)
     assert shown[1:4] == ("on_policy", "`between`, `far_better`", "")
-    assert shown[4:] == ("50% to 70%", "50%", "-1.0 to +0.2", "98% to 100%", "60%", "58%", "2.0")
+    assert shown[4:] == ("50% to 70%", "50%", "-1.0 to +0.2", "98% to 100%", "60%", "58%")
