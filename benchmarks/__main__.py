@@ -44,24 +44,16 @@ def measure(contest: Contest, rounds: int, peak: float) -> dict[str, Any]:
     }
 
 
-def cells(found: dict[str, Any]) -> tuple[object, ...]:
+def cells(entry: dict[str, Any]) -> tuple[object, ...]:
     """A row of the table: shape, entry, ratio, ours, a second, peak share, peer."""
     ours, peer = (
-        f"{value:.0f} MB" if found["unit"] == "MB" else f"{1e3 * value:.1f} ms"
-        for value in (found["ours"], found["peer"])
+        f"{value:.0f} MB" if entry["unit"] == "MB" else f"{1e3 * value:.1f} ms"
+        for value in (entry["ours"], entry["peer"])
     )
-    rate = f"{found['per_second']:,.1f} {found['unit']}s" if found["per_second"] else ""
-    share = f"{found['peak_share']:.1%}" if found["peak_share"] else ""
-    name = f"`{found['name']}`"
-    return (
-        found["shape"],
-        name,
-        found["ratio"] or "",
-        ours,
-        rate,
-        share,
-        f"{peer}; {found['peer_name']}" if peer else "",
-    )
+    rate = f"{entry['per_second']:,.1f} {entry['unit']}s" if entry["per_second"] else ""
+    share = f"{entry['peak_share']:.1%}" if entry["peak_share"] else ""
+    peers = f"{peer}; {entry['peer_name']}"
+    return entry["shape"], f"`{entry['name']}`", entry["ratio"], ours, rate, share, peers
 
 
 def main(

@@ -104,14 +104,14 @@ class World:
     def truth(self, rng: np.random.Generator, seed: int = 0) -> Truth:
         """A seed's effects have mean 0 at every KL, so a constant gap between laws is the mean gap."""
         shared, stretch = rng.normal(0, [0.12, 0.08])
-        found = {}
+        runs = {}
         for arm, (path, law) in self.arms.items():
             own, own_stretch = rng.normal(0, [0.08, 0.05])
             kl = path * np.exp(stretch + own_stretch)
             win = law(np.log(kl))
             win = win + (shared + own + rng.normal(0, self.wobble, len(path))) * win * (1 - win)
-            found[arm] = Run(arm, seed, np.arange(1, len(path) + 1), win[:, None], {"kl": kl[:, None]})
-        return found
+            runs[arm] = Run(arm, seed, np.arange(1, len(path) + 1), win[:, None], {"kl": kl[:, None]})
+        return runs
 
     def observe(self, truths: Sequence[Truth], rng: np.random.Generator) -> dict[str, list[Run]]:
         """Runs of every arm and seed on the same new prompts. Outcomes by a Gaussian copula, so that their means are
@@ -119,7 +119,7 @@ class World:
         """
         of_prompt, length = rng.normal(size=PROMPTS), gamma(rng, PROMPTS)
         of_arm = {arm: rng.normal(size=PROMPTS) for arm in self.arms}
-        found: dict[str, list[Run]] = {arm: [] for arm in self.arms}
+        runs: dict[str, list[Run]] = {arm: [] for arm in self.arms}
         for truth in truths:
             of_seed = rng.normal(size=PROMPTS)
             for arm, run in truth.items():
@@ -127,8 +127,8 @@ class World:
                 parts = (of_prompt, of_arm[arm], of_seed, rng.normal(size=PROMPTS), rng.normal(size=shape))
                 latent = sum(np.sqrt(share) * part for share, part in zip(SHARES, parts, strict=True))
                 kl, win = run.amount * length * gamma(rng, shape), latent < ndtri(run.win)
-                found[arm].append(Run(arm, run.seed, run.steps, win.astype(np.float64), {"kl": kl}))
-        return found
+                runs[arm].append(Run(arm, run.seed, run.steps, win.astype(np.float64), {"kl": kl}))
+        return runs
 
 
 def gamma(rng: np.random.Generator, shape: int | tuple[int, int]) -> Floats:
@@ -165,9 +165,9 @@ class Tally:
     intervals: dict[str, list[tuple[float, float, float]]] = field(default_factory=lambda: defaultdict(list))
     answers: dict[tuple[str, float | None], list[bool]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, name: str, found: Estimate, truth: float) -> None:
-        hit = float(found.low <= truth <= found.high) if np.isfinite(found.low) else np.nan
-        self.intervals[name].append((hit, found.high - found.low, found.value - truth))
+    def add(self, name: str, estimate: Estimate, truth: float) -> None:
+        hit = float(estimate.low <= truth <= estimate.high) if np.isfinite(estimate.low) else np.nan
+        self.intervals[name].append((hit, estimate.high - estimate.low, estimate.value - truth))
 
     def ask(self, question: str, answer: bool, promised: float | None = None) -> None:
         self.answers[question, promised].append(answer)
@@ -282,8 +282,10 @@ def gap(case: Case) -> None:
 def percentile(case: Case) -> None:
     """The textbook hierarchical bootstrap, for comparison."""
     online, offline = case.runs["online"], case.runs["offline"]
-    found = gap_estimates(online, offline, case.rng, replicates=case.replicates, interval="percentile")["average_gap"]
-    case.tally.add("average_gap, percentile", found, case.target["average_gap"])
+    estimate = gap_estimates(online, offline, case.rng, replicates=case.replicates, interval="percentile")[
+        "average_gap"
+    ]
+    case.tally.add("average_gap, percentile", estimate, case.target["average_gap"])
 
 
 def gap_there(case: Case) -> None:
@@ -321,26 +323,26 @@ def gap_of_the_margin(case: Case) -> None:
 
 def law(case: Case) -> None:
     """Gao et al.'s form fitted to online."""
-    found = overoptimisation(case.runs["online"], case.rng, replicates=case.replicates)
-    for name, value in (("gao_a", found.a), ("gao_b", found.b), ("gao_peak_d", found.peak_d)):
+    fitted = overoptimisation(case.runs["online"], case.rng, replicates=case.replicates)
+    for name, value in (("gao_a", fitted.a), ("gao_b", fitted.b), ("gao_peak_d", fitted.peak_d)):
         case.tally.add(name, value, case.target[name])
 
 
 def closed(case: Case) -> None:
     """The share of the gap that an arm half-way closes."""
     middle, offline, online = (case.runs[arm] for arm in ("middle", "offline", "online"))
-    found = fraction_closed(middle, offline, online, case.rng, replicates=case.replicates)
-    case.tally.add("share_closed", found, case.target["share_closed"])
-    case.ask("share closed: interval excludes one half", threshold_verdict(found, 0.5, 1) != UNTOLD, 0.05)
+    estimate = fraction_closed(middle, offline, online, case.rng, replicates=case.replicates)
+    case.tally.add("share_closed", estimate, case.target["share_closed"])
+    case.ask("share closed: interval excludes one half", threshold_verdict(estimate, 0.5, 1) != UNTOLD, 0.05)
 
 
 def band(case: Case) -> None:
     """All of the true difference at once, wherever the band is."""
-    found = gap_band(case.runs["online"], case.runs["offline"], case.rng, replicates=case.replicates)
-    truth = np.interp(found.x, FINE, case.true.difference)
+    band_ = gap_band(case.runs["online"], case.runs["offline"], case.rng, replicates=case.replicates)
+    truth = np.interp(band_.x, FINE, case.true.difference)
     known = np.isfinite(truth)  # with one seed the observed KL range may reach past the true one
-    hit = bool(np.all((found.low <= truth) & (truth <= found.high), where=known)) if known.any() else np.nan
-    case.tally.intervals["band"].append((hit, mean(found.high - found.low), mean(found.value - truth)))
+    hit = bool(np.all((band_.low <= truth) & (truth <= band_.high), where=known)) if known.any() else np.nan
+    case.tally.intervals["band"].append((hit, mean(band_.high - band_.low), mean(band_.value - truth)))
 
 
 def best(case: Case) -> None:
@@ -349,12 +351,12 @@ def best(case: Case) -> None:
     """
     swept = {method: {arm: runs for arm, runs in case.runs.items() if arm.startswith(method)} for method in PAIR}
     chosen = select_best(swept, split_prompts(PROMPTS, case.rng))
-    found = gap_estimates(chosen["online"].runs, chosen["offline"].runs, case.rng, replicates=case.replicates)
+    estimates = gap_estimates(chosen["online"].runs, chosen["offline"].runs, case.rng, replicates=case.replicates)
     by_pair = case.true.by_pair
     truly = max(by_pair, key=lambda pair: by_pair[pair]["online_peak"] + by_pair[pair]["offline_peak"])
     for label, pair in (("chosen", (chosen["online"].arm, chosen["offline"].arm)), ("truly best", truly)):
         for name in ("average_gap", "peak_difference"):
-            case.tally.add(f"best of sweep, {label}: {name}", found[name], by_pair[pair][name])
+            case.tally.add(f"best of sweep, {label}: {name}", estimates[name], by_pair[pair][name])
 
 
 PLAN: Sequence[tuple[World, Sequence[Check]]] = (
@@ -392,9 +394,11 @@ def family_wise(repetitions: int, rng: np.random.Generator) -> Iterator[tuple[in
         tally = Tally()
         for _ in range(repetitions):
             runs = world.observe([world.truth(rng, seed) for seed in range(n_seeds)], rng)
-            wins = {arm: {run.seed: run.win[0] for run in found} for arm, found in runs.items()}
+            wins = {arm: {run.seed: run.win[0] for run in of_arm} for arm, of_arm in runs.items()}
             gaps = {arm: {seed: wins[arm][seed] - win for seed, win in wins["online"].items()} for arm in arms}
-            p = np.array([bootstrap_p(found.draws) for found in prompt_means(gaps, rng=rng, replicates=1000).values()])
+            p = np.array(
+                [bootstrap_p(estimate.draws) for estimate in prompt_means(gaps, rng=rng, replicates=1000).values()]
+            )
             tally.ask("any effect, without correction", bool((p < 0.05).any()))
             tally.ask("any effect, with Holm's", bool((holm(p) < 0.05).any()), 0.05)
         yield n_seeds, tally
@@ -429,10 +433,10 @@ def main(
     """Do the intervals and tests of aligngap.stats keep what they promise?"""
     started, rows = time.perf_counter(), []
     print(markdown.table(("world", "seeds", "statistic, or question?", "rate ± s.e.", "width", "bias", "withheld"), []))
-    for found in report(seed, repetitions, replicates):
+    for one in report(seed, repetitions, replicates):
         # JSON has no NaN: where all intervals were withheld there is no rate.
-        rows.append({key: None if value != value else value for key, value in found.items()})
-        print(markdown.row(cells(found)), flush=True)
+        rows.append({key: None if value != value else value for key, value in one.items()})
+        print(markdown.row(cells(one)), flush=True)
     if json:
         settings = {"seed": seed, "repetitions": repetitions, "replicates": replicates}
         settings["wall_seconds"] = round(time.perf_counter() - started)

@@ -162,22 +162,22 @@ def true_wins(made: Made, name: str, prompts: int) -> float:
     return float(sum(wins) / 2)
 
 
-def numbers(found: Diagnosis) -> list[float]:
+def numbers(one: Diagnosis) -> list[float]:
     """Shares of pairs nearer and farther than they should be, excess in nats, shares covered and won."""
-    signs, excess = found.findings.signs(), found.findings.number("on_policy", "excess", "either")
+    signs, excess = one.findings.signs(), one.findings.number("on_policy", "excess", "either")
     return [part.value for part in (signs.nearer, signs.farther, excess, signs.covered, signs.quality)]
 
 
-def cells(found: dict[str, Any]) -> tuple[str, ...]:
+def cells(of_set: dict[str, Any]) -> tuple[str, ...]:
     """A set as a row of the table: numbers are the range over the repeats."""
-    results = [one["regime"]["name"] for one in found["diagnoses"]]
+    results = [one["regime"]["name"] for one in of_set["diagnoses"]]
     shown = [
         " to ".join(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
-        for values, form in zip(zip(*found["numbers"], strict=True), (".0%", ".0%", "+.1f", ".0%", ".0%"), strict=True)
+        for values, form in zip(zip(*of_set["numbers"], strict=True), (".0%", ".0%", "+.1f", ".0%", ".0%"), strict=True)
     ]
-    kl = ", ".join(f"{value:.2f}" for value in found["kl"])
+    kl = ", ".join(f"{value:.2f}" for value in of_set["kl"])
     regimes = ", ".join(f"`{name}`" for name in dict.fromkeys(results))
-    return found["set"], EXPECTED.get(found["set"], ""), regimes, kl, *shown, f"{found['true_win_rate']:.0%}"
+    return of_set["set"], EXPECTED.get(of_set["set"], ""), regimes, kl, *shown, f"{of_set['true_win_rate']:.0%}"
 
 
 def main(

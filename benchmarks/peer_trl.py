@@ -154,13 +154,13 @@ class Study:
     @torch.no_grad()
     def rewards(self, judge: PreTrainedModel, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
         """A reward model's score of each response, its end token included; [n]."""
-        found = []
+        scores = []
         for at in range(0, len(prompts), CHUNK):
             rows = zip(prompts[at : at + CHUNK], responses[at : at + CHUNK], strict=True)
             texts = [prompt + response + self.tokenizer.eos_token for prompt, response in rows]
             inputs = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-            found.append(judge(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0])
-        return torch.cat(found)
+            scores.append(judge(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0])
+        return torch.cat(scores)
 
     def relabelled(self, judge: PreTrainedModel, pairs: Sequence[Pair]) -> list[Pair]:
         """The same pairs with a reward model's labels."""
