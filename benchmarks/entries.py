@@ -15,8 +15,9 @@ import datasets
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 
-from aligngap.models.build import load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
 from aligngap.models.packing import left_pad
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.seeds import uniforms
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.encode import make_dataset_pairs

@@ -17,8 +17,9 @@ from benchmarks.setting import ranked
 from transformers import TrainerCallback
 
 from aligngap.experiments.spec import StudySpec, log_steps
-from aligngap.models.build import base_path, load_language_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.train.supervised import sft_loss
 
