@@ -139,10 +139,10 @@ def shape(record: Record) -> str | None:
 def detect(records: Sequence[Record], where: str) -> Schema:
     """The format of a set, from its first records. Raises UserError when none fits them."""
     fitting = (next((schema for schema in SCHEMAS if schema.fits(record)), None) for record in records)
-    found = Counter(schema for schema in fitting if schema is not None)
-    if not found:
+    counts = Counter(schema for schema in fitting if schema is not None)
+    if not counts:
         raise _unknown(records, where)
-    return found.most_common(1)[0][0]
+    return counts.most_common(1)[0][0]
 
 
 def schema_named(name: str) -> Schema:
@@ -189,8 +189,8 @@ def _with_columns(pair: TextPair, record: Record) -> TextPair:
 
 def keys_of(text: str) -> dict[str, Any]:
     """What was kept of a turn beside role and content."""
-    found: dict[str, Any] = json.loads(text) if text else {}
-    return found
+    keys: dict[str, Any] = json.loads(text) if text else {}
+    return keys
 
 
 def canonical(value: object) -> str:
@@ -233,7 +233,7 @@ def _hints(missing: Sequence[str], present: Sequence[str]) -> str:
     others = [column for column in present if column not in known]
     close = ((get_close_matches(column.lower(), missing, n=1, cutoff=0.6), column) for column in others)
     return "".join(
-        f"'{column}' may be meant for '{found[0]}' (--column {found[0]}={column}). " for found, column in close if found
+        f"'{column}' may be meant for '{name[0]}' (--column {name[0]}={column}). " for name, column in close if name
     )
 
 
