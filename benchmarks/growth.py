@@ -36,7 +36,7 @@ from aligngap.seeds import uniforms
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.sources.sampled import Sampled
-from aligngap.store.store import write_json
+from aligngap.store.disk import write_json
 from aligngap.train.loop import LossSpec, train
 from aligngap.train.step import OptimSpec
 from benchmarks.markdown import heading, table

@@ -41,7 +41,7 @@ from aligngap.models.build import base_path, load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages import Arm, Relabel
 from aligngap.store import Store
-from aligngap.store.store import read_json, write_json
+from aligngap.store.disk import read_json, write_json
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.types import PairBatch

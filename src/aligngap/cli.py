@@ -836,7 +836,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return 2
     except OSError as error:  # from wherever something is written, the terminal's own file among it
-        from aligngap.store.store import is_of_the_disk
+        from aligngap.store.disk import is_of_the_disk
 
         if not is_of_the_disk(error):
             raise

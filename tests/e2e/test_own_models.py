@@ -25,7 +25,8 @@ from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_arm, load_policy
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Store
 from checkpoints import qwen2
 from tiny import context_of, make, make_study
 

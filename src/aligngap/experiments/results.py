@@ -30,8 +30,9 @@ from aligngap.pipeline.stages import SPLITS, Evaluate, Measured
 from aligngap.stats.bootstrap import Estimate
 from aligngap.stats.curves import Run
 from aligngap.stats.verdict import MAX_SEEDS, Verdict, bootstrap_p, holm, prompts_needed, seeds_needed
+from aligngap.store.disk import read_json, write_json
 from aligngap.store.record import environment
-from aligngap.store.store import Store, read_json, write_json
+from aligngap.store.store import Store
 from aligngap.tasks.pairs import read_pairs
 
 SCHEMA = 1

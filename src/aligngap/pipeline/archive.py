@@ -34,8 +34,9 @@ from aligngap import __version__
 from aligngap.errors import UserError
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store.contents import is_code, is_inside, is_pickle, verify_folder
+from aligngap.store.disk import disk_errors, read_json, write_json
 from aligngap.store.identity import file_digest, identity, is_name
-from aligngap.store.store import Store, disk_errors, read_json, write_json
+from aligngap.store.store import Store
 
 _SCHEMA = 1
 _INDEX = "pack.json"

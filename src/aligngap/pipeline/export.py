@@ -13,7 +13,8 @@ from aligngap.models.lora import add_adapters, merge_adapters, save_adapters
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.rundir import RunDirectory
-from aligngap.store.store import Store, new_folder, read_json
+from aligngap.store.disk import new_folder, read_json
+from aligngap.store.store import Store
 
 SFT = "sft"
 """The name that stands for the policy which all arms start from."""

@@ -19,7 +19,8 @@ from aligngap.experiments.plan import Plan
 from aligngap.experiments.results import point
 from aligngap.pipeline.graph import Event, all_stages
 from aligngap.pipeline.stages import SPLITS, Arm, Evaluate
-from aligngap.store.store import Store, read_json, write_json
+from aligngap.store.disk import read_json, write_json
+from aligngap.store.store import Store
 from aligngap.trackers.base import Series
 from aligngap.trackers.process import Line
 

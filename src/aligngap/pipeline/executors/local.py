@@ -20,8 +20,9 @@ from aligngap.pipeline.executors.server import one_thread, process_context
 from aligngap.pipeline.executors.worker import Settings, StageProcess
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
 from aligngap.ranks import ALONE, Parallel
+from aligngap.store.disk import disk_errors
 from aligngap.store.record import cores
-from aligngap.store.store import Store, disk_errors
+from aligngap.store.store import Store
 
 
 def default_jobs(device: str, parallel: Parallel = ALONE) -> int:
