@@ -71,7 +71,7 @@ def checked_status(value: object, path: Path) -> dict[str, Any]:
         raise UserError(
             f"{key or 'all of it'}: {problem['msg']}",
             where=str(path),
-            hint="The file is damaged. Give the `aligngap run` command again: it writes the file anew and keeps the rest.",
+            hint="The file is damaged. Give the `aligngap run` command again: it writes this file anew.",
         ) from None
 
 
