@@ -193,7 +193,7 @@ def ends(study: StudySpec, ours_out: Path, peer_out: Path) -> list[tuple[str, ..
     points = pl.read_parquet(ours_out / "points.parquet").filter(split="held_out", step=study.baseline.optim.steps)
     curves, rows = read_json(peer_out / "curves.json"), []
     for entry in arms(study):
-        mine = points.row(by_predicate=pl.col("name") == entry.name, named=True)
+        mine = points.row(by_predicate=pl.col("arm") == entry.name, named=True)
         theirs = curves[entry.name][-1]
         found = (mine["kl"], theirs["kl"])
         wins = [(mine[f"rate_{who}_golden"], theirs[f"win_{who}"]) for who in ("golden_policy", "sft")]

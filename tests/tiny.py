@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.experiments.bench import Bench
+from aligngap.experiments.gather import collect
 from aligngap.experiments.plan import Plan
-from aligngap.experiments.results import collect
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
 from aligngap.models.build import Architecture, random_model, word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
+from aligngap.store.disk import read_json
 from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
 from aligngap.timings import account
@@ -53,12 +54,14 @@ def context_of(stage: Stage, store: Store, out: Path) -> Context:
 
 
 def make_study(study: StudySpec, folder: Path) -> dict[str, Any]:
-    """Everything a study wants, and its results, in `folder`."""
+    """Everything a study wants, and its results, in `folder`; what results.json holds."""
     plan, store, outcome = Plan(study), Store(folder / "store"), Outcome()
     for stage in plan.targets:
         make(stage, store)
     outcome.status |= {stage.identity: "finished" for stage in plan.stages}
-    return collect(plan, store, outcome, folder)
+    collect(plan, store, outcome, folder)
+    found: dict[str, Any] = read_json(folder / "results.json")
+    return found
 
 
 class Tiny:

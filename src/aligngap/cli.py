@@ -41,7 +41,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Study = Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study (see `aligngap studies`) or a YAML file.")]
+Study = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study, an experiment (`aligngap studies` lists both) or a file.")
+]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder.  [default: runs/STUDY]")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the study.")]
 Seeds = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of seeds.  [default: the study's]")]
@@ -249,10 +251,13 @@ def _sharing(plan: Plan) -> Table:
 
 @app.command()
 def studies() -> None:
-    """List the shipped studies."""
+    """List the shipped studies, and the experiments, each of which is a study by its name."""
+    from aligngap.experiments.registry import EXPERIMENTS
     from aligngap.experiments.shipped import shipped
 
-    known = shipped()
+    known = shipped() | {
+        name: f"{experiment.title}, on the settings of paper" for name, experiment in EXPERIMENTS.items()
+    }
     for name, line in known.items():
         _say(f"{name:<{max(map(len, known))}}  {line}")
 
@@ -339,17 +344,17 @@ def figures(
     ] = "golden_policy",
 ) -> None:
     """Write every figure of the report as a file, TASK-EXPERIMENT-FIGURE.FORMAT. No browser is needed."""
-    from aligngap.report import charts
     from aligngap.report.images import FORMATS, Format
-    from aligngap.report.load import OPPONENTS, load
+    from aligngap.report.still import figure_files
+    from aligngap.results import OPPONENTS, read
 
     for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
         if value not in known:
             raise UserError(f"there is no '{value}'", where=option, hint=f"Known: {', '.join(known)}.")
-    data = load(directory)
+    data = read(directory)
     folder = out or directory / "figures"
     try:
-        written = charts.figures(data, folder, (cast(Format, form),), opponent=opponent)
+        written = figure_files(data, folder, (cast(Format, form),), opponent=opponent)
     except OSError as error:
         hint = "Give --out another folder."
         raise UserError(f"cannot be written: {error.strerror}", where=str(folder), hint=hint) from error

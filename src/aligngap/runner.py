@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 from aligngap.errors import UserError, nearest
+from aligngap.experiments.gather import collect, import_ahead, summary
 from aligngap.experiments.plan import Plan
-from aligngap.experiments.results import collect, import_ahead, summary
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
 from aligngap.models.build import load_tokenizer
@@ -32,6 +32,7 @@ from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
 from aligngap.plugins import Registry
 from aligngap.report.publisher import Publisher
+from aligngap.results import StudyResults, reported
 from aligngap.store import Store, disk_errors
 from aligngap.tasks.spec import TaskSpec
 from aligngap.tasks.worlds import WORLDS, world
@@ -150,7 +151,7 @@ def run(
             for line in summary(results):
                 say(line)
             report = folder / "report.html"
-            if (folder / "results.json").read_bytes() == before:
+            if reported(folder) == before:
                 report.touch()  # newer than the results, which are what it was made of
             elif not publisher.publish(folder):
                 from aligngap.report.page import publish
@@ -217,7 +218,7 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
         raise first
 
 
-def _reported(folder: Path) -> bytes | None:
+def _reported(folder: Path) -> tuple[bytes, ...] | None:
     """The results that the folder's report was made of; None where there is none, it is older than they are, or the
     code that made it is under change.
     """
@@ -225,14 +226,14 @@ def _reported(folder: Path) -> bytes | None:
     try:
         if report.stat().st_mtime_ns < results.stat().st_mtime_ns:
             return None
-        content = results.read_bytes()
-        revision = json.loads(content)["revision"]
+        content = reported(folder)
+        revision = json.loads(content[0])["revision"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return None if revision and revision["dirty"] else content
 
 
-def _failures(stages: Sequence[Stage], outcome: Outcome, results: dict[str, Any], logs: Path) -> list[str]:
+def _failures(stages: Sequence[Stage], outcome: Outcome, results: StudyResults, logs: Path) -> list[str]:
     failed, blocked = (
         [stage for stage in stages if outcome.status.get(stage.identity) == state] for state in ("failed", "blocked")
     )
@@ -245,10 +246,10 @@ def _failures(stages: Sequence[Stage], outcome: Outcome, results: dict[str, Any]
         lines.append(f"blocked: {len(blocked)} stages need what failed")
     if failed:
         lines.append(f"{len(failed) + len(blocked)} of {len(stages)} stages are missing from the results.")
-    for task, content in results.get("tasks", {}).items():
-        for name, concluded in content["experiments"].items():
-            if concluded["error"] is not None:
-                lines.append(f"failed: analysis of {name} on {task}: {concluded['error']}")
+    for task in results.tasks:
+        for found in task.experiments:
+            if found.error is not None:
+                lines.append(f"failed: analysis of {found.name} on {task.name}: {found.error}")
     return lines
 
 

@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 import aligngap
 import aligngap.experiments.study
 import aligngap.pipeline.stages
@@ -350,8 +352,9 @@ class Lab:
 
 
 def results(run: Path) -> Any:
-    """results.json without times."""
-    return without(read_json(run / "results.json"), _TIMES)
+    """results.json without times, and the points."""
+    points = pl.read_parquet(run / "points.parquet").to_dicts()
+    return {**without(read_json(run / "results.json"), _TIMES), "points": points}
 
 
 def without(value: Any, names: Sequence[str]) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aligngap.experiments.gather import collect
 from aligngap.experiments.plan import Plan
-from aligngap.experiments.results import collect
 from aligngap.pipeline.graph import Outcome, Stage, all_stages
 from aligngap.store import Store
 from faults.moments import moments_of_stages

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aligngap.experiments.gather import collect
 from aligngap.experiments.plan import Plan
-from aligngap.experiments.results import collect
 from aligngap.experiments.spec import StudySpec
 from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.store import Store

@@ -21,7 +21,7 @@ from aligngap.errors import UserError
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.pipeline.graph import Stage
-from aligngap.report.load import OPPONENTS, ReportData, Task, load, with_readable_names
+from aligngap.results import OPPONENTS, StudyResults, read, read_per_prompt
 
 #: What a run is called by; not what it does.
 _NAMES = ("name", "title", "description", "smoke")
@@ -36,28 +36,14 @@ class Side:
     """
 
     folder: Path
-    data: ReportData
+    data: StudyResults
     per_prompt: pl.DataFrame
     plan: Plan | None
 
     @classmethod
     def read(cls, folder: Path) -> Side:
         """Raises UserError when the folder holds no results, or none that can be recomputed."""
-        data = load(folder)
-        path = folder / "per_prompt.parquet"
-        hint = "Run the study again, with the same command: what is in the store is not made again."
-        if not path.is_file():
-            raise UserError(
-                "the outcomes prompt by prompt are missing, and no interval can be made without them",
-                where=str(path),
-                hint=hint,
-            )
-        try:
-            frame = pl.read_parquet(path)
-            if not frame.is_empty():
-                frame = with_readable_names(frame.with_columns(pl.col("prompt_number", "seed", "step").cast(pl.Int64)))
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"not readable: {error}", where=str(path), hint=hint) from error
+        data, frame = read(folder), read_per_prompt(folder)
         try:
             plan = Plan.recorded(data.study)
         except UserError:
@@ -84,14 +70,11 @@ class Side:
         except ValidationError:
             return AnalysisSpec()
 
-    def task(self, name: str) -> Task:
-        return next(task for task in self.data.tasks if task.name == name)
-
     def yardstick(self, task: str) -> tuple[dict[str, str], str]:
         """Identities of what the task's numbers are measured with, and a caveat where they are not on record and were
         derived from the settings. Raises UserError when they cannot be.
         """
-        recorded = self.task(task).yardstick
+        recorded = self.data.task(task).yardstick
         if recorded:
             return recorded, ""
         if self.plan is None:
@@ -173,7 +156,7 @@ def ground(first: Side, second: Side, task: str) -> Ground:
 def _same_weights(first: Side, second: Side, task: str) -> bool:
     """Whether the golden policies are the same bit for bit, however they came about (with more checkpoints, say)."""
     found = [
-        [arm.get("weights_sha256") for arm in side.task(task).arms if arm.get("family") == "golden_policy"]
+        [arm.weights_sha256 for arm in side.data.task(task).arms if arm.family == "golden_policy"]
         for side in (first, second)
     ]
     return found[0] == found[1] and all(found[0]) and bool(found[0])
@@ -183,8 +166,8 @@ def _because(first: Side, second: Side, keys: list[str]) -> str:
     a, b = (flat(side.settings) for side in (first, second))
     if keys:
         return "; ".join(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys)
-    revisions = [(side.data.revision or {}).get("commit") or "unknown" for side in (first, second)]
-    return f"made by different versions of the code, revisions {revisions[0][:12]} and {revisions[1][:12]}"
+    revisions = [side.data.revision.commit_or("unknown") for side in (first, second)]
+    return f"made by different versions of the code, revisions {revisions[0]} and {revisions[1]}"
 
 
 def _culprits(first: Side, second: Side, task: str, part: str) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from aligngap.errors import UserError, nearest
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.shipped import shipped, shipped_text
+from aligngap.experiments.shipped import alone, shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
 from aligngap.models.build import SHIPPED
 from aligngap.plugins import use_plugins
@@ -22,30 +22,40 @@ _LONGEST_TEXT = 1 << 20
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
-    """A shipped study by name, or a YAML file by path, with `key=value` overrides (dotted keys).
+    """A shipped study or an experiment by name, or a YAML file by path, with `key=value` overrides (dotted keys).
+
+    An experiment is a study that asks it alone, on the settings of `paper`. A plugin's is one too where an override
+    names the plugin (`plugins=[my_ideas]`), which is looked for in the working folder.
 
     Raises UserError for an unknown study or key, unreadable YAML, or a value out of range; the message says where and
     how to fix it.
     """
-    known = shipped()
-    if name in known:
-        where, text = f"study '{name}'", shipped_text(name)
-        default = name
-    else:
-        path = Path(name)
-        if path.suffix not in (".yaml", ".yml"):
-            raise UserError(
-                f"there is no study '{name}'", hint=f"{nearest(name, known)} Or give a file that ends in .yaml."
-            )
+    folder: Path | None = None  # of a study that is not shipped
+    if name in shipped():
+        where, default = f"study '{name}'", name
+        content = _parse(shipped_text(name), where)
+    elif Path(name).suffix in (".yaml", ".yml"):
+        where, default, folder = name, Path(name).stem, Path(name).parent
         try:
-            where, text, default = name, path.read_text("utf-8"), path.stem
+            text = Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"the study file cannot be read: {error}", where=name, hint="Check the path and that it is UTF-8 text."
             ) from error
-    content = _parse(text, where)
-    if name not in known:
-        _placed(content, Path(name).parent)
+        content = _parse(text, where)
+        _placed(content, folder)
+    else:
+        where, default = f"experiment '{name}'", name
+        given: dict[str, Any] = {}
+        for override in overrides:
+            _set(given, override)
+        if "plugins" in given:
+            folder = Path()
+            use_plugins(_plugins(given, where), folder.resolve())
+        content = alone(name) or {}
+        if not content:
+            hint = f"{nearest(name, [*shipped(), *EXPERIMENTS])} Or give a file that ends in .yaml."
+            raise UserError(f"there is no study and no experiment '{name}'", hint=hint)
     content = _extended(content, where)
     content.setdefault("name", default)
     for override in overrides:
@@ -54,18 +64,22 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
         if seeds < 1:
             raise UserError(f"{seeds} seeds are too few", where="--seeds", hint="Give a number from 1 on.")
         content["seeds"] = list(range(seeds))
-    plugins = content.get("plugins") or []
-    if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
-        raise UserError("plugins are a list of modules", where=f"{where}, plugins", hint="As in plugins: [my_losses].")
-    use_plugins(plugins, None if name in known else Path(name).resolve().parent)
+    use_plugins(_plugins(content, where), folder and folder.resolve())
     try:
         study = StudySpec.model_validate(content)
-        if name not in known:
-            study = study.placed(Path(name).resolve().parent)
+        if folder is not None:
+            study = study.placed(folder.resolve())
     except ValidationError as error:
         raise _explained(error, where) from None
     _know_experiments(study, f"{where}, experiments")
     return study.shrunk() if smoke else study
+
+
+def _plugins(content: dict[str, Any], where: str) -> list[str]:
+    plugins = content.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
+        raise UserError("plugins are a list of modules", where=f"{where}, plugins", hint="As in plugins: [my_losses].")
+    return plugins
 
 
 def resolved_study(specification: Mapping[str, Any], folder: Path | None = None) -> StudySpec:

@@ -22,10 +22,10 @@ from aligngap.live.folder import Look, Watched
 from aligngap.pipeline.executors.progress import ENDED
 
 if TYPE_CHECKING:
+    from aligngap.experiments.gather import Gathered
     from aligngap.experiments.plan import Plan
-    from aligngap.experiments.results import Gathered
     from aligngap.pipeline.graph import Outcome, Stage
-    from aligngap.report.load import ReportData
+    from aligngap.results import StudyResults
     from aligngap.store import Store
 
 _NICENESS = 5  # beside a run on all cores, about a quarter of one
@@ -85,13 +85,13 @@ class Maker:
 
     def make(self, request: Request) -> Page | NoPage:
         """A page, unless it would be made of what the last one was made of. Reads only."""
-        from aligngap.report.load import load
+        from aligngap.results import read
 
         start = time.process_time()
         try:
             if request.results is not None:
                 of_what: object = _stamp(request.results)
-                data = None if of_what == request.known else load(request.results)
+                data = None if of_what == request.known else read(request.results)
             else:
                 of_what, data = self._unfinished(request)
             if data is None:
@@ -105,11 +105,9 @@ class Maker:
             traceback.print_exc()
             return NoPage(f"{type(error).__name__}: {error}", time.process_time() - start)
 
-    def _unfinished(self, request: Request) -> tuple[object, ReportData | None]:
-        import polars as pl
-
-        from aligngap.experiments.results import assemble, gather
-        from aligngap.report.load import parsed
+    def _unfinished(self, request: Request) -> tuple[object, StudyResults | None]:
+        from aligngap.experiments.gather import assemble, gather
+        from aligngap.results import for_readers
         from aligngap.store import Store
 
         plan = self._planned(request.study, request.file)
@@ -121,10 +119,8 @@ class Maker:
         for task, state in there.items():
             if task not in self._gathered or self._gathered[task][0] != state:
                 self._gathered[task] = (state, gather(plan.tasks[task], store, outcome))
-        gathered = {task: self._gathered[task][1] for task in there}
-        samples = [frame for found in gathered.values() for frame in found.samples]
-        results = assemble(plan, store, outcome, gathered)
-        return there, parsed(results, pl.concat(samples) if samples else pl.DataFrame())
+        gathered = [self._gathered[task][1] for task in there]
+        return there, for_readers(assemble(plan, store, outcome, gathered))
 
     def _planned(self, given: Mapping[str, object], file: Path | None) -> Plan:
         from aligngap.experiments.plan import Plan
@@ -155,8 +151,8 @@ def _without_trust(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def _outcome(request: Request) -> Outcome:
-    from aligngap.experiments.results import PENDING
     from aligngap.pipeline.graph import Outcome
+    from aligngap.results import PENDING
 
     outcome = Outcome()
     for identity in request.pending:
@@ -187,10 +183,10 @@ def _stamp(folder: Path) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_size
 
 
-def _page(data: ReportData, of_what: object, final: bool, start: float) -> Page:
+def _page(data: StudyResults, of_what: object, final: bool, start: float) -> Page:
     from aligngap.report.page import content_policy, render
 
-    arms = data.runs["status"].to_list()
+    arms = [arm.status for task in data.tasks for arm in task.arms]
     html = render(data).encode()
     return Page(html, content_policy(), of_what, final, arms.count("finished"), len(arms), time.process_time() - start)
 
@@ -200,7 +196,7 @@ def serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # a folder must not make anyone's machine fetch
     # What is imported once is neither held back nor counted as work that asks for rest.
-    for module in ("aligngap.experiments.results", "aligngap.report.page", "altair", "vl_convert"):
+    for module in ("aligngap.experiments.gather", "aligngap.report.page", "altair", "vl_convert"):
         importlib.import_module(module)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)

@@ -13,6 +13,7 @@ from aligngap.models.lora import add_adapters, merge_adapters, save_adapters
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.rundir import RunDirectory
+from aligngap.results import FINISHED, ArmRecord, read
 from aligngap.store.disk import new_folder, read_json
 from aligngap.store.store import Store
 
@@ -57,7 +58,7 @@ def export(
     """
     found, task = _chosen(run, arm, task, seed)
     kept = Store(run.store_path(store))
-    artefact = kept.get(found["identity"])
+    artefact = kept.get(found.identity)
     inputs: Any = artefact.record()["inputs"]
     sft = kept.get(inputs["sft"])
     specification: Any = sft.record()["specification"]
@@ -98,17 +99,17 @@ def export(
         eos_token_id=list(end_tokens(tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
-    what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {found['base']}"
+    what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {found.base}"
     if checkpoint.lora and arm != SFT:
         what += ": adapters of it, to be loaded onto the exported arm `sft`" if adapter else ", adapters merged"
     text = _README.format(
-        title=f"{task}: {arm}, step {step}, seed {found['seed']}",
+        title=f"{task}: {arm}, step {step}, seed {found.seed}",
         what=what,
         study=run.study["title"],
         task=task,
         arm=arm,
         step=step,
-        seed=found["seed"],
+        seed=found.seed,
         identity=sft.identity if arm == SFT else artefact.identity,
         limit=limit,
     )
@@ -119,33 +120,30 @@ def export(
             model.save_pretrained(half)
         tokenizer.save_pretrained(half)
         (half / "README.md").write_text(text, "utf-8")
-    return f"{task}: {arm}, step {step}, seed {found['seed']}"
+    return f"{task}: {arm}, step {step}, seed {found.seed}"
 
 
-def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[dict[str, Any], str]:
-    """The arm's entry in results.json, and its task."""
-    path = run.folder / "results.json"
-    if not path.is_file():
-        raise UserError("it has not been written yet", where=str(path), hint="Give the `aligngap run` command again.")
-    tasks: dict[str, Any] = read_json(path)["tasks"]
+def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[ArmRecord, str]:
+    """What the results say of the arm, and its task."""
+    tasks = {found.name: found for found in read(run.folder).tasks}
     if task is not None and task not in tasks:
         raise UserError(f"there is no task '{task}'", where="--task", hint=nearest(task, tasks))
-    listed = [(entry, name) for name in ([task] if task else tasks) for entry in tasks[name]["arms"]]
-    names = {entry["name"] for entry, _ in listed}
+    listed = [(record, name) for name in ([task] if task else tasks) for record in tasks[name].arms]
+    names = {record.name for record, _ in listed}
     if arm != SFT:
-        listed = [(entry, name) for entry, name in listed if entry["name"] == arm]
+        listed = [(record, name) for record, name in listed if record.name == arm]
     if not listed:
         raise UserError(f"there is no arm '{arm}'", where="ARM", hint=nearest(arm, {*names, SFT}))
-    seeds = sorted({entry["seed"] for entry, _ in listed})
+    seeds = sorted({record.seed for record, _ in listed if record.seed is not None})
     if seed is not None and seed not in seeds:
         known = ", ".join(map(str, seeds))
         raise UserError(f"the arm '{arm}' has no seed {seed}", where="--seed", hint=f"Known: {known}.")
-    listed = [(entry, name) for entry, name in listed if seed in (None, entry["seed"])]
-    finished = [(entry, name) for entry, name in listed if entry["status"] in ("finished", "cached")]
+    listed = [(record, name) for record, name in listed if seed in (None, record.seed)]
+    finished = [(record, name) for record, name in listed if record.status == FINISHED]
     if not finished:
         raise UserError(
-            f"the arm '{arm}' did not come to its end: {listed[0][0]['reason']}",
-            where=str(path),
+            f"the arm '{arm}' did not come to its end: {listed[0][0].reason}",
+            where=str(run.folder),
             hint="Give the `aligngap run` command again.",
         )
     return finished[0]

@@ -15,10 +15,11 @@ from typing import Any
 import polars as pl
 
 from aligngap.errors import UserError
+from aligngap.experiments.gather import point
 from aligngap.experiments.plan import Plan
-from aligngap.experiments.results import point
 from aligngap.pipeline.graph import Event, all_stages
-from aligngap.pipeline.stages import SPLITS, Arm, Evaluate
+from aligngap.pipeline.stages import Arm, Evaluate
+from aligngap.results import COMPARISONS, MEASURES, SPLITS
 from aligngap.store.disk import read_json, write_json
 from aligngap.store.store import Store
 from aligngap.trackers.base import Series
@@ -26,6 +27,12 @@ from aligngap.trackers.process import Line
 
 RECORD = "tracked.json"
 """In the run's folder: its token, and which checkpoints each tracker has been given, so that none is given twice."""
+_TRACKED = {name: name for name in ("kl", *MEASURES)} | {
+    f"rate_{opponent}_{judge}": f"win_rate_over_{opponent}_by_{judge}"
+    for opponent, judges in COMPARISONS.items()
+    for judge in judges
+}
+"""What is tracked of a checkpoint: columns of points, and their names in a tracker."""
 _AT_THE_END = 20.0  # seconds that trackers get, when all else is done, to bring everything home
 _INTERRUPTED = 5.0
 _BETWEEN_RECORDS = 2.0
@@ -65,16 +72,16 @@ def _part(text: str) -> str:
 
 
 def values_of(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """A checkpoint's numbers by name, `on_SPLIT_prompts/WHAT`; what was not measured is left out."""
-    found: dict[str, float | None] = {}
-    for row in points:
-        split = f"on_{row['split']}_prompts"
-        for what in ("kl", "utility", "tokens", "accuracy", "drift"):
-            found[f"{split}/{what}"] = row[what]
-        for opponent, judges in row["wins"].items():
-            for judge, win in judges.items():
-                found[f"{split}/win_rate_over_{opponent}_by_{judge}"] = win["rate"]
-    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+    """A checkpoint's numbers by name, `on_SPLIT_prompts/WHAT`, from its rows of points; what was not measured is left
+    out.
+    """
+    found = {
+        f"on_{row['split']}_prompts/{name}": row[column]
+        for row in points
+        for column, name in _TRACKED.items()
+        if row.get(column) is not None
+    }
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 
 from aligngap.experiments.base import Finished, TaskData
+from aligngap.experiments.gather import runs_of
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import SCHEMA, runs_of
 from aligngap.experiments.study import load_study
 
 TASK = "summarisation"
@@ -87,7 +87,7 @@ def write_run(
     }
     settings = study.model_dump(mode="json") | {"title": f"{study.title}{text}", "smoke": smoke}
     results = {
-        "schema": SCHEMA,
+        "schema": 1,
         "study": settings,
         "smoke": smoke,
         "revision": {"commit": "0123456789abcdef", "dirty": False},

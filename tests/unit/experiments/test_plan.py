@@ -120,7 +120,9 @@ def test_seeds_share_sft_golden_and_golden_policy_but_not_the_proxy() -> None:
         stage for stage in stages if isinstance(stage, Arm) and stage.judge and stage.judge.role == "golden"
     ]
     assert len(golden_policies) == 1
-    opponents = {tuple(part.identity for part in stage.opponents) for stage in stages if isinstance(stage, Evaluate)}
+    opponents = {
+        tuple(part.identity for part in stage.start.opponents) for stage in stages if isinstance(stage, Evaluate)
+    }
     assert len(opponents) == 1
 
 

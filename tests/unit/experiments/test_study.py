@@ -12,10 +12,36 @@ import yaml
 
 from aligngap.errors import UserError
 from aligngap.experiments.plan import Plan
+from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped_text
 from aligngap.experiments.spec import fifth, log_steps
 from aligngap.experiments.study import load_study, resolved_study
+from aligngap.plugins import unload_plugins
 from aligngap.tasks.encode import sizes
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_an_experiment_is_a_study_by_its_name_on_the_settings_of_paper(name: str) -> None:
+    study, paper = load_study(name), load_study("paper")
+    assert load_study(name.replace("_", "-")) == study
+    own = {"name": name, "title": EXPERIMENTS[name].title, "description": EXPERIMENTS[name].question}
+    assert study == paper.model_copy(update={**own, "experiments": (name,)})
+
+
+def test_a_plugins_experiment_runs_by_its_name_where_the_plugin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_question.py").write_text(
+        "from dataclasses import replace\n"
+        "from aligngap.experiments.registry import EXPERIMENTS\n"
+        "EXPERIMENTS['own_question'] = replace(EXPERIMENTS['coverage'], name='own_question')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no study and no experiment"):
+        load_study("own-question")
+    study = load_study("own-question", ["plugins=[own_question]"])
+    assert (study.name, study.experiments, study.folder) == ("own_question", ("own_question",), tmp_path)
+    unload_plugins()
 
 
 def test_overrides_reach_what_they_name() -> None:

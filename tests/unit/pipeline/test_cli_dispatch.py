@@ -23,11 +23,13 @@ from aligngap.pipeline.graph import Event, Outcome, Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.ranks import ALONE
 from aligngap.report.publisher import Publisher
+from aligngap.results import Revision, StudyResults, write
 from aligngap.store import Store, write_json
 from aligngap.trackers.base import Series
 from unit.pipeline.fake_stages import Fake, Steps
 from unit.pipeline.runs import finished
 from unit.report.fixture_results import write_results
+from unit.results.made_up_points import row
 
 Install = Callable[..., None]
 
@@ -76,9 +78,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         settings = {"name": name, "overrides": list(overrides), "seeds": seeds}
         return SimpleNamespace(name=name, smoke=smoke, model_dump=lambda mode: {"title": "A [try]"} | settings)
 
-    def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
-        write_json(folder / "results.json", outcome.status)
-        return {"tasks": {}, **outcome.status}
+    def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
+        results = StudyResults(study=outcome.status)
+        write(results, pl.DataFrame(), folder)
+        return results
 
     def publish(folder: Path, processes: int | None = None) -> Path:
         (folder / "report.html").write_text("<p>")
@@ -86,7 +89,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.runner.collect", collect)
-    monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"])
+    monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results.study)} [stages]"])
     monkeypatch.setattr("aligngap.report.page.publish", publish)
     monkeypatch.setattr("aligngap.runner.Publisher", Absent)
     monkeypatch.setattr("aligngap.runner.import_ahead", lambda plan: None)
@@ -138,9 +141,10 @@ def test_a_report_is_made_again_where_its_results_have_changed(study: Install, m
         report.write_text("<p>")
 
     def collected(**found: Any) -> None:
-        def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
-            write_json(folder / "results.json", {"tasks": {}, "revision": None} | found)
-            return {"tasks": {}}
+        def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
+            results = StudyResults(**found)
+            write(results, pl.DataFrame(), folder)
+            return results
 
         monkeypatch.setattr("aligngap.runner.collect", collect)
 
@@ -151,17 +155,19 @@ def test_a_report_is_made_again_where_its_results_have_changed(study: Install, m
         assert main(["run", "try", "--jobs", "1"]) == 0
         return len(published) - before
 
-    collected(kl=1)
+    collected(versions={"kl": 1})
     assert (run(), run()) == (1, 0)
     assert report.stat().st_mtime_ns >= results.stat().st_mtime_ns
     assert run() == 0
-    collected(kl=2)
+    collected(versions={"kl": 2})
+    assert (run(), run()) == (1, 0)
+    collected(versions={"kl": 2}, points=row(0, "a"))  # the same but for the points
     assert (run(), run()) == (1, 0)
     results.write_text(results.read_text())  # newer than the report: a command was stopped between the two
     assert (run(), run()) == (1, 0)
     report.unlink()
     assert (run(), run()) == (1, 0)
-    collected(revision={"commit": "abc", "dirty": True})
+    collected(revision=Revision(commit="abc", dirty=True))
     assert (run(), run()) == (1, 1)
     assert set(published) == {1}
 
@@ -432,7 +438,7 @@ def test_nothing_that_a_foreign_folder_names_is_imported(
     monkeypatch.chdir(tmp_path)
     # What draws knows no Python, and takes a second for each figure.
     svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
-    monkeypatch.setattr("aligngap.report.charts.image_svg", lambda *given, **more: svg)
+    monkeypatch.setattr("aligngap.report.still.image_svg", lambda *given, **more: svg)
     stage = Fake(name="a")
     run = finished(tmp_path / "run", Store(tmp_path / "elsewhere"), stage).folder
     write_results(run, seeds=(0,), experiments=False, prompts=2)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from aligngap.report import charts, images, page, publisher
-from aligngap.report.load import load
+from aligngap.report import images, page, publisher, specs
 from aligngap.report.publisher import Publisher
+from aligngap.results import read
 from unit.report.fixture_results import write_results
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux lists them")
@@ -55,7 +55,7 @@ def gone(pid: int) -> bool:
 
 
 def arms_of(folder: Path) -> list[tuple[str, int]]:
-    return [(row["family"], row["seed"]) for row in load(folder).runs.to_dicts()]
+    return [(row["family"], row["seed"]) for row in read(folder).runs.to_dicts()]
 
 
 def test_it_writes_what_is_written_without_it(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_it_writes_what_is_written_without_it(tmp_path: Path) -> None:
 
 def test_what_is_done_ahead_is_what_will_be_asked_for(tmp_path: Path) -> None:
     folder = write_results(tmp_path)
-    remembered = (charts._win_spec, charts._judges_spec, charts._measure_spec, charts._cost_spec, page._runtime)
+    remembered = (specs.win_rate, specs.judges, specs.measure, specs.cost, page._runtime)
     for function in remembered:
         function.cache_clear()
     page.prepare(arms_of(folder))

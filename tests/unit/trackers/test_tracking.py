@@ -39,10 +39,9 @@ def test_series_have_names_that_tell_them_apart() -> None:
 
 
 def test_a_checkpoints_values_leave_out_what_was_not_measured() -> None:
-    win = {"rate": 0.25, "se": 0.1, "n": 4, "ties": 1}
-    wins = {"sft": {"golden": win, "true": win | {"rate": float("nan")}}}
+    wins = {"rate_sft_golden": 0.25, "se_sft_golden": 0.1, "n_sft_golden": 4, "rate_sft_true": float("nan")}
     point = {"split": "held_out", "kl": 0.5, "utility": None, "tokens": 7.0, "accuracy": float("nan"), "drift": -1.0}
-    assert values_of([point | {"wins": wins}]) == {
+    assert values_of([point | wins]) == {
         "on_held_out_prompts/kl": 0.5,
         "on_held_out_prompts/tokens": 7.0,
         "on_held_out_prompts/drift": -1.0,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from aligngap.experiments import coverage as coverage
+from aligngap.experiments import goodhart as goodhart
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
-from aligngap.experiments.coverage import sweep as coverage
 from aligngap.experiments.discrimination.measure import SelfAccuracy
-from aligngap.experiments.goodhart import sweep as goodhart
 
 FAMILIES = ("online", "offline", "shuffled")
 SELF_FAMILIES = ("online", "offline")

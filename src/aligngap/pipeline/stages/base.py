@@ -15,11 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from aligngap.judges.base import Judge
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.results import SPLITS as SPLITS
 from aligngap.store.disk import write_json
 from aligngap.tasks.pairs import read_pairs
 from aligngap.types import PairBatch
-
-SPLITS = ("train", "held_out")
 
 
 class Base(BaseModel):
