@@ -46,14 +46,14 @@ def sft_checkpoint(name: str) -> Checkpoint:
         return Checkpoint(path=name)
     run = RunDirectory.open(Path(name))
     made = {stage["identity"] for stage in run.status()["stages"] if stage["kind"] == "sft"}
-    store = run.store_path()
-    found = sorted(identity for identity in made if store.is_dir() and Store(store).has(identity))
+    store = Store(run.store_path(), reading=True)
+    found = sorted(identity for identity in made if store.has(identity))
     if len(found) != 1:
         what = f"this run has {len(found)} SFT policies" if found else "this run has no SFT policy yet"
-        folders = ", ".join(str(store / identity / "model") for identity in found)
-        hint = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store}."
+        folders = ", ".join(str(store.root / identity / "model") for identity in found)
+        hint = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store.root}."
         raise UserError(what, where=name, hint=hint)
-    return Checkpoint(path=str(Store(store).get(found[0]).path / "model"))
+    return Checkpoint(path=str(store.get(found[0]).file("model")))
 
 
 def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "cpu") -> Subject:

@@ -57,13 +57,13 @@ def export(
     Raises UserError for what is not there, and for a folder that is not empty.
     """
     found, task = _chosen(run, arm, task, seed)
-    kept = Store(run.store_path(store))
+    kept = Store(run.store_path(store), reading=True)
     artefact = kept.get(found.identity)
     inputs: Any = artefact.record()["inputs"]
     sft = kept.get(inputs["sft"])
     specification: Any = sft.record()["specification"]
     options = {name: value for name, value in specification["base"].items() if name != "digest"}
-    checkpoint = Checkpoint(path=str(sft.path / "model"), trust_remote_code=trust_remote_code, **options)
+    checkpoint = Checkpoint(path=str(sft.file("model")), trust_remote_code=trust_remote_code, **options)
     tokenizer, model = load_tokenizer(checkpoint), load_language_model(checkpoint)
     if adapter and (arm == SFT or checkpoint.lora is None):
         raise UserError(
@@ -71,7 +71,7 @@ def export(
             where="--adapter",
             hint="Leave --adapter out.",
         )
-    limit = int(read_json(kept.get(inputs["task"]).path / "task.json")["max_new_tokens"])
+    limit = int(read_json(kept.get(inputs["task"]).file("task.json"))["max_new_tokens"])
     if arm == SFT:
         step = 0
     else:
@@ -86,7 +86,7 @@ def export(
             )
         if checkpoint.lora:
             add_adapters(model, checkpoint.lora, 0)
-        Policy(model, end_tokens(tokenizer), limit).load_weights(steps[step])
+        Policy(model, end_tokens(tokenizer), limit).load_weights(artefact.file(f"steps/{steps[step].name}"))
         if not adapter:
             merge_adapters(model)
     model.generation_config = GenerationConfig(

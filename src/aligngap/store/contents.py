@@ -118,13 +118,13 @@ def _problems(home: Path, identity: str, part: str, stamps: tuple[object, ...]) 
 
 def _stamps(path: Path) -> tuple[object, ...]:
     """What tells that a file, or the files in a folder, have not been changed since."""
-    with readable(path):
-        names = ["", *(f"/{name}" for names in contents_of(path) for name in names)] if path.is_dir() else [""]
-        try:
+    try:
+        with readable(path):
+            names = ["", *(f"/{name}" for names in contents_of(path) for name in names)] if path.is_dir() else [""]
             states = [(name, Path(f"{path}{name}").lstat()) for name in names]
-        except FileNotFoundError:
-            return ()
-        return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
+    except FileNotFoundError:
+        return ()
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
 
 
 def _read_manifest(path: Path, identity: str) -> dict[str, tuple[str, int]]:
@@ -191,13 +191,13 @@ def is_inside(name: str) -> bool:
 
 def contents_of(folder: Path) -> tuple[list[str], list[str]]:
     """Relative names, sorted, of the plain files and of everything that is neither plain file nor folder. Raises
-    UserError for a folder that may not be read, of whose files nothing is known.
+    UserError for a folder that may not be read, of whose files nothing is known, and FileNotFoundError.
     """
     regular: list[str] = []
     other: list[str] = []
 
     def refuse(error: OSError) -> NoReturn:
-        raise unreadable(error, error.filename)
+        raise error if isinstance(error, FileNotFoundError) else unreadable(error, error.filename)
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         for name in [*folders, *files]:

@@ -66,18 +66,18 @@ def unreadable(error: OSError, path: str | os.PathLike[str]) -> UserError:
     return UserError(f"it cannot be read: {error.strerror or error}", where=str(path), hint=hint)
 
 
-def parse_json(data: bytes) -> object:
-    """The value of a JSON text. Raises RecursionError, and ValueError for what is no JSON, NaN and infinity included,
-    and for nesting that has no end in sight.
+def parse_json(data: bytes, *, finite: bool = True) -> object:
+    """The value of a JSON text. finite: NaN and infinity are no JSON. Raises RecursionError, and ValueError for what is
+    no JSON, and for nesting that has no end in sight.
     """
 
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    def finite(text: str) -> float:
+    def number(text: str) -> float:
         return value if math.isfinite(value := float(text)) else refuse(text)
 
-    value: object = json.loads(data, parse_constant=refuse, parse_float=finite)
+    value: object = json.loads(data, parse_constant=refuse, parse_float=number) if finite else json.loads(data)
     if data.count(b"[") + data.count(b"{") > _DEEP:
         _refuse_depth(value)
     return value

@@ -67,6 +67,10 @@ class Artefact:
         """
         return checked(self.path, self.identity, name)
 
+    def folder(self) -> Path:
+        """The path of the whole artefact, as `file` gives that of a file."""
+        return checked(self.path, self.identity, "")
+
     def has(self, name: str) -> bool:
         """Whether there is such a file or folder. Raises UserError where that may not be known."""
         with readable(self.path):
