@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from aligngap.errors import UserError, nearest
-from aligngap.experiments.gather import collect, import_ahead, summary
+from aligngap.experiments.gather import collect, summary
 from aligngap.experiments.plan import Plan
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
@@ -31,17 +30,13 @@ from aligngap.pipeline.remote_cache import is_address
 from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
 from aligngap.plugins import Registry
-from aligngap.report.publisher import Publisher
-from aligngap.results import StudyResults, reported
+from aligngap.report.stage import Report, deliver
+from aligngap.results import StudyResults
 from aligngap.store import Store, disk_errors
 from aligngap.tasks.spec import TaskSpec
 from aligngap.tasks.worlds import WORLDS, world
 from aligngap.testing import check_loss, check_measure, check_world
 from aligngap.trackers.tracking import tracking
-
-#: Estimated seconds to the last stage's end at which the report is prepared: long enough for that where cores are busy,
-#: and not for hours, because it takes memory.
-_NEARLY_DONE = 120.0
 
 
 @dataclass(frozen=True)
@@ -111,62 +106,84 @@ def run(
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
     executor_of = _executor(plan, executor, address, jobs, seconds, remote_cache)
     check(plan)
-    stages = plan.stages
-    with RunDirectory.use(folder, plan.specification) as directory, ExitStack() as stack:
-        kept = Store(root)
-        kept.register(folder, [stage.identity for stage in stages])
-        done = {stage.identity for stage in stages if kept.has(stage.identity)}
-        say = partial(_say, console=console)
-        say(plan.title)
-        place = stack.enter_context(executor_of(kept, directory.logs))
-        processes, jobs = jobs, place.jobs
+    with RunDirectory.use(folder, plan.specification) as directory:
+        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, start, began or start)
+
+
+def _run_in(
+    directory: RunDirectory,
+    plan: Plan,
+    store: Store,
+    executor_of: Callable[[Store, Path], Executor],
+    console: Console,
+    processes: int | None,
+    trackers: Sequence[str],
+    start: float,
+    began: float,
+) -> Ran:
+    folder, stages = directory.folder, plan.stages
+    store.register(folder, [stage.identity for stage in stages])
+    done = {stage.identity for stage in stages if store.has(stage.identity)}
+    say = partial(_say, console=console)
+    say(plan.title)
+    with ExitStack() as stack:
+        executor = stack.enter_context(executor_of(store, directory.logs))
+        jobs = executor.jobs
         ledger = Ledger(stages, jobs)
-        directory.begin(ledger, kept.root)
+        directory.begin(ledger, store.root)
         say(
             f"{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
             f"about {clock(plan.duration(jobs, done))} by the estimates. Results go to {folder}."
         )
         # Open until the report is written: so long, trackers have time that nobody waits for.
-        note = stack.enter_context(tracking(trackers, plan, kept, folder, directory.logs, say))
-        publisher = stack.enter_context(Publisher(processes))
-        with display(console, ledger) as show:
+        note = stack.enter_context(tracking(trackers, plan, store, folder, directory.logs, say))
+        show = stack.enter_context(display(console, ledger))
 
-            def on_event(event: Event) -> None:
-                ledger.update(event)
-                directory.note(event)
-                show(event)
-                note(event)
-                if event.kind == "progress" and not publisher.started and _time_for_report(ledger):
-                    entries = [arm.entry for task in plan.tasks.values() for arm in task.arms]
-                    publisher.start([(entry.family, entry.stage.seed) for entry in entries])
-                    import_ahead(plan)
+        def on_event(event: Event) -> None:
+            ledger.update(event)
+            directory.note(event)
+            show(event)
+            note(event)
 
-            outcome = run_stages(plan.targets, place, on_event)
-        place.close()
+        outcome = run_stages(plan.targets, executor, on_event)
+        executor.close()
         _raise_mistakes(plan.targets, outcome)
         with disk_errors(folder, strict=False):
-            outcome.wall, outcome.jobs = time.monotonic() - (start if began is None else began), jobs
-            before = _reported(folder)
-            results = collect(plan, kept, outcome, folder)
+            outcome.wall, outcome.jobs = time.monotonic() - began, jobs
+            results = collect(plan, store, outcome, folder)
             for line in summary(results):
                 say(line)
-            report = folder / "report.html"
-            if reported(folder) == before:
-                report.touch()  # newer than the results, which are what it was made of
-            elif not publisher.publish(folder):
-                from aligngap.report.page import publish
-
-                publish(folder, processes)
-    failures = _failures(stages, outcome, results, directory.logs)
+            no_report = _make_report(folder, store, stages, processes, ledger, on_event)
+    failures = [*_failures(stages, outcome, results, directory.logs), *no_report]
     for line in failures:
         print(line, file=sys.stderr)
-    say(f"Report: {report} ({clock(time.monotonic() - start)})")
-    return Ran(folder, report, failures)
+    page = folder / "report.html"
+    if not no_report:
+        say(f"Report: {page} ({clock(time.monotonic() - start)})")
+    return Ran(folder, page, failures)
 
 
-def _time_for_report(ledger: Ledger) -> bool:
-    """Whether the report is to be prepared: a core is idle, and the end is near."""
-    return 0 < ledger.count("running") < ledger.jobs and ledger.left < _NEARLY_DONE
+def _make_report(
+    folder: Path,
+    store: Store,
+    stages: Sequence[Stage],
+    processes: int | None,
+    ledger: Ledger,
+    on_event: Callable[[Event], None],
+) -> list[str]:
+    """The last stage: of what the results in the folder are, failures and all, so nothing is known of it before they
+    are there. On this machine, which has them. Says why there is no report, where there is none.
+    """
+    report, logs = Report.of(folder, processes), folder / "logs"
+    ledger.add(report)
+    store.register(folder, [stage.identity for stage in (*stages, report)])
+    with LocalExecutor(store, jobs=1, device="cpu", log_folder=logs) as executor:
+        outcome = run_stages([report], executor, on_event)
+    if outcome.status[report.identity] == "failed":
+        again = f"The results are whole: `aligngap report {folder}` makes their report."
+        return [_failed(report, outcome, logs), again]
+    deliver(store.get(report.identity).path, folder)
+    return []
 
 
 def _executor(
@@ -218,30 +235,17 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
         raise first
 
 
-def _reported(folder: Path) -> tuple[bytes, ...] | None:
-    """The results that the folder's report was made of; None where there is none, it is older than they are, or the
-    code that made it is under change.
-    """
-    results, report = folder / "results.json", folder / "report.html"
-    try:
-        if report.stat().st_mtime_ns < results.stat().st_mtime_ns:
-            return None
-        content = reported(folder)
-        revision = json.loads(content[0])["revision"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return None if revision and revision["dirty"] else content
+def _failed(stage: Stage, outcome: Outcome, logs: Path) -> str:
+    log = logs / f"{stage.identity}.log"
+    where = f" (log: {log})" if log.exists() else ""
+    return f"failed: {stage.label}: {' '.join(outcome.reasons[stage.identity].split())}{where}"
 
 
 def _failures(stages: Sequence[Stage], outcome: Outcome, results: StudyResults, logs: Path) -> list[str]:
     failed, blocked = (
         [stage for stage in stages if outcome.status.get(stage.identity) == state] for state in ("failed", "blocked")
     )
-    lines = []
-    for stage in failed:
-        log = logs / f"{stage.identity}.log"
-        where = f" (log: {log})" if log.exists() else ""
-        lines.append(f"failed: {stage.label}: {' '.join(outcome.reasons[stage.identity].split())}{where}")
+    lines = [_failed(stage, outcome, logs) for stage in failed]
     if blocked:
         lines.append(f"blocked: {len(blocked)} stages need what failed")
     if failed:

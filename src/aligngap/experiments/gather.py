@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +67,6 @@ class _GatheredArm:
     points: Sequence[Mapping[str, Any]] = ()
     finished: Finished | None = None
     measures: Sequence[MeasureRecord] = ()
-
-
-def import_ahead(plan: Plan) -> None:
-    """Import in the background what `collect` needs where there are several seeds, for a quarter of a second."""
-    if len(plan.seeds) > 1:
-        threading.Thread(target=importlib.import_module, args=("scipy.stats",), daemon=True).start()
 
 
 def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> StudyResults:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from aligngap.errors import UserError, unwritable
 from aligngap.models.build import context_length, load_tokenizer
 from aligngap.models.spec import Checkpoint
 from aligngap.tasks.check import limit_costs, survey
@@ -25,6 +26,22 @@ class Starter(NamedTuple):
 
     text: str
     notes: tuple[str, ...]
+
+
+def write_starter(
+    path: Path, data: DatasetSpec, policy: str, golden: str | None = None, proxy: str | None = None
+) -> tuple[str, ...]:
+    """Write what `starter` gives to a new file; its notes. Raises UserError as it does, and for a file that cannot be
+    made.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError("a study's file ends in .yaml", where=str(path), hint=f"Write {path.stem or 'study'}.yaml.")
+    if path.exists():
+        raise UserError("the file is there already", where=str(path), hint="Give another name, or remove it.")
+    made = starter(path, data, policy, golden, proxy)
+    with unwritable(path, "Give another place."), path.open("x", encoding="utf-8") as handle:
+        handle.write(made.text)
+    return made.notes
 
 
 def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = None, proxy: str | None = None) -> Starter:

@@ -18,6 +18,7 @@ from aligngap.models.build import base_path, load_tokenizer
 from aligngap.models.check import alike
 from aligngap.models.opponents import KeptOpponents
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
+from aligngap.plugins import Registered
 from aligngap.timings import spending
 from aligngap.types import Tokens
 
@@ -119,6 +120,8 @@ class PreferenceJudgeSpec(JudgeSpec):
     wrote. model: its form. base: the base it was trained from, whose tokens it reads: they must be the policy's.
     """
 
+    registered: ClassVar[Registered] = {"model": PREFERENCE_MODELS}
+
     kind: Literal["preference"] = "preference"
 
     folder: str
@@ -132,14 +135,13 @@ class PreferenceJudgeSpec(JudgeSpec):
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """The weights' digests. What else an artefact's folder holds, its record among it, has times in it."""
-        folder, code = self._folder(search), PREFERENCE_MODELS.code(self.model)
+        folder = self._folder(search)
         return {
             "kind": self.kind,
             "model": self.model,
             "backbone": digest_of(folder / "backbone"),
             "readout": digest_of(folder / "readout.safetensors"),
             "separator": separator_of(self._tokenizer(search)),
-            **({"model_code": code} if code else {}),
         }
 
     def build(self, given: JudgeIngredients) -> ModelJudge:

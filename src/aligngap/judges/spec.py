@@ -6,11 +6,12 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
 from aligngap.judges.base import Judge
+from aligngap.plugins import Pluggable
 from aligngap.store.identity import content_digest
 
 
@@ -30,7 +31,7 @@ class JudgeIngredients:
     world: str | None = None
 
 
-class JudgeSpec(BaseModel):
+class JudgeSpec(Pluggable):
     """Names a judge and its settings in a study. Subclasses add `kind: Literal["..."]` with its name as the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
 import os
 import signal
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from aligngap.errors import UserError
 from aligngap.live.folder import Look, Watched
 from aligngap.pipeline.executors.progress import ENDED
+from aligngap.pipeline.processes import GRACE, Child
 
 if TYPE_CHECKING:
     from aligngap.experiments.gather import Gathered
@@ -219,8 +219,7 @@ class Renewal:
         self.problem: str | None = None
         self.making = False
         self._watched = watched
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._connection: Connection | None = None
+        self._child: Child | None = None
         self._next = self._asked = 0.0
 
     @property
@@ -237,11 +236,8 @@ class Renewal:
 
     def close(self) -> None:
         """End the process."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        if self._child is not None:
+            self._child.end()
 
     def _ask(self, look: Look) -> None:
         waiting = {stage["identity"] for stage in look.stages if stage["status"] not in ENDED}
@@ -257,18 +253,20 @@ class Renewal:
         watched = self._watched
         request = Request(watched.study, watched.file, look.store, results, frozenset(waiting), ended, known)
         try:
-            self._started().send(request)
+            if self._child is None:
+                self._child = Child(serve, name="aligngap-watch-pages", daemon=True)
+            self._child.pipe.send(request)
         except OSError:
             self._died()
         else:
             self.making, self._asked = True, time.monotonic()
 
     def _take(self) -> None:
-        assert self._connection is not None
+        assert self._child is not None
         try:
-            if not self._connection.poll():
+            if not self._child.pipe.poll():
                 return
-            answer = self._connection.recv()
+            answer = self._child.pipe.recv()
         except (EOFError, OSError):
             self._died()
             return
@@ -279,21 +277,8 @@ class Renewal:
         elif isinstance(answer, NoPage):
             self.problem = answer.problem
 
-    def _started(self) -> Connection:
-        if self._connection is None:
-            # Not forked: this process has threads.
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=serve, args=(theirs,), name="aligngap-watch-pages", daemon=True)
-            self._process.start()
-            theirs.close()
-        return self._connection
-
     def _died(self) -> None:
-        assert self._process is not None
-        self._process.join()
-        self.problem = (
-            f"the process that makes the figures ended with code {self._process.exitcode}; it is started anew"
-        )
-        self.making, self._process, self._connection = False, None, None
+        assert self._child is not None
+        self.problem = f"the process that makes the figures was lost ({self._child.end(GRACE)}); it is started again"
+        self.making, self._child = False, None
         self._next = time.monotonic() + _AFTER_A_DEATH

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from aligngap.errors import UserError
-from aligngap.plugins import IDENTITY, code_of
+from aligngap.plugins import IDENTITY, Pluggable
 from aligngap.store.identity import identity
 
 CHECKPOINT_SECONDS = 120.0
@@ -56,7 +56,7 @@ class Context:
         return self.folders[stage.identity]
 
 
-class Stage(BaseModel):
+class Stage(Pluggable):
     """A step of the pipeline. Fields whose values are stages (or tuples of stages) are its inputs; all others are its
     specification.
 
@@ -154,13 +154,7 @@ class Stage(BaseModel):
     @property
     def specification(self) -> dict[str, object]:
         """Everything but the inputs, as plain JSON values. Identity and record both come from here."""
-        fields = self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
-        return fields | ({"code": self.code} if self.code else {})
-
-    @property
-    def code(self) -> str | None:
-        """The digest of the plugin that the stage, or what it runs, is of; None for what is ours."""
-        return code_of(type(self).__module__)
+        return self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
 
 
 @dataclass(frozen=True)

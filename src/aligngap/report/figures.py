@@ -298,23 +298,6 @@ def _panels(
     }
 
 
-def prepare_specs(data: StudyResults) -> None:
-    """Do ahead what takes time and needs of `data` nothing but its families and seeds: the specifications of
-    `task_figures`, as these functions remember them.
-    """
-    from aligngap.report import specs
-
-    for theme in (Theme.for_images(data), Theme.for_page(data)):
-        specs.win_rate(theme)
-        for column, _ in _OTHER_AXES:
-            specs.win_rate(theme, column)
-        specs.judges(theme)
-        for panel in _STEP_PANELS:
-            specs.measure(theme, *panel)
-        for cost in _COST_PANELS:
-            specs.cost(theme, *cost)
-
-
 def experiment_figures(data: StudyResults, task: Task, experiment: Conclusion, theme: Theme) -> list[Figure]:
     """The figures that an experiment asked for, also those without anything to draw: these say so."""
     return [_drawn_figure(data, task.name, drawing, theme) for drawing in drawings(experiment)]

@@ -24,16 +24,15 @@ from aligngap.report.drawing import measures
 from aligngap.report.figures import (
     Figure,
     experiment_figures,
-    prepare_specs,
     rate_columns,
     reaches_far,
     splits_of,
     task_figures,
 )
-from aligngap.report.images import Images, Painters
+from aligngap.report.images import Images
 from aligngap.report.packing import drawable, json_in_html, packed
 from aligngap.report.samples import samples
-from aligngap.report.still import draw, file_name, image_svg, warm
+from aligngap.report.still import draw, file_name, image_svg
 from aligngap.report.style import GLYPHS, HUES, JUDGE_NAMES, OPPONENT_NAMES, Theme, config, family_name
 from aligngap.report.text import seeds_note, text_of_number, text_of_setting, text_of_share
 from aligngap.results import (
@@ -42,7 +41,6 @@ from aligngap.results import (
     PENDING,
     UNFINISHED,
     VERDICTS,
-    ArmRecord,
     Conclusion,
     EstimateRecord,
     StudyResults,
@@ -69,26 +67,15 @@ _AGREEMENTS = {
 }
 
 
-def publish(folder: Path, processes: int | None = None, painters: Painters | None = None) -> Path:
+def publish(folder: Path, into: Path | None = None, processes: int | None = None) -> Path:
     """The figures of each task as a whole as PNG and SVG, and the page, from the results in a run's folder; the page's
-    path. processes, painters: as `Images` takes them.
+    path. into: the folder to write to; None: the run's. processes: as `Images` takes them.
     """
-    data = read(folder)
-    with Images(folder / "charts", ("png", "svg"), processes, painters) as images:
+    data, into = read(folder), into or folder
+    with Images(into / "charts", ("png", "svg"), processes) as images:
         draw(images, data, choose=task_figures)
         page = render(data)  # while they are painted
-    return _put(page, folder)  # the last file: whoever finds it finds the others
-
-
-def prepare(arms: Sequence[tuple[str, int]]) -> None:
-    """Do ahead what `publish` will need whatever the numbers are, which is most of its time. arms: family and seed of
-    those to be drawn, in the results' order; were they others, the report would be the same and take longer.
-    """
-    listed = tuple(ArmRecord(name=family, family=family, seed=seed) for family, seed in arms)
-    prepare_specs(StudyResults(tasks=(Task(name="", arms=listed),)))
-    warm()
-    _template("template.html.j2")
-    _runtime()
+    return _put(page, into)  # the last file: whoever finds it finds the others
 
 
 def write_report(folder: Path) -> Path:

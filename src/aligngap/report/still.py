@@ -175,11 +175,6 @@ def image_svg(data: StudyResults, figure: Figure, *, split: str = "held_out", op
     return _svg(image_spec(data, figure, split=split, opponent=opponent))
 
 
-def warm() -> None:
-    """Start what draws, which takes a while."""
-    _svg({"$schema": _schema(), "data": {"values": [{"x": 0}]}, "mark": "point", "encoding": {"x": {"field": "x"}}})
-
-
 def _schema() -> str:
     import altair as alt
 

@@ -32,11 +32,6 @@ def write(results: StudyResults, per_prompt: pl.DataFrame, folder: Path) -> None
     write_bytes_atomic(folder / RESULTS, (json.dumps(content(results), indent=2, allow_nan=False) + "\n").encode())
 
 
-def reported(folder: Path) -> tuple[bytes, ...]:
-    """What a report is made of, byte by byte, `results.json` first. Raises OSError."""
-    return tuple((folder / name).read_bytes() for name in (RESULTS, POINTS, SAMPLES))
-
-
 def content(results: StudyResults) -> dict[str, Any]:
     """What `results.json` holds, as plain values."""
     return {"schema": SCHEMA, **results.model_dump(mode="json")}

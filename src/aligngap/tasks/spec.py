@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
     model_serializer,
 )
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.plugins import with_code
+from aligngap.plugins import Pluggable, Registered
 from aligngap.seeds import numpy_stream
 from aligngap.tasks.datasets import DatasetSpec, source_digest
 from aligngap.tasks.worlds import WORLDS, world
@@ -26,21 +24,19 @@ from aligngap.tasks.worlds.base import Written
 from aligngap.types import PairBatch, Tokens
 
 
-class TaskSpec(BaseModel):
+class TaskSpec(Pluggable):
     """A task and how much data its raters give. Every prompt has two responses by random writers, and one rater's
     preference.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    registered: ClassVar[Registered] = {"world": WORLDS}
+
     world: str
     train_pairs: int = Field(8000, gt=0)
     held_out_pairs: int = Field(1000, gt=0)
     seed: int = 0
-
-    @model_serializer(mode="wrap")
-    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return with_code(handler(self), WORLDS.code(self.world), info)
 
     @property
     def name(self) -> str:

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
 )
 
 from aligngap import ranks
 from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss, preference_metrics
 from aligngap.models.policy import Policy
-from aligngap.plugins import with_code
+from aligngap.plugins import Pluggable, Registered
 from aligngap.sources.base import PairSource
 from aligngap.train.checkpoint import Checkpointer, Stateful, advance
 from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import PairBatch
 
 
-class LossSpec(BaseModel):
+class LossSpec(Pluggable):
     """Which loss, at which strength; the reduction over response tokens is explicit and one for all arms. sft: weight
     of an added negative log-likelihood of the winner.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    registered: ClassVar[Registered] = {"name": LOSSES}
 
     name: str = "ipo"
     beta: float = Field(0.1, gt=0)
@@ -42,10 +40,6 @@ class LossSpec(BaseModel):
     @classmethod
     def _known(cls, value: str) -> str:
         return LOSSES.known(value)
-
-    @model_serializer(mode="wrap")
-    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return with_code(handler(self), LOSSES.code(self.name), info)
 
 
 def batch_loss(policy: Policy, reference: Policy | None, batch: PairBatch, spec: LossSpec) -> torch.Tensor:

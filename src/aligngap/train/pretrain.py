@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from aligngap.errors import UserError, nearest, unwritable
 from aligngap.models.build import SHIPPED, parameter_count, random_model, word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
+from aligngap.store.disk import read_json, write_json
+from aligngap.store.identity import identity
 from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import moments, set_moments
@@ -243,3 +246,46 @@ RECIPES: dict[str, PretrainSpec] = {
 """How the shipped bases were made. The first world's language alone comes first: from a third of the documents,
 copying and looking up (on which everything rests) took far longer to be learned (docs/lab-log.md).
 """
+
+
+def pretrain_sizes(sizes: Sequence[str] | None, out: Path, steps: int | None, say: Callable[[str], None]) -> None:
+    """Train bases by their recipes (None: all), each to `out/SIZE` with its record in `out/SIZE.json`; what is there
+    already stays, and what was begun is gone on with. steps: of each cycle, in place of the recipe's. say: is given a
+    line now and then.
+
+    Raises UserError, before any training, for an unknown size and for a folder that holds something else.
+    """
+    chosen: dict[str, tuple[PretrainSpec, Path]] = {}
+    for size in sizes or list(RECIPES):
+        if size not in RECIPES:
+            raise UserError(f"unknown size '{size}'", where="SIZE", hint=nearest(size, RECIPES))
+        spec = RECIPES[size]
+        if steps is not None:
+            cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
+            spec = spec.model_copy(update={"cycles": cycles})
+        plain, record = spec.model_dump(mode="json"), out / f"{size}.json"
+        if record.is_file() and read_json(record).get("spec") == plain:
+            say(f"{size}: it is there already")
+            continue
+        partial = out / f".{identity('base', 1, plain, {})}"
+        if not partial.is_dir():
+            _take_folder(out / size)
+        chosen[size] = (spec, partial)
+
+    def progress(done: int, total: int, metrics: dict[str, float]) -> None:
+        values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+        say(f"{size}  {done}/{total}  {values}")
+
+    for size, (spec, partial) in chosen.items():
+        write_json(out / f"{size}.json", pretrain(spec, out / size, progress, partial=partial))
+        shutil.rmtree(partial, ignore_errors=True)
+        say(f"{size}: {out / size}")
+
+
+def _take_folder(path: Path) -> None:
+    hint = "Give --out another folder."
+    with unwritable(path, hint):
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(path.iterdir())
+    if occupied:
+        raise UserError("the folder is not empty", where=str(path), hint=hint)

@@ -96,9 +96,10 @@ def test_what_does_not_add_up_or_is_gone_is_not_known(tmp_path: Path) -> None:
     assert np.isnan(found["judge_calls"].to_numpy()).all()
     assert not np.isnan(found["tokens_sampled"].to_numpy()).any()
     arm = BENCH.offline(1).stage
-    write_json(Shelf(tmp_path).put(arm) / "cost.json", {"judge_calls": 0, "tokens_sampled": 0})
-    write_json(Shelf(tmp_path).put(arm) / "seconds.json", {"seconds": 1.0})
-    store: Any = Shelf(tmp_path)
+    store = Store(tmp_path / "alone")
+    with store.writing(arm.identity, {}) as folder:
+        write_json(folder / "cost.json", {"judge_calls": 0, "tokens_sampled": 0})
+        write_json(folder / "seconds.json", {"seconds": 1.0})
     assert np.isnan(costs_of(arm, store)["judge_calls"].to_numpy()).all()
 
 

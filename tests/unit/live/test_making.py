@@ -226,17 +226,17 @@ def test_the_death_of_the_process_that_makes_pages_is_survived(
     try:
         renewal.tick(watched.look())
         assert renewal.making
-        process = renewal._process
-        assert process is not None
-        process.kill()
+        child = renewal._child
+        assert child is not None
+        child.kill()
         _until(renewal, watched, lambda: renewal.problem is not None)
-        assert "ended with code -9" in str(renewal.problem)
+        assert "killed by SIGKILL" in str(renewal.problem)
         _until(renewal, watched, lambda: renewal.making)
-        assert renewal._process is not process
+        assert renewal._child is not child
     finally:
         renewal.close()
-    assert renewal._process is not None
-    assert not renewal._process.is_alive()
+    assert renewal._child is not None
+    assert renewal._child.pid is None
 
 
 def _until(renewal: Renewal, watched: Watched, condition: Callable[[], bool]) -> None:

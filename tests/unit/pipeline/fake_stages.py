@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from aligngap.errors import UserError
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.store import file_digest
 
 
 class Fake(Stage):
@@ -75,6 +76,24 @@ class Fake(Stage):
                 raise MemoryError("too much")
             os.kill(os.getpid(), signal.SIGKILL if what.startswith("killed") else signal.SIGTERM)
             time.sleep(60)
+
+
+class FakeReport(Fake):
+    """In the place of `report.stage.Report`: a page of one line."""
+
+    kind: ClassVar[str] = "report"
+
+    @classmethod
+    def of(cls, folder: Path, processes: int | None = None) -> FakeReport:
+        return cls(name=file_digest(folder / "results.json"))
+
+    @property
+    def label(self) -> str:
+        return "report"
+
+    def run(self, context: Context) -> None:
+        super().run(context)
+        (context.out / "report.html").write_text("<p>")
 
 
 class ReadsFurther(Fake):

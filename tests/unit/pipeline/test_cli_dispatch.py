@@ -22,26 +22,15 @@ from aligngap.experiments.plan import Plan, TaskPlan
 from aligngap.pipeline.graph import Event, Outcome, Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.ranks import ALONE
-from aligngap.report.publisher import Publisher
-from aligngap.results import Revision, StudyResults, write
+from aligngap.results import StudyResults, write
 from aligngap.store import Store, write_json
 from aligngap.trackers.base import Series
-from unit.pipeline.fake_stages import Fake, Steps
+from unit.pipeline.fake_stages import Fake, FakeReport, Steps
 from unit.pipeline.runs import finished
 from unit.report.fixture_results import write_results
 from unit.results.made_up_points import row
 
 Install = Callable[..., None]
-
-
-class Absent(Publisher):
-    """One whose process cannot be had."""
-
-    begun: ClassVar[list[int | None]] = []
-
-    def start(self, arms: Sequence[tuple[str, int]]) -> None:
-        self.started = True
-        self.begun.append(self._processes)
 
 
 class FakeTask(TaskPlan):
@@ -83,7 +72,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         write(results, pl.DataFrame(), folder)
         return results
 
-    def publish(folder: Path, processes: int | None = None) -> Path:
+    def publish(folder: Path) -> Path:
         (folder / "report.html").write_text("<p>")
         return folder / "report.html"
 
@@ -91,8 +80,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setattr("aligngap.runner.collect", collect)
     monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results.study)} [stages]"])
     monkeypatch.setattr("aligngap.report.page.publish", publish)
-    monkeypatch.setattr("aligngap.runner.Publisher", Absent)
-    monkeypatch.setattr("aligngap.runner.import_ahead", lambda plan: None)
+    monkeypatch.setattr("aligngap.runner.Report", FakeReport)
     monkeypatch.setattr("aligngap.experiments.plan.Plan", FakePlan)
     monkeypatch.setattr(FakePlan, "of", {})
 
@@ -115,30 +103,27 @@ def test_run_status_verify_and_run_again(study: Install, capsys: pytest.CaptureF
 
     assert main(["status", "runs/try"]) == 0
     printed = capsys.readouterr().out
-    assert "2 finished" in printed
+    assert "3 finished" in printed
     assert "Where time went" in printed
     assert "What it went to" in printed
     assert main(["plan", "try", "--jobs", "1"]) == 0
     assert "2 cached, 0 to do" in capsys.readouterr().out
     assert main(["report", "runs/try"]) == 0
     assert main(["verify", "runs/try"]) == 0
-    assert "2 artefacts are as they were written" in capsys.readouterr().out
+    assert "3 artefacts are as they were written" in capsys.readouterr().out
 
     assert main(["run", "try", "--jobs", "1"]) == 0
-    assert "started" not in capsys.readouterr().out.replace("(started", "")
+    assert "started   fake" not in capsys.readouterr().out
     (Path("runs/store") / a.identity / "times.json").write_text("{}")
     assert main(["verify", "runs/try"]) == 1
     assert f"{a.identity}/times.json: truncated" in capsys.readouterr().out
 
 
-def test_a_report_is_made_again_where_its_results_have_changed(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_made_again_where_its_results_have_changed(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     study(Fake(name="a"))
-    report, results = Path("runs/try/report.html"), Path("runs/try/results.json")
-    published: list[int | None] = []
-
-    def publish(folder: Path, processes: int | None = None) -> None:
-        published.append(processes)
-        report.write_text("<p>")
+    report = Path("runs/try/report.html")
 
     def collected(**found: Any) -> None:
         def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
@@ -148,48 +133,92 @@ def test_a_report_is_made_again_where_its_results_have_changed(study: Install, m
 
         monkeypatch.setattr("aligngap.runner.collect", collect)
 
-    monkeypatch.setattr("aligngap.report.page.publish", publish)
-
     def run() -> int:
-        before = len(published)
+        """How many reports it has made."""
+        capsys.readouterr()
         assert main(["run", "try", "--jobs", "1"]) == 0
-        return len(published) - before
+        assert report.read_text() == "<p>"
+        return capsys.readouterr().out.count("started   report")
 
     collected(versions={"kl": 1})
     assert (run(), run()) == (1, 0)
-    assert report.stat().st_mtime_ns >= results.stat().st_mtime_ns
-    assert run() == 0
     collected(versions={"kl": 2})
     assert (run(), run()) == (1, 0)
     collected(versions={"kl": 2}, points=row(0, "a"))  # the same but for the points
     assert (run(), run()) == (1, 0)
-    results.write_text(results.read_text())  # newer than the report: a command was stopped between the two
-    assert (run(), run()) == (1, 0)
-    report.unlink()
-    assert (run(), run()) == (1, 0)
-    collected(revision=Revision(commit="abc", dirty=True))
-    assert (run(), run()) == (1, 1)
-    assert set(published) == {1}
+    report.unlink()  # it is in the store
+    assert run() == 0
+    report.write_text("half a pa")
+    assert run() == 0
+    collected(versions={"kl": 1})
+    assert run() == 0  # as before
 
 
-def test_a_report_is_prepared_beside_stages_where_a_core_is_idle_and_the_end_is_near(
-    study: Install, monkeypatch: pytest.MonkeyPatch
+def failing(monkeypatch: pytest.MonkeyPatch, does: str, seconds: float = 0.0) -> None:
+    """Has the report do what `Fake` knows to do."""
+
+    class Failing(FakeReport):
+        @classmethod
+        def of(cls, folder: Path, processes: int | None = None) -> FakeReport:
+            return FakeReport(name="report", does=does, seconds=seconds)
+
+    monkeypatch.setattr("aligngap.runner.Report", Failing)
+
+
+@pytest.mark.parametrize(("does", "words"), [("killed", "SIGKILL"), ("fail", "out of luck")])
+def test_a_report_that_cannot_be_made_leaves_whole_results(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], does: str, words: str
 ) -> None:
-    def begun(*words: str) -> int:
-        Absent.begun.clear()
-        assert main(["run", "try", *words]) == 0
-        return len(Absent.begun)
-
-    study(Steps(seconds=0.05))
+    study(Fake(name="a"))
     with monkeypatch.context() as patch:
-        patch.setattr("aligngap.runner._NEARLY_DONE", 0.0)
-        assert begun("--jobs", "2") == 0
-    shutil.rmtree("runs/store")
-    assert begun("--jobs", "1") == 0
-    shutil.rmtree("runs/store")
-    assert begun("--jobs", "2") == 1
-    assert Absent.begun == [2]
-    assert begun("--jobs", "2") == 0  # all is there
+        failing(patch, does)
+        assert main(["run", "try"]) == 1
+    said = capsys.readouterr()
+    assert "VERDICT" in said.out
+    assert "Report:" not in said.out
+    assert words in next(line for line in said.err.splitlines() if line.startswith("failed: report: "))
+    assert f"`aligngap report {Path('runs/try')}`" in said.err
+    assert Path("runs/try/results.json").exists()
+    assert not Path("runs/try/report.html").exists()
+    assert RunDirectory.open(Path("runs/try")).status()["state"] == "failed"
+    assert main(["report", "runs/try"]) == 0
+    assert main(["run", "try"]) == 0
+
+
+def test_a_full_disk_while_the_report_is_made(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Fake(name="a"))
+    with monkeypatch.context() as patch:
+        failing(patch, "full")
+        assert main(["run", "try"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "error: no room left to write"
+    assert Path("runs/try/results.json").exists()
+    assert main(["run", "try"]) == 0
+
+
+def test_ctrl_c_while_the_report_is_made(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Fake(name="a"))
+    note = RunDirectory.note
+
+    def interrupt(self: RunDirectory, event: Event) -> None:
+        note(self, event)
+        if event.kind == "started" and event.stage.kind == "report":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        failing(patch, "", seconds=60.0)
+        patch.setattr(RunDirectory, "note", interrupt)
+        start = time.monotonic()
+        assert main(["run", "try"]) == 130
+        assert time.monotonic() - start < 50.0
+    assert "aligngap run try" in capsys.readouterr().err
+    assert Path("runs/try/results.json").exists()
+    assert RunDirectory.open(Path("runs/try")).status()["state"] == "interrupted"
+    assert main(["run", "try"]) == 0
+    assert Path("runs/try/report.html").exists()
 
 
 def test_the_server_is_started_before_the_imports(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,13 +278,14 @@ def test_gc_by_store_by_run_and_by_default(
         assert main(arguments) == 0
         printed = capsys.readouterr().out
         assert f"would free  artefact  {a.identity}" in printed
-        assert "1 would be freed" in printed
+        assert "2 would be freed" in printed
     assert Store("runs/store").has(a.identity)
     assert main(["gc"]) == 0
     printed = capsys.readouterr().out
     assert f"in use by {Path('runs/two').absolute()}" in printed
     assert f"gone: {Path('runs/one').absolute()}" in printed
-    assert Store("runs/store").identities() == [b.identity]
+    kinds = [identity.rpartition("-")[0] for identity in Store("runs/store").identities()]
+    assert (kinds, Store("runs/store").has(b.identity)) == (["fake", "report"], True)
     monkeypatch.setenv("ALIGNGAP_STORE", str(Path("runs/store").absolute()))
     assert main(["gc"]) == 0
     for place in ("nowhere", "runs"):

@@ -13,7 +13,7 @@ from aligngap.errors import UserError
 from aligngap.pipeline import remote_cache as module
 from aligngap.pipeline.archive import pack_one
 from aligngap.pipeline.executors.cluster.node import Job, here, keep, unfit
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.worker import Settings
 from aligngap.pipeline.graph import Stage

@@ -86,6 +86,11 @@ class Ledger:
         self._start = time.monotonic()
         self._left: tuple[float, float] | None = None  # the estimate, and when it was made
 
+    def add(self, stage: Stage) -> None:
+        """One more, which could not be known before the others were made."""
+        self._stages = [*self._stages, stage]
+        self.entries[stage.identity] = Entry(stage.label, stage.kind, stage.work)
+
     def update(self, event: Event) -> None:
         """Take in an event."""
         entry = self.entries[event.stage.identity]

@@ -23,6 +23,7 @@ from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_judge_cost
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, load_reference, sample_in_chunks
+from aligngap.plugins import Registered
 from aligngap.seeds import uniforms
 from aligngap.store.disk import is_checked, write_checked
 from aligngap.tasks.pairs import token_column
@@ -326,6 +327,7 @@ class Measured(Stage):
     """
 
     kind: ClassVar[str] = "measured"
+    registered: ClassVar[Registered] = {"measure": MEASURES}
 
     measure: str
     evaluation: Evaluate
@@ -339,10 +341,6 @@ class Measured(Stage):
     def reads(self) -> Sequence[Stage]:
         start = self.evaluation.start
         return (self.arm, start.sft, start.task, start.golden, start.proxy, *start.opponents)
-
-    @property
-    def code(self) -> str | None:
-        return super().code or MEASURES.code(self.measure)
 
     @property
     def label(self) -> str:

@@ -24,6 +24,7 @@ from aligngap.models.preference import (
 from aligngap.pipeline.graph import Context, Stage, all_stages
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
 from aligngap.pipeline.stages.pairs import Pairs, Relabel, check_fits
+from aligngap.plugins import Registered
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.disk import write_json
@@ -40,6 +41,7 @@ class Preference(JudgeStage):
     """
 
     kind: ClassVar[str] = "preference"
+    registered: ClassVar[Registered] = {"model": PREFERENCE_MODELS}
     activity: ClassVar[str] = "training"
     version: ClassVar[int] = 2
     together: ClassVar[bool] = True
@@ -60,10 +62,6 @@ class Preference(JudgeStage):
     @property
     def work(self) -> float:
         return 0.018 * self.base.size * self.optim.steps + 0.5
-
-    @property
-    def code(self) -> str | None:
-        return super().code or PREFERENCE_MODELS.code(self.model)
 
     @property
     def seconds(self) -> float:

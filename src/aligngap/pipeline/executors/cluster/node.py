@@ -19,7 +19,7 @@ from typing import Any
 
 from aligngap import __version__
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.server import one_thread, process_context
 from aligngap.pipeline.executors.worker import Settings, StageProcess
