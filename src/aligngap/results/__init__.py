@@ -3,7 +3,7 @@ beside it. Whoever makes results makes these types; whoever shows results reads 
 """
 
 from aligngap.results._values import name_of, number, plain, shortened
-from aligngap.results.files import content, for_readers, read, read_per_prompt, write
+from aligngap.results.files import content, for_readers, read, read_per_prompt, read_samples, write
 from aligngap.results.schema import (
     BLOCKED,
     FAILED,
@@ -83,6 +83,7 @@ __all__ = [
     "plain",
     "read",
     "read_per_prompt",
+    "read_samples",
     "shortened",
     "write",
 ]

@@ -65,6 +65,11 @@ def read_per_prompt(folder: Path) -> pl.DataFrame:
     return _table(folder / PER_PROMPT, typed, missing)
 
 
+def read_samples(folder: Path) -> pl.DataFrame:
+    """Prompts and responses, as they are shown. Raises UserError when the table is not there or cannot be read."""
+    return _table(folder / SAMPLES, typed_samples, "it has not been written yet")
+
+
 def parse(raw: Mapping[str, Any], points: pl.DataFrame, samples: pl.DataFrame, where: str) -> StudyResults:
     """Results from what `results.json` holds. where: the file. Raises UserError, which names the key, for a value that
     cannot be.
