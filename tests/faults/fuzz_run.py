@@ -38,7 +38,7 @@ from unit.pipeline.runs import finished
 from unit.report.fixture_results import write_results
 
 PATIENCE = 120.0
-"""Seconds after which a command counts as waiting; the first one imports its libraries, on a machine that may be busy."""
+"""Seconds after which a command counts as waiting. The first one imports its libraries, be the machine busy or not."""
 
 PLACES = ("pipe", "folder", "link to nothing", "link to itself", "nothing", "empty file")
 """What is put into a file's place now and then."""
@@ -131,6 +131,19 @@ def files_of(run: Path, command: str) -> list[Path]:
     return found
 
 
+@contextmanager
+def put_back(path: Path) -> Iterator[bytes]:
+    """A file's contents, which are there again when the block has ended, whatever is in its place by then."""
+    whole = path.read_bytes()
+    try:
+        yield whole
+    finally:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.write_bytes(whole)
+
+
 def put_in_place(path: Path, what: str) -> None:
     """Replace a file."""
     path.unlink()
@@ -147,6 +160,7 @@ def put_in_place(path: Path, what: str) -> None:
 def tried(command: str, run: Path, changed: Path, out: Path) -> tuple[str, str]:
     """How a command took it, and for a finding what it printed."""
     printed = StringIO()
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     try:
         with no_longer_than(PATIENCE), redirect_stdout(printed), redirect_stderr(printed):
@@ -168,22 +182,14 @@ def fuzz(run: Path, command: str, limit: int, seed: int, folder: Path) -> tuple[
     rng, counts, findings = random.Random(f"{seed} {command}"), Counter[str](), list[str]()
     files = files_of(run, command)
     for number in range(limit):
-        path, out = rng.choice(files), folder / "out"
-        whole = path.read_bytes()
-        try:
-            if rng.random() < 0.15:
-                how = rng.choice(PLACES)
-                put_in_place(path, how)
+        path, how = rng.choice(files), rng.choice(PLACES) if rng.random() < 0.15 else "mutated"
+        with put_back(path) as whole:
+            data = mutated(whole, rng)
+            if how == "mutated":
+                path.write_bytes(data)
             else:
-                how = "mutated"
-                path.write_bytes(data := mutated(whole, rng))
-            result, why = tried(command, run, path, out)
-        finally:
-            shutil.rmtree(out, ignore_errors=True)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
-            path.write_bytes(whole)
+                put_in_place(path, how)
+            result, why = tried(command, run, path, folder / "out")
         counts[result] += 1
         if result == "finding":
             kept = folder / f"finding-{command}-{seed}-{number}-{path.name}"

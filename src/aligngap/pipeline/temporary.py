@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from filelock import FileLock
@@ -41,15 +42,15 @@ def own_temporary_folder() -> Iterator[None]:
 def _folder() -> Path:
     _sweep(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    lock, owner = FileLock(folder / ".lock"), os.getpid()
+    lock = FileLock(folder / ".lock")
     lock.acquire()  # the system frees it when this process dies
 
     def remove() -> None:
-        if os.getpid() == owner:  # and no process that was forked from it
-            lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
 
-    atexit.register(remove)
+    # After multiprocessing has removed its own folder, which is in here, at -100; not in a process that is forked.
+    Finalize(None, remove, exitpriority=-200)
     return folder
 
 
