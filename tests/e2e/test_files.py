@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def run() -> Iterator[Path]:
     """A made-up run where everybody may read, and its store, beside it."""
     with shared_folder() as folder:
         yield made_up(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that paint images would be nobody's, too, and may not read Python itself."""
+    monkeypatch.setattr("aligngap.report.page.Images", lambda *_: nullcontext())
+    monkeypatch.setattr("aligngap.report.page.draw", lambda *_, **__: None)
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -79,7 +87,7 @@ def test_reading_needs_no_right_to_write(run: Path, capsys: pytest.CaptureFixtur
 def test_what_may_not_be_read_is_said_with_the_right_hint(
     run: Path, closed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = RunDirectory.open(run).store_path()
+    store = RunDirectory.open(run).store_path().resolve()
     artefact = next(path for path in sorted(store.iterdir()) if path.name.startswith("fake-"))
     places = {"run": run, "store": store, "artefact": artefact, "weights": artefact / "steps" / "000001.safetensors"}
     place = places.get(closed, run / closed)

@@ -106,10 +106,12 @@ class RunDirectory:
         return self.folder / "logs"
 
     def store_path(self, chosen: Path | None = None) -> Path:
-        """Where this run's artefacts are: as chosen, else where the last run put them, else inside the folder."""
+        """Where this run's artefacts are: as chosen, else where the last run put them, else inside the folder. Raises
+        UserError for a status that cannot be read.
+        """
         if chosen is not None:
             return chosen
-        with suppress(UserError):
+        if is_file(self.folder / "status.json"):
             return self.folder / str(self.status()["store"])
         return self.folder / "store"
 
