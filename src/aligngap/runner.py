@@ -52,12 +52,16 @@ def default_folder(plan: Plan) -> Path:
     return RUNS / (f"{plan.name}-smoke" if plan.smoke else plan.name)
 
 
-def check(plan: Plan) -> None:
-    """What can be known before anything is trained. Raises UserError as `Plan.check_models` does, for a class of the
-    main program, which no process of a run has, and when what a plugin gives breaks the contract that ours keep.
+def check(plan: Plan, root: Path) -> list[str]:
+    """What can be known before anything is trained; warnings about data that do not fit the study. root: the store's,
+    which may have pairs that need not be read again.
+
+    Raises UserError as `Plan.check_models` and `Plan.check_data` do, for a class of the main program, which no process
+    of a run has, and when what a plugin gives breaks the contract that ours keep.
     """
     plan.check_models()
     stages = plan.stages
+    warnings = plan.check_data(done_in(plan, root))
     parts: list[object] = [*stages, *(stage.source for stage in stages if isinstance(stage, Arm))]
     if own := next((part for part in parts if type(part).__module__ == "__main__"), None):
         raise UserError(
@@ -73,6 +77,13 @@ def check(plan: Plan) -> None:
     for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
         if _check(WORLDS, name, check_world):
             _knows_the_words(name, stage)
+    return warnings
+
+
+def done_in(plan: Plan, root: Path) -> set[str]:
+    """Identities of the plan's stages that a store has already. Reads only."""
+    store = Store(root, reading=True)
+    return {stage.identity for stage in plan.stages if store.has(stage.identity)}
 
 
 def run(
@@ -104,8 +115,10 @@ def run(
     root = chosen_store(folder, None if remote_cache or store is None else Path(store))
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
     executor_of = _executor(plan, executor, address, jobs, seconds, remote_cache)
-    check(plan)
+    warnings = check(plan, root)
     with RunDirectory.use(folder, plan.specification) as directory:
+        for warning in warnings:
+            _say(f"WARNING: {warning}", console)
         return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, start, began or start)
 
 

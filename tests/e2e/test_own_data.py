@@ -153,7 +153,7 @@ def test_a_mistake_is_one_error(folder: Path, change: dict[str, Any], words: lis
 @pytest.mark.parametrize(
     ("count", "ending", "words"),
     [
-        (1, "", ["error: 1 pairs of 1 prompts cannot be split"]),
+        (1, "", ["error: 1 pairs cannot be split"]),
         (60, "", ["error: 6 held-out prompts are too few", "hint: Hold out more"]),
         (90, '{"prompt": "a", "chos', ["error: malformed JSON", "walks.jsonl, line 91"]),
         (90, '{"chosen": "A b.", "rejected": "A c."}', ["error: the formats are mixed", "walks.jsonl, row 91"]),

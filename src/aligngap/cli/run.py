@@ -106,14 +106,11 @@ def plan(
     from aligngap.pipeline.executors.local import default_jobs
     from aligngap.pipeline.executors.progress import clock
     from aligngap.pipeline.rundir import chosen_store
-    from aligngap.store import Store
 
     asked = Plan(load_study(study, settings or [], seeds, smoke))
-    runner.check(asked)
-    stages = asked.stages
-    root = chosen_store(out or runner.default_folder(asked), store)
-    kept = Store(root, reading=True)
-    done = {stage.identity for stage in stages if kept.has(stage.identity)}
+    stages, root = asked.stages, chosen_store(out or runner.default_folder(asked), store)
+    warnings = runner.check(asked, root)
+    done = runner.done_in(asked, root)
     table = show.table(asked.title, "kind", "stage", "for", "state", ">estimate")
     for stage in stages:
         names = asked.users[stage.identity]
@@ -130,6 +127,8 @@ def plan(
         f"experiments.\nAbout {asked.work(done):.0f} core seconds; "
         f"{clock(asked.duration(jobs, done))} with --jobs {jobs}."
     )
+    for warning in warnings:
+        show.say(f"WARNING: {warning}")
 
 
 def _sharing(plan: Plan) -> Table:

@@ -105,12 +105,22 @@ def assemble(plan: Plan, store: Store, outcome: Outcome, gathered: Sequence[Gath
 
 
 def summary(results: StudyResults) -> list[str]:
-    """A line per experiment and task, to print at the end of a run."""
-    return [
+    """What became of the rows of data sets, then a line per experiment and task, to print at the end of a run."""
+    return [line for task in results.tasks for line in _data_summary(task)] + [
         f"{task.name} / {found.title}: {found.verdict.upper()}. {found.sentence}"
         for task in results.tasks
         for found in task.experiments
     ]
+
+
+def _data_summary(task: Task) -> list[str]:
+    data = task.stages.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("rows"), dict):
+        return []
+    dropped = sum(data["rows_dropped"].values())
+    cut = f"{data['cut_prompts']} prompts and {data['cut_responses']} responses were cut to their limits"
+    counts = f"{task.name}: {data['rows_read']} rows were read, {dropped} dropped; {cut}"
+    return [*(f"{task.name}: WARNING: {line}" for line in data["warnings"]), counts]
 
 
 def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:

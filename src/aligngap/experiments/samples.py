@@ -9,6 +9,7 @@ import polars as pl
 import torch
 
 from aligngap.experiments.bench import Bench
+from aligngap.judges.text import PromptReader
 from aligngap.models.build import end_tokens, load_tokenizer
 from aligngap.results import SAMPLES, SPLITS
 from aligngap.store.store import Store
@@ -36,12 +37,13 @@ class _Texts:
 
     def __init__(self, bench: Bench, store: Store, shown: int = 32) -> None:
         self._tokenizer = load_tokenizer(bench.policy_base.checkpoint)
+        read = PromptReader(self._tokenizer)
         self._prompts: dict[int, str] = {}
         for split in SPLITS:
             pairs = read_pairs(store.get(bench.pairs.identity).file(f"{split}.parquet"))
             pairs = pairs.take(torch.arange(min(shown, len(pairs))))
             for number, ids in zip(pairs.prompt_numbers.tolist(), pairs.prompts.rows(), strict=True):
-                self._prompts[number] = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+                self._prompts[number] = read(ids)
 
     def shown(self, part: pl.DataFrame) -> pl.DataFrame:
         """The table's columns of what is shown, with prompt and response as text."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -52,6 +52,9 @@ class FakePlan(Plan):
         values = {"name": study.name, "title": "A [try]", "smoke": study.smoke, "seeds": (0,), "device": "cpu"}
         values |= {"parallel": ALONE, "experiments": tuple(self.of), "tasks": {"a task": FakeTask(self.of)}}
         vars(self).update(values, specification=study.model_dump(mode="json"))
+
+    def check_data(self, done: Collection[str] = ()) -> list[str]:
+        return []
 
     def check_models(self) -> None:
         pass
