@@ -118,7 +118,7 @@ def run(
     warnings = check(plan, root)
     with RunDirectory.use(folder, plan.specification) as directory:
         for warning in warnings:
-            _say(f"WARNING: {warning}", console)
+            terminal.say(f"WARNING: {warning}", console)
         return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, start, began or start)
 
 

@@ -128,5 +128,6 @@ def _table(path: Path, typed: Callable[[pl.DataFrame], pl.DataFrame], missing: s
         return typed(pl.read_parquet(path))
     except FileNotFoundError:
         raise UserError(missing or "there is no such file", where=str(path), hint=_AGAIN) from None
-    except (OSError, pl.exceptions.PolarsError) as error:
+    # A panic is what Polars makes of some damaged files, and no Exception.
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"not readable: {error}", where=str(path), hint=_AGAIN) from error

@@ -75,9 +75,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         write(results, pl.DataFrame(), folder)
         return results
 
-    def publish(folder: Path) -> Path:
-        (folder / "report.html").write_text("<p>")
-        return folder / "report.html"
+    def publish(folder: Path, into: Path) -> Path:
+        (into / "report.html").write_text("<p>")
+        return into / "report.html"
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.runner.collect", collect)
