@@ -82,6 +82,6 @@ def _first(frame: pl.DataFrame, who: str) -> dict[str, Any] | None:
 
 def _scores(row: dict[str, Any] | None) -> str:
     """The true utility and each judge's score, as far as there is one."""
-    names = [name for name in row or {} if name.startswith(("utility", "score_", "margin_"))]
+    names = [name for name in row or {} if name.startswith(("utility", "margin_"))]
     scores = {name.replace("_", " "): row[name] for name in names} if row else {}
     return "  ".join(f"{name} {value:.3g}" for name, value in scores.items() if value is not None) or _NONE

@@ -20,7 +20,7 @@ from aligngap.store.disk import write_bytes_atomic
 from aligngap.store.reading import check_plain, parse_json, read_file
 
 RESULTS, POINTS, SAMPLES, PER_PROMPT = "results.json", "points.parquet", "samples.parquet", "per_prompt.parquet"
-_AGAIN = "Run the study again, with the same command: what is in the store is not made again."
+_AGAIN = "Give the `aligngap run` command again: what is in the store is not made again."
 
 
 def write(results: StudyResults, per_prompt: pl.DataFrame, folder: Path) -> None:

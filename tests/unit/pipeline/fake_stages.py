@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from aligngap.errors import UserError
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.report.stage import Report
 from aligngap.store import file_digest
 
 
@@ -85,7 +86,7 @@ class FakeReport(Fake):
 
     @classmethod
     def of(cls, folder: Path, processes: int | None = None) -> FakeReport:
-        return cls(name=file_digest(folder / "results.json"))
+        return cls(name=Report.of(folder).identity)
 
     @property
     def label(self) -> str:
