@@ -37,7 +37,8 @@ from aligngap.experiments.bench import ArmEntry
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec, log_steps
 from aligngap.experiments.study import load_study
-from aligngap.models.build import base_path, load_tokenizer
+from aligngap.models.build import base_path
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages import Arm, Relabel
 from aligngap.store import Store

@@ -10,7 +10,8 @@ from aligngap.experiments.gather import collect
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
 from aligngap.store.disk import read_json
 from aligngap.store.store import Store

@@ -18,7 +18,7 @@ from aligngap.experiments.gather import collect, summary
 from aligngap.experiments.plan import Plan
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
-from aligngap.models.build import load_tokenizer
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.cluster.executor import RayExecutor
 from aligngap.pipeline.executors.local import LocalExecutor
@@ -53,15 +53,15 @@ def default_folder(plan: Plan) -> Path:
 
 
 def check(plan: Plan, root: Path) -> list[str]:
-    """What can be known before anything is trained; warnings about data that do not fit the study. root: the store's,
-    which may have pairs that need not be read again.
+    """What can be known before anything is trained; warnings about slow models and data that do not fit. root: the
+    store's, which may have pairs that need not be read again.
 
     Raises UserError as `Plan.check_models` and `Plan.check_data` do, for a class of the main program, which no process
     of a run has, and when what a plugin gives breaks the contract that ours keep.
     """
     plan.check_models()
     stages = plan.stages
-    warnings = plan.check_data(done_in(plan, root))
+    warnings = [*plan.slow_models, *plan.check_data(done_in(plan, root))]
     parts: list[object] = [*stages, *(stage.source for stage in stages if isinstance(stage, Arm))]
     if own := next((part for part in parts if type(part).__module__ == "__main__"), None):
         raise UserError(

@@ -19,8 +19,8 @@ from aligngap.cli import main
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
-from aligngap.models.build import byte_tokenizer
 from aligngap.models.preference import load_preference_model
+from aligngap.models.tokenizer import byte_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_policy
 from aligngap.sources.recorded import RecordedSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from aligngap.cli import main
+from aligngap.diagnosis.subject import sft_checkpoint
 from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
-from aligngap.models.build import load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_arm, load_policy
 from aligngap.results import read
 from aligngap.store.disk import read_json
+from aligngap.store.identity import file_digest
 from aligngap.store.store import Store
-from checkpoints import qwen2
+from checkpoints import qwen2, saved
 from tiny import context_of, make, make_study
 
 SETTINGS: dict[str, Any] = {
@@ -92,6 +96,18 @@ def run(study: StudySpec, folder: Path) -> RunDirectory:
     with RunDirectory.use(folder / "run", study.model_dump(mode="json")) as directory:
         make_study(study, folder / "run")
     return directory
+
+
+def resealed(home: Path) -> None:
+    """Write an artefact's manifest anew, as who means harm would."""
+    manifest = json.loads((home / "manifest.json").read_text())
+    names = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
+    manifest["files"] = {
+        name: {"sha256": file_digest(home / name), "size": (home / name).stat().st_size}
+        for name in names
+        if name != "manifest.json"
+    }
+    (home / "manifest.json").write_text(json.dumps(manifest))
 
 
 def made(run: RunDirectory, stage: Stage) -> Path:
@@ -185,6 +201,57 @@ def test_an_exported_arm_is_the_policy(
     assert all(torch.equal(exported[name], value) for name, value in sft.items())
 
 
+@pytest.mark.parametrize("arm", ["online", "sft"])
+def test_a_flipped_byte_of_what_is_used_is_refused_by_name(
+    run: RunDirectory, study: StudySpec, arm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `verify` would name, `export` and `diagnose` do not use; what they do not use, they do not look at."""
+    copy = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    bench = Bench(study, "walks")
+    stage, file = (
+        (bench.sft, "model/model.safetensors") if arm == "sft" else (bench.online(0).stage, "final.safetensors")
+    )
+    damaged = made(RunDirectory.open(copy), stage) / file
+    content = bytearray(damaged.read_bytes())
+    content[-9] ^= 64
+    damaged.write_bytes(bytes(content))
+    assert main(["export", str(copy), arm, str(tmp_path / "out")]) == 2
+    assert f"{stage.identity}/{file}: altered" in "".join(capsys.readouterr().err.split("\n"))
+    assert not (tmp_path / "out").exists()
+    if arm == "sft":
+        with pytest.raises(UserError, match=f"{file}: altered"):
+            sft_checkpoint(str(damaged.parent))  # as `diagnose` takes an artefact's model
+    else:
+        assert main(["export", str(copy), "sft", str(tmp_path / "out")]) == 0
+        whole = made(RunDirectory.open(copy), bench.sft) / "model"
+        assert sft_checkpoint(str(whole)).path == str(whole)
+
+
+def test_the_data_say_which_tokens_end_a_response(run: RunDirectory, study: StudySpec) -> None:
+    assert read_json(made(run, Bench(study, "walks").pairs) / "data.json")["end_tokens"] == ["<eos>"]
+
+
+def test_lengths_are_checked_by_plan_for_each_model_as_it_reads(folder: Path) -> None:
+    """Where the limits do not say already that all fit, the pairs do."""
+    long = {"walks": {"source": "walks.jsonl", "max_prompt_tokens": 120, "max_response_tokens": 20}}
+    fitting = load_study(str(written(folder, "fits.yaml", datasets=long)))
+    Plan(fitting).check_models()  # no prompt is as long as it might be
+    too_long = {"walks": {"source": "walks.jsonl", "max_prompt_tokens": 24, "max_response_tokens": 60}}
+    with pytest.raises(UserError, match=r"both responses of up to 60 .* 'base' takes 128"):
+        Plan(load_study(str(written(folder, "long.yaml", datasets=too_long)))).check_models()
+
+
+def test_plan_says_which_models_are_slow_and_reckons_with_it(folder: Path) -> None:
+    saved("mamba", folder / "states", (text for row in rows() for text in row.values()))
+    models = {"policy": "states", "golden": "states", "proxy": "states"}
+    slow = Plan(load_study(str(written(folder, "slow.yaml", models=models))))
+    fast = Plan(load_study(str(written(folder, "fast.yaml", models=dict.fromkeys(models, "base")))))
+    assert fast.slow_models == []
+    (line,) = slow.slow_models
+    assert "'states' is slow, about 20 times" in line
+    assert slow.work() > 5 * fast.work()
+
+
 def test_an_exported_full_arm_has_identical_logits(folder: Path, tmp_path: Path) -> None:
     models = {"policy": "base", "golden": "base", "proxy": "base"}
     study = load_study(str(written(folder, "full.yaml", models=models, experiments=["goodhart"])))
@@ -201,6 +268,7 @@ def test_an_exported_full_arm_has_identical_logits(folder: Path, tmp_path: Path)
     config = json.loads((home / "config.json").read_text())
     auto = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
     (home / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": auto}))
+    resealed(home.parent)
     said = json.loads((directory.folder / "study.json").read_text())
     said["models"]["policy"] = {"path": "base", "trust_remote_code": True}
     (directory.folder / "study.json").write_text(json.dumps(said))

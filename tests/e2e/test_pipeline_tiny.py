@@ -14,7 +14,8 @@ import pytest
 from aligngap.experiments.gather import assemble, gather, summary
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.study import load_study
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.pipeline.graph import Outcome
 from aligngap.pipeline.stages import Evaluate
 from aligngap.results import COMPARISONS, PENDING, content, read

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from aligngap.models.build import base_path, load_language_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.layout import Layout, detect
 from aligngap.models.lora import Lora, adapters, add_adapters
 from aligngap.models.packing import Packed
 from aligngap.models.policy import Policy
 from aligngap.models.preference import PointwiseModel
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.models.varlen import attention
 from aligngap.models.varlen.batch import varlen_batch
 from aligngap.models.varlen.engine import Varlen

@@ -65,7 +65,8 @@ generated pairs, opponents' responses, evaluations, an experiment's own measures
 
 _BASE = """
 import sys
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.worlds import WORLDS
 tokenizer = word_tokenizer([word for place in WORLDS.values() for word in place().words()])
 shape = Architecture(hidden=16, layers=1, heads=2, intermediate=16)

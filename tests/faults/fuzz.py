@@ -26,7 +26,7 @@ from aligngap.errors import UserError
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.shipped import shipped, shipped_text
 from aligngap.experiments.study import load_study
-from aligngap.models.build import word_tokenizer
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec
 

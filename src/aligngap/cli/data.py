@@ -54,7 +54,8 @@ def check(
     )
     counter = None
     if tokenizer:
-        from aligngap.models.build import SHIPPED, base_path, load_tokenizer
+        from aligngap.models.build import SHIPPED, base_path
+        from aligngap.models.tokenizer import load_tokenizer
 
         counter = load_tokenizer(base_path(tokenizer) if tokenizer in SHIPPED else tokenizer)
     found = describe(spec, counter, split)

@@ -17,13 +17,13 @@ from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import resolved_study
-from aligngap.models.build import load_config
 from aligngap.models.check import check_alike, check_vocabulary
+from aligngap.models.folder import load_config
 from aligngap.models.sharding import check_divisible
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import Stage, all_stages
-from aligngap.pipeline.stages import Evaluate, Measured, Preference, Sft
-from aligngap.pipeline.stages.pairs import check_held_out
+from aligngap.pipeline.stages import Base, Evaluate, Given, Measured, Preference, Sft
+from aligngap.pipeline.stages.pairs import Reading, check_beforehand, check_held_out
 from aligngap.tasks.encode import sizes
 from aligngap.tasks.spec import DatasetTask
 
@@ -224,9 +224,20 @@ class Plan:
                     )
         return warnings
 
+    @property
+    def slow_models(self) -> list[str]:
+        """A line for each model that is slow by its kind, which the estimates allow for."""
+        bases = {base.digest: base for stage in self.stages if isinstance(base := getattr(stage, "base", None), Base)}
+        return [
+            f"'{base.name}' is slow, about {slow.times:.0f} times as slow as others of its size: {slow.why}"
+            for base in bases.values()
+            if (slow := base.slow_path)
+        ]
+
     def check_models(self) -> None:
         """Raises UserError for a model that cannot be had, that reads other tokens than the policy, or that cannot be
-        divided where the study divides models.
+        divided where the study divides models; for pairs that one of them cannot read; and for a given judge that is
+        known to be unusable.
         """
         bases = [stage.base for stage in self.stages if isinstance(stage, Sft | Preference)]
         checkpoints = list({base.digest: base.checkpoint for base in bases}.values())
@@ -235,3 +246,11 @@ class Plan:
             if self.parallel.sharding == "full":
                 check_divisible(load_config(checkpoint))
         check_alike(self._policy, checkpoints)
+        for task in self.tasks.values():
+            parts = all_stages(task.targets)
+            readings = {Reading(stage.base.checkpoint) for stage in parts if isinstance(stage, Sft)}
+            readings |= {stage.reading for stage in parts if isinstance(stage, Preference)}
+            check_beforehand(task.bench.pairs, readings)
+        for stage in self.stages:
+            if isinstance(stage, Given):
+                stage.given.spec.check(stage.search)

@@ -10,7 +10,7 @@ import torch
 
 from aligngap.experiments.bench import Bench
 from aligngap.judges.text import PromptReader
-from aligngap.models.build import end_tokens, load_tokenizer
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.results import SAMPLES, SPLITS
 from aligngap.store.store import Store
 from aligngap.tasks.pairs import read_pairs

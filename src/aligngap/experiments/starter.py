@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 
 from aligngap.errors import UserError, unwritable
-from aligngap.models.build import context_length, load_tokenizer
+from aligngap.models.context import NO_LIMIT, context_of
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
+from aligngap.tasks.chat import template_facts
 from aligngap.tasks.check import limit_costs, survey
 from aligngap.tasks.datasets import DatasetSpec, open_parts, training_split
 from aligngap.tasks.worlds import WORLDS
@@ -55,7 +57,10 @@ def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = Non
     found = survey(data, tokenizer, data.split)
     task = re.sub("[^A-Za-z0-9_-]+", "-", data.name).strip("-_") or "data"
     task = f"{task}-data" if task in WORLDS else task
-    limits = fitted_limits(found.frame, context_length(Checkpoint(path=policy)))
+    checkpoint = Checkpoint(path=policy)
+    # The file names the policy as preference model as well, which reads prompt and answers in one row.
+    context, alone = context_of(checkpoint, backbone=True), context_of(checkpoint)
+    limits = fitted_limits(found.frame, min(context.room, alone.room), alone.response)
     quantiles = ", ".join(
         " / ".join(f"{found.frame[side].quantile(q, 'nearest'):g}" for q in (0.5, 0.95, 1.0)).join((f"{side} ", ""))
         for side in ("prompt", *_ANSWERS)
@@ -84,7 +89,9 @@ def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = Non
     }
     text = (resources.files("aligngap.studies") / "own.template").read_text("utf-8")
     costs = (f"{name}: {count}" for name, count in limit_costs(found.frame, *limits[:2]).items())
-    notes = (*found.tally.warnings(), *limits.warnings, *found.tally.reasons(), *costs)
+    closed = next(template_facts(tokenizer, end_tokens(tokenizer)))
+    ends = f"{closed}; answers in which the data wrote an end token: {found.written_ends}"
+    notes = (*found.tally.warnings(), *limits.warnings, *found.tally.reasons(), *costs, ends)
     return Starter(Template(text).substitute(values), notes)
 
 
@@ -96,14 +103,14 @@ class Limits(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def fitted_limits(frame: pl.DataFrame, context: int) -> Limits:
+def fitted_limits(frame: pl.DataFrame, context: int, longest: int = NO_LIMIT) -> Limits:
     """Limits that a twentieth of the data goes beyond, as far as a context of so many tokens has room: a preference
-    model reads a prompt, both answers and two separators.
+    model reads a prompt, both answers and two separators. longest: tokens of a response that the policy can write.
     """
     wanted = _rounded(frame[side].quantile(0.95, "nearest") for side in _ANSWERS)
     prompt = _rounded([frame["prompt"].quantile(0.95, "nearest")])
     # Where there is not room for all, a prompt keeps half of it at most: its end says what is asked.
-    response = max(1, min(wanted, (context - 2 - min(prompt, context // 2)) // 2))
+    response = max(1, min(wanted, longest, (context - 2 - min(prompt, context // 2)) // 2))
     prompt = max(2, min(prompt, context - 2 * response - 2))
     medians = {
         "prompt": (prompt, float(np.median(frame["prompt"]))),

@@ -14,11 +14,14 @@ from aligngap import ranks
 from aligngap.errors import UserError, out_of_memory
 from aligngap.judges.base import Against, Judge, Orders, decision, same_rows, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
-from aligngap.models.build import base_path, load_tokenizer
+from aligngap.models.build import base_path
 from aligngap.models.check import alike
+from aligngap.models.folder import ModelFolder
 from aligngap.models.opponents import KeptOpponents
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.plugins import Registered
+from aligngap.store.contents import MANIFEST, check_artefact
 from aligngap.timings import spending
 from aligngap.types import Tokens
 
@@ -144,7 +147,14 @@ class PreferenceJudgeSpec(JudgeSpec):
             "separator": separator_of(self._tokenizer(search)),
         }
 
+    def check(self, search: Path | None = None) -> None:
+        folder = self._folder(search)
+        if (folder / MANIFEST).is_file():  # of a store
+            check_artefact(folder.absolute())
+        ModelFolder.of(folder / "backbone").check()
+
     def build(self, given: JudgeIngredients) -> ModelJudge:
+        self.check(given.search)
         own, folder = self._tokenizer(given.search), self._folder(given.search)
         if not alike(own, given.tokenizer):
             raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,10 @@ from aligngap.errors import UserError
 from aligngap.judges.conversation import ConversationReader
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.judges.text import TextJudge, prompt_text
-from aligngap.models.build import SHIPPED, WHOLE, attempt, base_path, whole_model, written_by_template
+from aligngap.models.build import SHIPPED, base_path, check_rows, read_model
+from aligngap.models.context import positions
+from aligngap.models.folder import attempt, check_weights
+from aligngap.models.tokenizer import written_by_template
 from aligngap.types import TokenIds, Tokens
 
 Form = Literal["chat", "joined", "pair"]
@@ -196,12 +198,7 @@ def _score_in_fp32(model: Any) -> None:
 
 def longest_input(model: Any, tokenizer: Any) -> int:
     """The most tokens that model and tokenizer say they can take."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    # RoBERTa's kin count positions from behind their padding's number.
-    padding = getattr(table, "padding_idx", None)
-    unused = 0 if padding is None else padding + 1
-    return int(min(positions - unused, tokenizer.model_max_length))
+    return int(min(positions(model.base_model, model.config), tokenizer.model_max_length))
 
 
 class RewardJudgeSpec(JudgeSpec):
@@ -227,19 +224,14 @@ class RewardJudgeSpec(JudgeSpec):
         weights = digest_of(Path(path)) if Path(path).is_dir() else f"hub:{path}@{self.revision or 'main'}"
         return {"model": weights, **self.model_dump(include={"kind", "text", "dtype", "max_length"})}
 
+    def check(self, search: Path | None = None) -> None:
+        self._tokenizer_and_config(self._path(search))
+
     def build(self, given: JudgeIngredients) -> RewardJudge:
         path = self._path(given.search)
-        source: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        config: Any = attempt(AutoConfig.from_pretrained, path, "reward model", **source)
-        if config.num_labels != 1:
-            raise UserError(
-                f"a reward model has one label, and this model has {config.num_labels}",
-                where=path,
-                hint="Give a sequence classifier that was trained with num_labels=1.",
-            )
-        own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **source)
-        kind, dtype = AutoModelForSequenceClassification, getattr(torch, self.dtype)
-        model = whole_model(attempt(kind.from_pretrained, path, "reward model", **source, **WHOLE, dtype=dtype), path)
+        own, config = self._tokenizer_and_config(path)
+        dtype, kind = getattr(torch, self.dtype), AutoModelForSequenceClassification
+        model: Any = read_model(kind, path, config, dtype, what="reward model", **self._source)
         form = self.text or ("chat" if own.chat_template else "joined")
         if form == "chat" and not own.chat_template:
             raise UserError("the tokenizer has no chat template", where=path, hint="Use text: joined or text: pair.")
@@ -249,6 +241,28 @@ class RewardJudgeSpec(JudgeSpec):
         return RewardJudge(
             given.tokenizer, model, own, form, longest=self.max_length, batch=self.batch, name=f"reward model {path}"
         )
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def _tokenizer_and_config(self, path: str) -> tuple[Any, Any]:
+        """What is known of the model without its weights. Raises UserError for one that cannot be a reward model, and
+        for weights that are not to be read.
+        """
+        config: Any = attempt(AutoConfig.from_pretrained, path, "reward model", **self._source)
+        if config.num_labels != 1:
+            raise UserError(
+                f"a reward model has one label, and this model has {config.num_labels}",
+                where=path,
+                hint="Give a sequence classifier that was trained with num_labels=1.",
+            )
+        check_weights(path, config, path, **self._source)
+        own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **self._source)
+        # A padding token that was added later is never looked up.
+        tokens = 1 + max(token for token in own.get_vocab().values() if token != own.pad_token_id)
+        check_rows(tokens, getattr(config.get_text_config(), "vocab_size", None), path)
+        return own, config
 
     def _path(self, search: Path | None) -> str:
         path = beside(self.model, search)

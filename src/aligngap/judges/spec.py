@@ -46,6 +46,9 @@ class JudgeSpec(Pluggable):
         Raises UserError when what the spec names is not there.
         """
 
+    def check(self, search: Path | None = None) -> None:
+        """Raises UserError for what can be known to be wrong without building the judge."""
+
     @abstractmethod
     def build(self, given: JudgeIngredients) -> Judge:
         """The judge itself. Raises UserError when it cannot be built."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligngap.judges.base import Judge
 from aligngap.judges.conversation import ConversationReader
-from aligngap.models.build import end_tokens
+from aligngap.models.tokenizer import end_tokens
 from aligngap.types import TokenIds, Tokens
 
 

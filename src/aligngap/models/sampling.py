@@ -48,18 +48,18 @@ def ended(ids: torch.Tensor, ends: Sequence[int], limit: int) -> Tokens:
     """Rows cut behind their first end; generation stops short of the limit when all rows have one."""
     last = among(ids, ends)
     lengths = torch.where(last.any(1), last.int().argmax(1) + 1, limit)
-    found = Tokens(ids, lengths)
-    return Tokens((ids * found.mask())[:, : int(lengths.max())], lengths)
+    tokens = Tokens(ids, lengths)
+    return Tokens((ids * tokens.mask())[:, : int(lengths.max())], lengths)
 
 
 def among(token: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     """True where a token is one of `ends`."""
     if not ends:
         return torch.zeros_like(token, dtype=torch.bool)
-    found = token == ends[0]
+    matches = token == ends[0]
     for end in ends[1:]:
-        found |= token == end
-    return found
+        matches |= token == end
+    return matches
 
 
 def _invert(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

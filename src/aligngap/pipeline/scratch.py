@@ -9,8 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from aligngap.errors import UserError
-from aligngap.models.build import Architecture, byte_tokenizer, end_tokens, parameter_count, random_model
+from aligngap.models.build import Architecture, parameter_count, random_model
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import byte_tokenizer, end_tokens
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.disk import new_folder

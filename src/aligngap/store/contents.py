@@ -95,16 +95,28 @@ def _within(part: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if f"{name}/".startswith(f"{part}/") or part.startswith(f"{name}/")]
 
 
+def check_artefact(home: Path, checksums: Callable[[str], bool] = everything) -> None:
+    """Raises UserError, with the file's name, unless a finished artefact in a folder is as it was written. checksums:
+    as for `verify_folder`.
+    """
+    if problem := next(verify_folder(home, home.name, checksums), None):
+        raise _damaged(problem, home)
+
+
+def _damaged(problem: Problem, path: Path) -> UserError:
+    return UserError(
+        f"the artefact is damaged: {problem}",
+        where=str(path),
+        hint="`aligngap verify DIR --set-aside`, then `aligngap run`, makes it again; DIR is the run's folder.",
+    )
+
+
 def checked(home: Path, identity: str, part: str) -> Path:
     """The path of a file of an artefact, or of a folder of its files, once their checksums have been compared: once a
     process, unless a size or a time of change differs from then. Raises UserError for what is damaged, or missing.
     """
     if problem := next(iter(_problems(home, identity, part, _stamps(home / part))), None):
-        raise UserError(
-            f"it is damaged: {problem}",
-            where=str(home / part),
-            hint="`aligngap verify DIR --set-aside`, then `aligngap run`, makes it again; DIR is the run's folder.",
-        )
+        raise _damaged(problem, home / part)
     return home / part
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
-from aligngap.models.build import TEMPLATE_DAY, written_by_template
+from aligngap.models.tokenizer import TEMPLATE_DAY, written_by_template
 from aligngap.tasks.formats import Dropped, Message, PromptText, TextPair, keys_of
 
 _ANSWER = "\ue000"  # private use: no template contains it, none changes it

@@ -14,7 +14,7 @@ import polars as pl
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import end_tokens
+from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.chat import template_facts
 from aligngap.tasks.datasets import DatasetSpec, Tally, open_parts, read, training_split

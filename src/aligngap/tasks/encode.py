@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import end_tokens
+from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.chat import WrittenPair, write
 from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, training_split
@@ -60,12 +60,15 @@ class Cuts:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A data set as a task's data, with what became of its rows. `tally` counts the rows of both splits."""
+    """A data set as a task's data, with what became of its rows. `tally` counts the rows of both splits;
+    `ends`: the tokens that end a response, the one that closes it first.
+    """
 
     data: TaskData
     format: str
     tally: Tally
     cuts: Cuts
+    ends: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
         """What was read, kept, dropped and cut, as JSON values."""
@@ -79,6 +82,7 @@ class PreparedData:
             "warnings": self.tally.warnings(),
             "cut_prompts": self.cuts.prompts,
             "cut_responses": self.cuts.responses,
+            "end_tokens": list(self.ends),
             "end_tokens_in_responses": self.cuts.end_tokens,
         }
 
@@ -224,7 +228,9 @@ def make_dataset_pairs(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) ->
         batches.append(_batch(kept, number))
         number += len(kept)
     data = TaskData(batches[0], batches[1], spec.max_response_tokens)
-    return PreparedData(data, readings[0].schema.name if readings[0].schema else "", tally, cuts)
+    words: Any = tokenizer
+    ends = tuple(str(words.convert_ids_to_tokens(token)) for token in end_tokens(tokenizer))
+    return PreparedData(data, readings[0].schema.name if readings[0].schema else "", tally, cuts, ends)
 
 
 def _drop_leaks(rows: dict[int, _Row], chosen: tuple[list[int], list[int]], tally: Tally) -> None:

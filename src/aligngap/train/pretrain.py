@@ -21,7 +21,8 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from aligngap.errors import UserError, nearest, unwritable
-from aligngap.models.build import SHIPPED, parameter_count, random_model, word_tokenizer
+from aligngap.models.build import SHIPPED, parameter_count, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.store.disk import read_json, write_json
 from aligngap.store.identity import identity

@@ -15,8 +15,9 @@ from benchmarks import peer_trl
 from benchmarks.peer_study import TASK, Taken, arms, compare, markdown, prepare, rows_of
 
 from aligngap.experiments.spec import StudySpec, log_steps
-from aligngap.models.build import base_path, load_language_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.train.supervised import sft_loss
 

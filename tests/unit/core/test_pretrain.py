@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from aligngap.models.build import SHIPPED, SPECIAL_TOKENS, Architecture, base_path, load_tokenizer, random_model
+from aligngap.models.build import SHIPPED, Architecture, base_path, random_model
+from aligngap.models.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from aligngap.store import read_json
 from aligngap.tasks.worlds import WORLDS, world
 from aligngap.train.pretrain import RECIPES, Cycle, PretrainSpec, Rows, extend_vocabulary, pretrain

@@ -16,7 +16,7 @@ from aligngap.experiments.dataset.sweep import D_GOLDEN, FAMILIES, LABELS, STEP_
 from aligngap.experiments.study import load_study
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import pair_log_probs
-from aligngap.models.build import load_tokenizer
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.stages import Generate, Relabel, load_judge, load_policy
 from aligngap.tasks.pairs import read_pairs
 from aligngap.tasks.worlds import world

@@ -397,7 +397,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folders: dict[str, Path], 
     larger = bpe(size=500, eos_token="</s>", bos_token="<s>", pad_token="<pad>")
     larger.add_tokens(["one"])
     larger.save_pretrained(folder)
-    refused(folder, "knows 400 tokens")
+    refused(folder, "embedding has 400 rows")
+    with pytest.raises(UserError, match="embedding has 400 rows"):  # `plan` says so already
+        RewardJudgeSpec(model=str(folder)).check()
 
 
 def test_scores_that_are_no_numbers_are_refused(folders: dict[str, Path]) -> None:

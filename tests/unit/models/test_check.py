@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 from aligngap.errors import UserError
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.study import load_study
-from aligngap.models.build import base_path, byte_tokenizer, load_language_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.check import check_alike, check_lengths, check_vocabulary
 from aligngap.models.layout import detect
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import byte_tokenizer, load_tokenizer
 from aligngap.models.varlen.engine import Varlen
 from checkpoints import qwen2
 

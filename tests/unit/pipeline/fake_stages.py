@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from aligngap.errors import UserError
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.report.stage import Report
-from aligngap.store import file_digest
 
 
 class Fake(Stage):

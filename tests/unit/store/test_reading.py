@@ -156,11 +156,11 @@ def test_no_damaged_file_of_an_artefact_is_handed_out(tmp_path: Path, how: str) 
         os.mkfifo(weights)
     error = in_time(lambda: store.get(NAME).file("model"))
     assert isinstance(error, UserError)
-    assert "it is damaged" in error.what
+    assert "the artefact is damaged" in error.what
     if how == "more":  # which is nothing to this file
         assert store.get(NAME).file("model/model.safetensors") == weights
         return
-    with pytest.raises(UserError, match="it is damaged"):
+    with pytest.raises(UserError, match="the artefact is damaged"):
         store.get(NAME).file("model/model.safetensors")
 
 

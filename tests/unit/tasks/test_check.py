@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aligngap.cli import main
-from aligngap.models.build import word_tokenizer
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.check import Contents, describe
 from aligngap.tasks.datasets import DatasetSpec
 from unit.tasks import rows

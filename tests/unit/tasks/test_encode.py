@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aligngap.errors import UserError
-from aligngap.models.build import word_tokenizer
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.datasets import DatasetSpec, Tally
 from aligngap.tasks.encode import PreparedData, cut_prompt, encode, make_dataset_pairs
 from aligngap.tasks.formats import Message, TextPair

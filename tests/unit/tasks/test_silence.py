@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aligngap.errors import UserError
 from aligngap.experiments.starter import fitted_limits
-from aligngap.models.build import byte_tokenizer, word_tokenizer
+from aligngap.models.tokenizer import byte_tokenizer, word_tokenizer
 from aligngap.tasks.chat import CHANGED_ANSWER, OTHER_OPENING, PREFILL, template_facts
 from aligngap.tasks.check import describe, survey
 from aligngap.tasks.datasets import DatasetSpec, Tally, read, training_split

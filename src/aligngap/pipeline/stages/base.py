@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from aligngap.judges.base import Judge
+from aligngap.models.build import SHIPPED
+from aligngap.models.context import SlowPath, slow_path
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.results import SPLITS as SPLITS
@@ -47,8 +50,23 @@ class Base(BaseModel):
 
     @property
     def size(self) -> float:
-        """Cost of a training step relative to the small base, measured."""
-        return {"small": 1.0, "medium": 2.3, "large": 7.0}.get(self.name, 1.0)
+        """Cost of a training step relative to the small base: measured; of another model only its kind is known."""
+        measured = {"small": 1.0, "medium": 2.3, "large": 7.0}
+        if self.checkpoint.path in measured:
+            return measured[self.checkpoint.path]
+        slow = self.slow_path
+        return slow.times if slow else 1.0
+
+    @property
+    def slow_path(self) -> SlowPath | None:
+        """What keeps the model from the fast ways of reading, if anything is known to."""
+        return None if self.checkpoint.path in SHIPPED else _slow_path(self.checkpoint.as_loaded, self.digest)
+
+
+@lru_cache(maxsize=64)
+def _slow_path(checkpoint: Checkpoint, digest: str) -> SlowPath | None:
+    """Once a process for the same files."""
+    return slow_path(checkpoint)
 
 
 class PairsStage(Stage):

@@ -17,8 +17,8 @@ from aligngap.measure.base import Answers, values_of
 from aligngap.measure.classify import correct, pair_log_probs, winner_drift
 from aligngap.measure.kl import sequence_kl
 from aligngap.measure.registry import MEASURES
-from aligngap.models.build import load_tokenizer
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_judge_cost
 from aligngap.pipeline.stages.pairs import Pairs, Relabel

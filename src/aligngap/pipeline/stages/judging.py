@@ -14,16 +14,17 @@ from aligngap.judges.model import ModelJudge, separator_of
 from aligngap.judges.registry import GivenJudge
 from aligngap.judges.spec import JudgeIngredients
 from aligngap.measure.winrate import win_rate
-from aligngap.models.build import load_tokenizer, parameter_count
+from aligngap.models.build import check_read_back, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.preference import (
     PREFERENCE_MODELS,
     build_preference_model,
     load_preference_model,
 )
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage, all_stages
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
-from aligngap.pipeline.stages.pairs import Pairs, Relabel, check_fits
+from aligngap.pipeline.stages.pairs import Pairs, Reading, Relabel, check_fits
 from aligngap.plugins import Registered
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -67,6 +68,11 @@ class Preference(JudgeStage):
     def seconds(self) -> float:
         return 3.7e-4 * self.base.size
 
+    @property
+    def reading(self) -> Reading:
+        """How it reads pairs."""
+        return Reading(self.base.checkpoint, backbone=True, both=PREFERENCE_MODELS[self.model].reads_order)
+
     def judge(self, folder: Path, context: Context) -> Judge:
         separator = separator_of(load_tokenizer(self.base.checkpoint))
         return ModelJudge(load_preference_model(self.model, folder, separator, context.device, self.base.checkpoint))
@@ -94,6 +100,7 @@ class Preference(JudgeStage):
         )
         merge_adapters(model.backbone)
         model.save(context.out)
+        check_read_back(model.backbone, checkpoint.at(context.out / "backbone"), backbone=True)
         judge = ModelJudge(model.eval().requires_grad_(False))
         metrics: dict[str, Any] = {"parameters": parameter_count(model), "train_pairs": len(train_pairs)}
         for split, pairs in (
@@ -107,7 +114,7 @@ class Preference(JudgeStage):
         task = next(stage for stage in all_stages([self.pairs]) if isinstance(stage, Pairs))
         # It will judge what policies sample, up to the limit; in the built-in worlds few responses come near it.
         limit = task.task.dataset.max_response_tokens if isinstance(task.task, DatasetTask) else None
-        check_fits(self.base.checkpoint, task, pairs, response=limit, both=PREFERENCE_MODELS[self.model].reads_order)
+        check_fits(self.reading, task, pairs, response=limit)
 
 
 class Given(JudgeStage):

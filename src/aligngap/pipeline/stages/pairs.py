@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from aligngap.errors import UserError
 from aligngap.judges.true_utility import TrueUtilityJudge
-from aligngap.models.build import load_tokenizer
 from aligngap.models.check import check_lengths
+from aligngap.models.context import context_of
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages.base import (
     SPLITS,
@@ -39,6 +41,10 @@ def check_held_out(prompts: int, source: str) -> None:
             where=source,
             hint="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
         )
+
+
+_ANY_WORLD = (64, 31)
+"""Most tokens of a prompt and of a response that are assumed of a built-in world: with both, the bases' context."""
 
 
 class Pairs(PairsStage):
@@ -126,19 +132,51 @@ class Relabel(PairsStage):
         write_judge_cost([judge], context.out)
 
 
-def check_fits(
-    checkpoint: Checkpoint, task: Pairs, pairs: PairBatch, *, response: int | None = None, both: bool = False
-) -> None:
+class Reading(NamedTuple):
+    """How a stage reads pairs with a model; see `check_lengths`."""
+
+    checkpoint: Checkpoint
+    backbone: bool = False
+    both: bool = False
+
+
+def check_beforehand(task: Pairs, readings: Collection[Reading]) -> None:
+    """Raises UserError, before anything is made, where a model cannot read the longest of a task's pairs, or of the
+    responses that policies may sample. Pairs are made only where the limits alone do not say already that all fit.
+    """
+    limits = _ANY_WORLD
+    if isinstance(task.task, DatasetTask):
+        limits = task.task.dataset.max_prompt_tokens, task.task.dataset.max_response_tokens
+    tight = [reading for reading in readings if not _fits(reading, *limits)]
+    if not tight:
+        return
+    tokenizer = load_tokenizer(task.base.checkpoint)
+    if own := isinstance(task.task, DatasetTask):
+        data = make_dataset_pairs(task.task.dataset, tokenizer).data
+    else:
+        data = make_pairs(task.task, tokenizer)
+    prompt = max(int(pairs.prompts.lengths.max()) for pairs in (data.train, data.held_out))
+    written = max(int(side.lengths.max()) for side in (data.train.first, data.train.second))
+    for reading in tight:
+        _check_lengths(reading, task, prompt, written if reading.backbone and not own else data.max_new_tokens)
+
+
+def _fits(reading: Reading, prompt: int, response: int) -> bool:
+    context = context_of(reading.checkpoint, backbone=reading.backbone)
+    return context.fits(prompt, 2 * (response + 1) if reading.both else response)
+
+
+def check_fits(reading: Reading, task: Pairs, pairs: PairBatch, *, response: int | None = None) -> None:
     """Raises UserError when a model cannot read the longest of a task's pairs; see `check_lengths`.
 
     response: the longest response's tokens, where those in the pairs do not say.
     """
     longest = max(int(side.lengths.max()) for side in (pairs.first, pairs.second))
-    check_lengths(
-        checkpoint,
-        int(pairs.prompts.lengths.max()),
-        longest if response is None else response,
-        task=task.name,
-        own_data=isinstance(task.task, DatasetTask),
-        both=both,
-    )
+    prompt = int(pairs.prompts.lengths.max())
+    _check_lengths(reading, task, prompt, longest if response is None else response)
+
+
+def _check_lengths(reading: Reading, task: Pairs, prompt: int, response: int) -> None:
+    own = isinstance(task.task, DatasetTask)
+    checkpoint, backbone, both = reading
+    check_lengths(checkpoint, prompt, response, task=task.name, own_data=own, backbone=backbone, both=both)

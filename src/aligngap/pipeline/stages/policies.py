@@ -12,13 +12,14 @@ import polars as pl
 import torch
 
 from aligngap import ranks
-from aligngap.models.build import end_tokens, load_language_model, load_tokenizer, parameter_count
+from aligngap.models.build import check_read_back, load_language_model, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.models.sharding import save_folder
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import Base, JudgeStage, PairsStage, load_judge
-from aligngap.pipeline.stages.pairs import Pairs, check_fits
+from aligngap.pipeline.stages.pairs import Pairs, Reading, check_fits
 from aligngap.sources.base import Ingredients
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
@@ -61,9 +62,9 @@ class Sft(Stage):
         checkpoint = self.base.checkpoint
         parts = [stage.read(context) for stage in self.pairs]
         for stage, part in zip(self.pairs, parts, strict=True):
-            check_fits(checkpoint, stage, part)
+            check_fits(Reading(checkpoint), stage, part)
         tokenizer = load_tokenizer(checkpoint)
-        model = load_language_model(checkpoint, context.device)
+        model = load_language_model(checkpoint, context.device, tokenizer)
         policy = Policy(model, end_tokens(tokenizer), 1)
         pooled = concatenate(parts)
         held_out = concatenate([stage.read(context, "held_out") for stage in self.pairs])
@@ -77,6 +78,7 @@ class Sft(Stage):
             merge_adapters(model)
         save_folder(model, context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
+        check_read_back(model, checkpoint.at(context.out / "model"))
         metrics = {
             "parameters": parameter_count(model),
             "held_out_nll_before": before,
@@ -137,7 +139,7 @@ class Reference(Stage):
         pairs = self.pairs.read(context)
         values = torch.zeros(0, 2)
         if self.visits >= len(pairs):
-            check_fits(self.sft.base.checkpoint, self.task, pairs)
+            check_fits(Reading(self.sft.base.checkpoint), self.task, pairs)
             reference = load_reference(context, self.sft, self.task)
 
             def scored(index: torch.Tensor) -> torch.Tensor:
@@ -253,10 +255,10 @@ class Arm(PairsStage):
         """
         checkpoint, pairs, recorded = self.sft.base.checkpoint, self.task.read(context), None
         response = self.task.max_new_tokens(context) if self.source.needs_judge else 0
-        check_fits(checkpoint, self.task, pairs, response=response)
+        check_fits(Reading(checkpoint), self.task, pairs, response=response)
         if self.recorded is not None:
             recorded = pairs if self.recorded.identity == self.task.identity else self.recorded.read(context)
-            check_fits(checkpoint, self.task, recorded)
+            check_fits(Reading(checkpoint), self.task, recorded)
             if self.reference is not None:
                 recorded = Reference.of(recorded, context.folder(self.reference))
         judge = load_judge(self.judge, context) if self.judge else None
@@ -280,8 +282,9 @@ def load_policy(context: Context, sft: Sft, task: Pairs, weights: Path | None = 
         policy.load_weights(weights)
         return policy
     checkpoint = sft.base.checkpoint.at(context.folder(sft) / "model")
-    ends = end_tokens(load_tokenizer(checkpoint))
-    return Policy(load_language_model(checkpoint, context.device), ends, task.max_new_tokens(context))
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_language_model(checkpoint, context.device, tokenizer)
+    return Policy(model, end_tokens(tokenizer), task.max_new_tokens(context))
 
 
 def load_start(context: Context, sft: Sft, task: Pairs, seed: int = 0) -> Policy:
