@@ -36,7 +36,7 @@ from aligngap.experiments.study import load_study
 from aligngap.models.build import base_path
 from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.stages import Relabel
-from aligngap.store.store import read_json, write_json
+from aligngap.store.disk import read_json, write_json
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from benchmarks.markdown import heading, quartiles, table

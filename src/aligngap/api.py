@@ -18,7 +18,6 @@ import altair as alt
 import polars as pl
 import yaml
 from pydantic import ValidationError
-from rich.console import Console
 
 from aligngap import runner
 from aligngap.diagnosis.report import Diagnosis, diagnose_named
@@ -35,6 +34,7 @@ from aligngap.report.still import image_spec
 from aligngap.report.style import Theme
 from aligngap.results import FAILED, FINISHED, OPPONENTS, SPLITS, Conclusion, StudyResults, read, read_per_prompt
 from aligngap.tasks.datasets import DatasetSpec
+from aligngap.terminal import console
 from aligngap.trackers.base import chosen
 
 Settings = Mapping[str, object] | Sequence[str]
@@ -213,7 +213,7 @@ def run(
         ran = runner.run(
             plan,
             Path(out) if out else None,
-            console=Console(),
+            console=console(),
             jobs=jobs,
             store=store or None,
             checkpoint_seconds=checkpoint_seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
+from aligngap import terminal
 from aligngap.errors import UserError, nearest
 from aligngap.experiments.gather import collect, summary
 from aligngap.experiments.plan import Plan
@@ -119,7 +118,7 @@ def run(
     warnings = check(plan, root)
     with RunDirectory.use(folder, plan.specification) as directory:
         for warning in warnings:
-            _say(f"WARNING: {warning}", console)
+            terminal.say(f"WARNING: {warning}", console)
         return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, began)
 
 
@@ -136,8 +135,10 @@ def _run_in(
     folder, stages = directory.folder, plan.stages
     store.register(folder, [stage.identity for stage in stages])
     done = {stage.identity for stage in stages if store.has(stage.identity)}
-    say = partial(_say, console=console)
+    say = partial(terminal.say, where=console)
     say(plan.title)
+    if directory.lost:
+        say(directory.lost)
     with ExitStack() as stack:
         executor = stack.enter_context(executor_of(store, log_folder=directory.logs))
         jobs = executor.jobs
@@ -168,7 +169,7 @@ def _run_in(
             no_report = _make_report(folder, store, stages, processes, ledger, on_event)
     failures = [*_failures(stages, outcome, results, directory.logs), *no_report]
     for line in failures:
-        print(line, file=sys.stderr)
+        terminal.warn(line)
     page = folder / "report.html"
     if not no_report:
         say(f"Report: {page} ({clock(time.monotonic() - began)})")
@@ -222,11 +223,6 @@ def _executor(
     return partial(LocalExecutor, **given)
 
 
-def _say(text: str, console: Console) -> None:
-    # Text, not markup: names and paths may hold brackets.
-    console.print(Text(text), soft_wrap=True)
-
-
 def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
     """Raises the first of the user's mistakes when nothing that was wanted could be made, and all for such mistakes."""
     failed = [name for name, status in outcome.status.items() if status == "failed"]
@@ -237,7 +233,7 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
             distinct.setdefault(outcome.mistakes[name].what, outcome.mistakes[name])
         first, *others = distinct.values()
         for other in others:
-            print(f"failed: {' '.join(str(other).split())}", file=sys.stderr)
+            terminal.warn(f"failed: {' '.join(str(other).split())}")
         raise first
 
 

@@ -86,7 +86,6 @@ def diagnose(
     store: AnswerStore = None,
 ) -> None:
     """Say, before any training, what preference data are to an SFT policy: on-policy, contrast, quality, coverage."""
-    from rich.console import Console
     from rich.status import Status
 
     from aligngap.diagnosis.page import page_path, write_page
@@ -108,7 +107,7 @@ def diagnose(
         seed=seed,
     )
     # What a judge of the user's own prints is not what is asked for here, and least of all JSON.
-    with Status("", console=Console(stderr=True)) as status, redirect_stdout(sys.stderr):
+    with Status("", console=show.console(stderr=True)) as status, redirect_stdout(sys.stderr):
         result = diagnose_named(
             policy,
             spec,

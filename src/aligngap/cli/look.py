@@ -26,23 +26,26 @@ def status(directory: Run) -> None:
         entry = Entry(item["label"], item["kind"], 0.0, item["status"], item["done"], item["total"], item["rate"])
         pace = entry.pace if item["status"] == "running" else f"{entry.done}/{entry.total}" if entry.total else ""
         seconds = f"{item['seconds']:.1f}" if item["seconds"] else ""
-        table.add_row(item["kind"], Text(item["label"]), item["status"], pace, seconds, Text(item["reason"]))
+        cells = (item["kind"], item["label"], item["status"], pace, seconds, item["reason"])
+        table.add_row(*map(show.plain, cells))
     show.console().print(table)
     times = show.table("Where time went", "kind", ">stages", ">core time")
     for spent in run.spent(now):
         some = f" (of {spent.timed})" if spent.timed < spent.stages else ""
-        times.add_row(Text(spent.kind), str(spent.stages), clock(spent.seconds) + some)
+        times.add_row(show.plain(spent.kind), str(spent.stages), clock(spent.seconds) + some)
     show.console().print(times)
     parts = show.table("What it went to", "activity", ">core time", ">share")
     spent_on = run.activities(now)
     for activity, part in spent_on.items():
-        parts.add_row(activity, clock(part), f"{part / sum(spent_on.values()):.0%}")
+        parts.add_row(show.plain(activity), clock(part), f"{part / sum(spent_on.values()):.0%}")
     show.console().print(parts)
     states = [item["status"] for item in now["stages"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     left = f", about {clock(now['left'])} left" if now["state"] == "running" and now["left"] is not None else ""
     when = f"started {now['started']}, last seen {now['updated']}"
     show.say(f"{now['state']}, {clock(now['seconds'])}{left}: {counts} ({when})")
+    if now["lost"]:
+        show.say(now["lost"])
 
 
 def watch(
@@ -73,12 +76,20 @@ def watch(
         follow(server)
 
 
-def report(directory: Run) -> None:
+def report(
+    directory: Run,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR]")] = None,
+) -> None:
     """Write the report again, from the stored results."""
     show.needs(directory, "results.json")
     from aligngap.report.page import publish
+    from aligngap.store import disk_errors
 
-    show.say(f"Report: {publish(directory)}")
+    folder = out or directory
+    with disk_errors(folder, strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        page = publish(directory, folder)
+    show.say(f"Report: {page}")
 
 
 def figures(
@@ -153,7 +164,8 @@ def samples(
     """Show prompts with the responses of the SFT policy, of an arm and of the golden policy, and their scores."""
     from aligngap.report.side_by_side import side_by_side
 
-    result = side_by_side(show.needs(directory, "samples.parquet"), arm=arm, step=step, seed=seed, split=split, n=n)
+    show.opened(directory)
+    result = side_by_side(directory, arm=arm, step=step, seed=seed, split=split, n=n)
     console = show.console()
     for row in result.rows:
         table = show.table(row.heading, "SFT", result.title, "golden policy")

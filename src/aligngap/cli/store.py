@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +25,7 @@ def verify(
 ) -> None:
     """Compare a run's artefacts with their checksums."""
     run = show.opened(directory)
-    kept = _store_of(run, store)
+    kept = _store_of(run, store, reading=not set_aside)
     made = [item["identity"] for item in run.status()["stages"] if item["status"] in ("finished", "cached")]
     problems = kept.verify(made)
     for problem in problems:
@@ -41,7 +40,7 @@ def verify(
             if set_aside
             else f"`aligngap verify {directory} --set-aside`, then `aligngap run`, repairs them."
         )
-        print(f"{len(problems)} problems. {hint}", file=sys.stderr)
+        show.warn(f"{len(problems)} problems. {hint}")
         raise typer.Exit(1)
     show.say(f"{len(made)} artefacts are as they were written.")
 
@@ -58,7 +57,7 @@ def pack(
 
     run = show.opened(directory)
     target = file or Path(f"{directory.resolve().name}.tar.gz")
-    done = archive.pack(run, _store_of(run, store), target)
+    done = archive.pack(run, _store_of(run, store, reading=True), target)
     more = f", {done.partials} step checkpoints" if done.partials else ""
     packed = decimal(target.stat().st_size)
     show.say(f"{done.artefacts} artefacts{more}, {decimal(done.size)} packed into {packed}: {target}")
@@ -94,11 +93,12 @@ def gc(
     from aligngap.pipeline.garbage import collect_garbage
     from aligngap.pipeline.rundir import chosen_store
     from aligngap.store import Store
+    from aligngap.store.reading import is_file
 
     root = place or chosen_store(RUNS / "any", None)
-    if (root / "study.json").is_file():
+    if is_file(root / "study.json"):
         root = show.opened(root).store_path()
-    kept = Store.existing(root)
+    kept = Store.existing(root, reading=dry_run)
     freed, users = collect_garbage(kept, dry_run)
     console = show.console()
     for folder in users.folders:
@@ -110,6 +110,8 @@ def gc(
             f"kept for {user.folder}, which cannot be seen from here; if it is gone for good, remove {user.entry}",
             console,
         )
+    for folder in users.closed:
+        show.say(f"not looked into, as it may not be read: {folder}", console)
     for item in freed:
         word = "kept (being made)" if item.held else "would free" if dry_run else "freed"
         show.say(f"{word}  {item.what}  {item.identity}  {decimal(item.size)}", console)
@@ -118,7 +120,7 @@ def gc(
     show.say(f"{len(gone)} {'would be freed' if dry_run else 'freed'}, {total}: {kept.root}", console)
 
 
-def _store_of(run: RunDirectory, option: Path | None) -> Store:
+def _store_of(run: RunDirectory, option: Path | None, *, reading: bool) -> Store:
     from aligngap.store import Store
 
-    return Store.existing(run.store_path(option))
+    return Store.existing(run.store_path(option), reading=reading)

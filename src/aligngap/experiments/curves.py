@@ -15,7 +15,8 @@ from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 from aligngap.stats.budget import JUDGE_CALLS, KL, LABELS, SECONDS, STEPS, TOKENS_SAMPLED, Floats, Run
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Artefact, Store
 
 
 def runs_of(
@@ -61,11 +62,11 @@ def costs_of(arm: Arm, store: Store) -> pl.DataFrame:
     """
     steps = np.array(arm.keep)
     trained = steps * arm.optim.batch
-    folder = store.get(arm.identity).path
-    total = read_json(folder / "cost.json") | read_json(folder / "seconds.json")
+    artefact = store.get(arm.identity)
+    total = read_json(artefact.file("cost.json")) | read_json(artefact.file("seconds.json"))
     calls = tokens = np.zeros(len(steps))
     if arm.source.needs_judge:
-        calls, tokens = _live(folder / "stream.parquet", trained, total)
+        calls, tokens = _live(artefact.file("stream.parquet"), trained, total)
     recorded = np.zeros(len(steps))
     if arm.recorded is not None:
         recorded = np.minimum(trained - calls, _pairs(arm.recorded, store))
@@ -98,23 +99,25 @@ def _live(stream: Path, trained: Floats, total: dict[str, Any]) -> tuple[Floats,
     return found[0], found[1]
 
 
-def _artefact(stage: Stage, store: Store) -> Path | None:
-    return store.get(stage.identity).path if store.has(stage.identity) else None
+def _artefact(stage: Stage, store: Store) -> Artefact | None:
+    return store.get(stage.identity) if store.has(stage.identity) else None
 
 
 def _pairs(stage: PairsStage, store: Store) -> float:
     """How many pairs an artefact holds."""
-    folder = _artefact(stage, store)
-    return pl.scan_parquet(folder / stage.train_file).select(pl.len()).collect().item() if folder else np.nan
+    artefact = _artefact(stage, store)
+    if artefact is None:
+        return np.nan
+    return float(pl.scan_parquet(artefact.file(stage.train_file)).select(pl.len()).collect().item())
 
 
 def _labels(judge: JudgeStage | None, calls: Floats, store: Store) -> Floats:
     """Labels that so many calls of a judge rest on. None: raters."""
     if judge is None or judge.role == "golden":
         return calls
-    folder = _artefact(judge, store)
-    file = folder / "metrics.json" if folder else None
-    learned = read_json(file).get("train_pairs") if file and file.is_file() else None
+    artefact = _artefact(judge, store)
+    known = artefact if artefact and artefact.has("metrics.json") else None
+    learned = read_json(known.file("metrics.json")).get("train_pairs") if known else None
     return np.full(len(calls), np.nan if learned is None else float(learned))
 
 

@@ -40,8 +40,9 @@ from aligngap.results import (
     write,
 )
 from aligngap.results.tables import typed_points
+from aligngap.store.disk import read_json
 from aligngap.store.record import environment
-from aligngap.store.store import Store, read_json
+from aligngap.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -159,15 +160,15 @@ def _arm(task: str, planned: PlannedArm, store: Store, outcome: Outcome) -> _Gat
     if status != FINISHED:
         begun = _begun(entry, evaluation, store) if status == PENDING else []
         return _GatheredArm(_record(entry, status, reason), begun)
-    folder, arm = store.get(evaluation.identity).path, store.get(entry.stage.identity).path
-    prompts = _named(pl.read_parquet(folder / "per_prompt.parquet"), task, entry)
+    outcomes, arm = store.get(evaluation.identity), store.get(entry.stage.identity)
+    prompts = _named(pl.read_parquet(outcomes.file("per_prompt.parquet")), task, entry)
     prompts, measured = _with_measures(prompts, entry, planned.measured, outcome, store)
-    pairs = pl.read_parquet(folder / "per_pair.parquet")
+    pairs = pl.read_parquet(outcomes.file("per_pair.parquet"))
     more = [stage.measure for stage in planned.measured]
     points = [point(prompts, pairs, step, split, more) for step in entry.stage.keep for split in SPLITS]
-    size = read_json(store.get(entry.stage.sft.identity).path / "metrics.json")["parameters"]
-    weights = read_json(arm / "weights.json")["weights_sha256"]
-    cost = Cost.model_validate(read_json(arm / "cost.json") | read_json(arm / "seconds.json"))
+    size = read_json(store.get(entry.stage.sft.identity).file("metrics.json"))["parameters"]
+    weights = read_json(arm.file("weights.json"))["weights_sha256"]
+    cost = Cost.model_validate(read_json(arm.file("cost.json")) | read_json(arm.file("seconds.json")))
     record = _record(entry, status, reason, parameters=size, weights_sha256=weights, cost=cost)
     costs = costs_of(entry.stage, store)
     runs = runs_of(entry.name, entry.stage.seed, prompts, costs)
@@ -213,7 +214,7 @@ def _tables(
     for entry in plan.measures:
         listed.append(_measure(entry.name, entry.seed, entry.stage, outcome, store))
         if listed[-1].status == FINISHED:
-            tables[entry.name, entry.seed] = pl.read_parquet(store.get(entry.stage.identity).path / "table.parquet")
+            tables[entry.name, entry.seed] = pl.read_parquet(store.get(entry.stage.identity).file("table.parquet"))
     return tables, listed
 
 
@@ -226,7 +227,7 @@ def _with_measures(
         listed.append(_measure(f"{stage.measure} of {entry.name}", entry.stage.seed, stage, outcome, store))
         if listed[-1].status == FINISHED:
             keys = ["step", "split", "prompt_number"]
-            values = pl.read_parquet(store.get(stage.identity).path / "measure.parquet")
+            values = pl.read_parquet(store.get(stage.identity).file("measure.parquet"))
             values = values.rename({"value": stage.measure})
             prompts = prompts.join(values, on=keys, how="left", maintain_order="left", validate="1:1")
         else:
@@ -311,8 +312,8 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
     def metrics(stage: Stage, file: str = "metrics.json") -> Any:
         if not store.has(stage.identity):
             return None
-        path = store.get(stage.identity).path / file
-        return read_json(path) if path.is_file() else None
+        artefact = store.get(stage.identity)
+        return read_json(artefact.file(file)) if artefact.has(file) else None
 
     seeds = bench.seeds
     found = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}

@@ -11,7 +11,8 @@ from aligngap.errors import UserError
 from aligngap.pipeline.executors.progress import activities
 from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.results import StageTiming, Timings, read
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Store
 
 
 def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
@@ -49,7 +50,7 @@ def _timing(stage: Stage, store: Store, outcome: Outcome) -> StageTiming:
     there = store.has(stage.identity)
     artefact = store.get(stage.identity) if there else None
     record: dict[str, Any] = artefact.record() if artefact else {}
-    cost = artefact.path / "cost.json" if artefact else None
+    cost = artefact.file("cost.json") if artefact and artefact.has("cost.json") else None
     return StageTiming(
         label=stage.label,
         kind=stage.kind,
@@ -57,5 +58,5 @@ def _timing(stage: Stage, store: Store, outcome: Outcome) -> StageTiming:
         status=outcome.status.get(stage.identity, "finished" if there else "missing"),
         seconds=record.get("seconds"),
         spent=record.get("spent"),
-        judge_spent=read_json(cost).get("judge_spent", {}) if cost and cost.is_file() else {},
+        judge_spent=read_json(cost).get("judge_spent", {}) if cost else {},
     )

@@ -171,7 +171,7 @@ def redirect(log: Path) -> None:
     """This process's output goes to a file. The streams themselves: what native code prints cannot disturb a display,
     and a crash leaves a trace. Raises DiskError.
     """
-    from aligngap.store.store import disk_errors
+    from aligngap.store.disk import disk_errors
 
     with disk_errors(log.parent, strict=True):
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

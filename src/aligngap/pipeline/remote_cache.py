@@ -52,7 +52,7 @@ class RemoteCache:
         """Bring a finished artefact of the store, or its step checkpoints, here, in place of what there is. Raises
         UserError, and OSError for step checkpoints that change meanwhile, as they do while the stage is being made.
         """
-        folder = store.get(identity).path if finished else store.unfinished(identity)
+        folder = store.get(identity).folder() if finished else store.unfinished(identity)
         target = self._place(identity, finished)
         with store.incoming() as outgoing:
             file = outgoing / "one.tar"

@@ -13,7 +13,7 @@ from aligngap.models.policy import Policy
 from aligngap.models.tokenizer import byte_tokenizer, end_tokens
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
-from aligngap.store.store import new_folder
+from aligngap.store.disk import new_folder
 from aligngap.tasks.chat import prompt_text
 from aligngap.tasks.datasets import DatasetSpec, Tally
 from aligngap.tasks.encode import Encoded, encode, train_pairs

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.pipeline.processes import Child, redirect
-from aligngap.store.store import read_json, write_json
+from aligngap.store.disk import read_json, write_json
 from aligngap.trackers.base import Series, opened
 
 _WAITING = 20_000

@@ -176,8 +176,8 @@ class _Tracking:
     def _frames(self, stage: Evaluate, step: int) -> tuple[pl.DataFrame, pl.DataFrame] | None:
         """What was measured of a checkpoint, per prompt and per pair; None before it has been."""
         if self._store.has(stage.identity):
-            folder = self._store.get(stage.identity).path
-            prompts, pairs = (pl.read_parquet(folder / f"per_{what}.parquet") for what in ("prompt", "pair"))
+            found = self._store.get(stage.identity)
+            prompts, pairs = (pl.read_parquet(found.file(f"per_{what}.parquet")) for what in ("prompt", "pair"))
             return prompts, pairs
         folder = self._store.unfinished(stage.identity)
         try:

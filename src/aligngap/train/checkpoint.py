@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from aligngap import ranks
 from aligngap.errors import UserError
 from aligngap.models.sharding import save_weights
+from aligngap.store.disk import read_json, sync, write_json
 from aligngap.store.identity import file_digest
-from aligngap.store.store import read_json, sync, write_json
 from aligngap.train.step import Diverged, Optimiser
 from aligngap.types import PairBatch
 

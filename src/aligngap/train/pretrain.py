@@ -24,8 +24,8 @@ from aligngap.errors import UserError, nearest
 from aligngap.models.build import SHIPPED, parameter_count, random_model
 from aligngap.models.tokenizer import word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
+from aligngap.store.disk import disk_errors, read_json, write_json
 from aligngap.store.identity import identity
-from aligngap.store.store import disk_errors, read_json, write_json
 from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import moments, set_moments

@@ -22,7 +22,7 @@ from aligngap.experiments.golden import (
 from aligngap.experiments.golden.measure import GOLDENS, FreshPairs, GoldenAudit
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.stages import SPLITS
-from aligngap.store.store import read_json
+from aligngap.store.disk import read_json
 from aligngap.tasks.pairs import read_pairs
 from aligngap.tasks.spec import TaskSpec
 from made_up import BENCH, analysed, entries

@@ -21,8 +21,9 @@ from aligngap.pipeline.executors.worker import Settings, stage_process
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
 from aligngap.pipeline.processes import Message, Reporter
 from aligngap.ranks import ALONE, Parallel
+from aligngap.store.disk import disk_errors
 from aligngap.store.record import cores
-from aligngap.store.store import Store, disk_errors
+from aligngap.store.store import Store
 
 
 def default_jobs(device: str, parallel: Parallel = ALONE) -> int:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, SpawnContext
 
 from aligngap.pipeline.processes import without_interrupts
+from aligngap.pipeline.temporary import own_temporary_folder
 
 _VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _PRELOAD = "aligngap.pipeline.executors.preload"
@@ -35,7 +36,7 @@ def process_context() -> ForkServerContext | SpawnContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{_PRELOAD}.first", "torch", *_ANY_STUDY, f"{_PRELOAD}.last"])
     resource_tracker.ensure_running()  # by itself: it would lift the block below
-    with without_interrupts():
+    with without_interrupts(), own_temporary_folder():
         forkserver.ensure_running()
     return context
 

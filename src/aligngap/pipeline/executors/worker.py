@@ -25,8 +25,9 @@ from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
 from aligngap.pipeline.processes import Message, Reporter, die_with_parent, redirect
 from aligngap.ranks import ALONE, Parallel
+from aligngap.store.disk import DiskError
 from aligngap.store.record import environment
-from aligngap.store.store import DiskError, Store
+from aligngap.store.store import Store
 from aligngap.timings import account
 
 _BETWEEN_MESSAGES = 0.2

@@ -25,7 +25,7 @@ from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, load_reference, sample_in_chunks
 from aligngap.plugins import Registered
 from aligngap.seeds import uniforms
-from aligngap.store.store import is_checked, write_checked
+from aligngap.store.disk import is_checked, write_checked
 from aligngap.tasks.pairs import token_column
 from aligngap.types import PairBatch, Tokens
 

@@ -25,8 +25,8 @@ from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.sources.recording import Recording
 from aligngap.sources.registry import AnySource
+from aligngap.store.disk import write_json
 from aligngap.store.identity import file_digest
-from aligngap.store.store import write_json
 from aligngap.tasks.pairs import write_pairs
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.loop import LossSpec, reference_log_probs, train

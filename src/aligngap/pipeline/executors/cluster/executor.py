@@ -21,7 +21,8 @@ from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
 from aligngap.pipeline.processes import GRACE, Child, Message
 from aligngap.pipeline.remote_cache import RemoteCache
 from aligngap.ranks import ALONE, Parallel
-from aligngap.store.store import DiskError, Store, disk_errors
+from aligngap.store.disk import DiskError, disk_errors
+from aligngap.store.store import Store
 
 LOG = "ray.log"
 """In the folder of logs: what Ray had to say, kept when something went wrong."""

@@ -26,9 +26,10 @@ from aligngap.pipeline.processes import GRACE, Message
 from aligngap.pipeline.remote_cache import RemoteCache, is_address
 from aligngap.pipeline.rundir import STORE_VARIABLE
 from aligngap.store.contents import Problem
+from aligngap.store.disk import DiskError, disk_errors
 from aligngap.store.identity import file_digest
 from aligngap.store.record import versions
-from aligngap.store.store import DiskError, Store, disk_errors
+from aligngap.store.store import Store
 
 _BETWEEN_LOOKS = 0.2
 _LOG_PART = 1 << 18

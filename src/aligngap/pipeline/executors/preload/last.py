@@ -7,8 +7,10 @@ import gc
 import sys
 from contextlib import suppress
 
+from aligngap.pipeline.temporary import remove_with_this_process
 from aligngap.store.record import code
 
+remove_with_this_process()
 code()
 if patterns := sys.modules.get("transformers.conversion_mapping"):
     with suppress(Exception):  # a version without it costs stages a third of a second, and must not cost the server
