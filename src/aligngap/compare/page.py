@@ -81,11 +81,11 @@ def _both(comparison: Comparison) -> StudyResults:
 def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Figure]:
     """Win rate over KL, both runs in one figure: a figure a family."""
     points = data.points.filter(pl.col("task") == task.task)
-    found = []
+    result = []
     for family in dict.fromkeys(pair.family for pair in task.arms):
         both = [name for name in (f"1 {family}", f"2 {family}") if name in theme.names]
         pair = next(pair for pair in task.arms if pair.family == family)
-        found.append(
+        result.append(
             win_figure(
                 theme,
                 points.filter(pl.col("family").is_in(both)),
@@ -97,7 +97,7 @@ def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Fig
                 caption="",
             )
         )
-    return found
+    return result
 
 
 def _task(

@@ -81,8 +81,8 @@ class Findings:
 
     def number(self, section: str, row: str, column: str) -> Number:
         """One number; unknown where it was not measured."""
-        rows = next((found.rows for found in self.sections if found.key == section), ())
-        return next((found.numbers[column] for found in rows if found.key == row), UNKNOWN)
+        rows = next((result.rows for result in self.sections if result.key == section), ())
+        return next((result.numbers[column] for result in rows if result.key == row), UNKNOWN)
 
     def signs(self) -> Signs:
         """What the regime is read from."""
@@ -126,15 +126,15 @@ def look(subject: Subject, seed: int, progress: Progress) -> Looked:
     first_chosen = pairs.preference >= 0.5
     sides = [_picked(pairs, first_chosen), _picked(pairs, ~first_chosen)]
     responses = (*sides, *own)
-    found: list[Typicality] = []
+    result: list[Typicality] = []
     for done, response in enumerate(responses):
         progress("scoring", done * len(pairs), len(responses) * len(pairs))
-        found.append(typicality(policy, pairs.prompts, response))
+        result.append(typicality(policy, pairs.prompts, response))
     rows = [part.rows() for part in responses]
     ended = [[float(bool(ids) and ids[-1] in policy.ends) for ids in part] for part in rows]
 
     def stacked(name: str) -> Floats:
-        return np.stack([getattr(part, name).numpy() for part in found], axis=1)
+        return np.stack([getattr(part, name).numpy() for part in result], axis=1)
 
     return Looked(
         prompts=pairs.prompts,
@@ -164,13 +164,13 @@ def _sampled(policy: Policy, pairs: PairBatch, seed: int, progress: Progress, ch
 
 def _likeness(rows: Sequence[Sequence[TokenIds]], progress: Progress) -> Floats:
     count, n = len(rows), len(rows[0])
-    found = np.ones((n, count, count))
+    result = np.ones((n, count, count))
     for prompt in range(n):
         if prompt % 64 == 0:
             progress("comparing", prompt, n)
         for a, b in combinations(range(count), 2):
-            found[prompt, a, b] = found[prompt, b, a] = edit_similarity(rows[a][prompt], rows[b][prompt])
-    return found
+            result[prompt, a, b] = result[prompt, b, a] = edit_similarity(rows[a][prompt], rows[b][prompt])
+    return result
 
 
 def measure(
@@ -200,11 +200,11 @@ def measure(
         for row in draft.rows
         for column, value in row.numbers.items()
     }
-    found = numbers(values, numpy_stream("diagnose", "bootstrap", seed), replicates)
+    result = numbers(values, numpy_stream("diagnose", "bootstrap", seed), replicates)
 
     def measured(draft: Draft) -> Section[Number]:
         rows = [
-            Row(row.key, row.label, row.unit, {name: found[f"{draft.key}.{row.key}.{name}"] for name in row.numbers})
+            Row(row.key, row.label, row.unit, {name: result[f"{draft.key}.{row.key}.{name}"] for name in row.numbers})
             for row in draft.rows
         ]
         return Section(draft.key, draft.title, draft.columns, rows, draft.notes)
@@ -305,7 +305,7 @@ def _features(seen: Looked, items: Sequence[int], beside: Sequence[int]) -> Floa
     for item in items:
         texts, tokens = rows[item], seen.tokens[:, item]
         alike = seen.likeness[:, item, list(beside)]
-        found = {
+        result = {
             "z": seen.z[:, item],
             "z_distance": np.abs(seen.z[:, item]),
             "excess_per_token": seen.excess[:, item] / tokens,
@@ -323,7 +323,7 @@ def _features(seen: Looked, items: Sequence[int], beside: Sequence[int]) -> Floa
             "mean_likeness": alike.mean(1),
             "max_likeness": alike.max(1),
         }
-        columns.append([found[name] for name in FEATURES])
+        columns.append([result[name] for name in FEATURES])
     features: Floats = np.array(columns, dtype=np.float64).transpose(2, 0, 1)
     return features
 
@@ -346,8 +346,8 @@ def _apart(seen: Looked) -> tuple[dict[str, Floats], dict[str, Floats]]:
             parts[name].append(higher(data[:, side, None], ours).mean(1))
         parts["nearer"].append(higher(data.min(1), ours.min(1)))
         parts["farther"].append(higher(data.max(1), ours.max(1)))
-    found = {name: np.asarray(np.mean(part, axis=0)) for name, part in parts.items()}
-    return found, dict(zip(FEATURES, np.mean(more, axis=0).T, strict=True))
+    result = {name: np.asarray(np.mean(part, axis=0)) for name, part in parts.items()}
+    return result, dict(zip(FEATURES, np.mean(more, axis=0).T, strict=True))
 
 
 def _tells(more: Mapping[str, Floats]) -> Draft:
@@ -426,12 +426,12 @@ def _coverage(seen: Looked) -> Draft:
             near[name].append(seen.likeness[:, of][:, :, by].max(2).mean(1))
             known = {gram for other in by for ids in rows[other] for gram in bigrams(ids)}
             said = [[gram for item in of for gram in bigrams(rows[item][prompt])] for prompt in range(len(seen.z))]
-            inside = np.array([sum(gram in known for gram in found) for found in said], dtype=np.float64)
-            grams[name].append((inside, np.array([len(found) for found in said], dtype=np.float64)))
-    nearest = {name: np.mean(found, axis=0) for name, found in near.items()}
+            inside = np.array([sum(gram in known for gram in result) for result in said], dtype=np.float64)
+            grams[name].append((inside, np.array([len(result) for result in said], dtype=np.float64)))
+    nearest = {name: np.mean(result, axis=0) for name, result in near.items()}
     shares = {
-        name: Ratio(np.sum([top for top, _ in found], axis=0), np.sum([bottom for _, bottom in found], axis=0))
-        for name, found in grams.items()
+        name: Ratio(np.sum([top for top, _ in result], axis=0), np.sum([bottom for _, bottom in result], axis=0))
+        for name, result in grams.items()
     }
     base = nearest["policy_by_policy"]
     lines = [

@@ -29,15 +29,15 @@ def page_path(path: Path) -> Path:
     return path
 
 
-def write_page(found: Diagnosis, path: Path) -> None:
+def write_page(result: Diagnosis, path: Path) -> None:
     """Write it whole or not at all. Raises UserError."""
     try:
-        put(render(found), path)
+        put(render(result), path)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Give another place.") from error
 
 
-def render(found: Diagnosis) -> str:
+def render(result: Diagnosis) -> str:
     """The page as text; whatever the data's names hold is text in it."""
     import jinja2
     from markupsafe import Markup
@@ -45,12 +45,12 @@ def render(found: Diagnosis) -> str:
     files = resources.files("aligngap.diagnosis")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     style = (resources.files("aligngap.report") / "style.css").read_text("utf-8")
-    picture = base64.b64encode(histogram(found.findings).encode()).decode("ascii")
+    picture = base64.b64encode(histogram(result.findings).encode()).decode("ascii")
     return environment.from_string((files / "page.html.j2").read_text("utf-8")).render(
-        about=found.about,
-        facts=list(facts(found.about, found.findings.counts)),
-        regime=found.regime,
-        sections=found.findings.sections,
+        about=result.about,
+        facts=list(facts(result.about, result.findings.counts)),
+        regime=result.regime,
+        sections=result.findings.sections,
         cell=cell,
         label=label,
         style=Markup(style),

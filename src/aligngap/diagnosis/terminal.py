@@ -61,10 +61,10 @@ def verdict(regime: Regime) -> Iterator[str]:
     """The regime with its evidence."""
     yield f"REGIME: {regime.title}"
     yield from _wrapped(f"resembles: {regime.resembles}", "  ")
-    for heading, found in (("for it", regime.evidence), ("against it", regime.against), ("beside it", regime.beside)):
-        if found:
+    for heading, result in (("for it", regime.evidence), ("against it", regime.against), ("beside it", regime.beside)):
+        if result:
             yield f"  {heading}:"
-            for line in found:
+            for line in result:
                 yield from _wrapped(f"- {line}", "    ")
     yield from _wrapped(f"what it may mean: {regime.meaning}", "  ")
     yield "  limits:"

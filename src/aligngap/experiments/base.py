@@ -112,10 +112,10 @@ class TaskData:
 
     def table(self, name: str) -> pl.DataFrame:
         """A measure's tables of all seeds, one below the other, with a column `seed`; empty when there is none."""
-        found = [
+        result = [
             table.with_columns(seed=pl.lit(seed)) for (key, seed), table in sorted(self.tables.items()) if key == name
         ]
-        return pl.concat(found) if found else pl.DataFrame()
+        return pl.concat(result) if result else pl.DataFrame()
 
     def finished(self, family: str, *, baseline: bool | None = None) -> list[Finished]:
         """Arms of a family, by seed; `baseline` restricts to (or excludes) the baseline configuration."""
@@ -162,8 +162,8 @@ class TaskData:
 
     def estimate(self, groups: Groups, statistic: Callable[[Seed], float], *purpose: str) -> Estimate:
         """Any statistic of the curves of a seed's runs, by group; see `stats.intervals.intervals`."""
-        (found,) = intervals(groups, statistic, rng=self.rng(*purpose), replicates=self.settings.replicates).values()
-        return found
+        (result,) = intervals(groups, statistic, rng=self.rng(*purpose), replicates=self.settings.replicates).values()
+        return result
 
     def prompt_means(self, values: Mapping[str, tuple[pl.DataFrame, pl.Expr]], *purpose: str) -> dict[str, Estimate]:
         """Means over prompts and seeds of per-prompt values; see `stats.intervals.prompt_means`.
@@ -171,11 +171,11 @@ class TaskData:
         values: by name, a table with the columns seed and prompt_number, a row a seed and prompt, and the value as an
         expression of its columns. A table without rows is no data.
         """
-        found = {
+        result = {
             name: by_seed(table.sort("prompt_number") if len(table) else table, value)
             for name, (table, value) in values.items()
         }
-        return prompt_means(found, rng=self.rng(*purpose), replicates=self.settings.replicates)
+        return prompt_means(result, rng=self.rng(*purpose), replicates=self.settings.replicates)
 
     def item_mean(self, values: Mapping[int, Floats], *purpose: str) -> Estimate:
         """Mean over a seed's own items, then over seeds; see `stats.items.item_estimate`."""
@@ -205,7 +205,9 @@ def at_end(rows: pl.DataFrame) -> pl.DataFrame:
 
 def points(rows: Iterable[tuple[str, float | str, Estimate]]) -> list[FigurePoint]:
     """Estimates as a figure shows them, by series and place; those without data have no point."""
-    return [FigurePoint(series, x, found.value, found.low, found.high) for series, x, found in rows if found.n_seeds]
+    return [
+        FigurePoint(series, x, result.value, result.low, result.high) for series, x, result in rows if result.n_seeds
+    ]
 
 
 Needed = TypeVar("Needed", ArmEntry, Measure)

@@ -67,8 +67,8 @@ class Contrasts:
         """The average gap, `a` minus `b`, and the difference of the peaks, in the primary view; listed under `keys`,
         but for an empty one. label: of both, with {} for which it is.
         """
-        found = self.gaps(a, b, None, *purpose)
-        both = found["average_gap"], found["peak_difference"]
+        result = self.gaps(a, b, None, *purpose)
+        both = result["average_gap"], result["peak_difference"]
         for key, words, estimate in zip(
             keys, ("average gap at equal KL", "difference of the peaks"), both, strict=True
         ):

@@ -105,11 +105,11 @@ def best_of_sweep(data: TaskData) -> dict[str, Labelled]:
         return {}
     runs = next(iter(swept["online"].values()))
     chosen = select_best(swept, split_prompts(runs[0].n_prompts, data.rng("goodhart", "selection")))
-    found = data.gap(chosen["online"].runs, chosen["offline"].runs, "goodhart", "best")
+    result = data.gap(chosen["online"].runs, chosen["offline"].runs, "goodhart", "best")
     points = " and ".join(f"{method} at {best.arm} steps" for method, best in chosen.items())
     which = f"best of sweep ({points}; chosen on half of the prompts, compared on the other)"
     return {
-        f"best_{key}": Labelled(f"{LABELS[key][1]}: {which}", found[key]) for key in ("average_gap", "peak_difference")
+        f"best_{key}": Labelled(f"{LABELS[key][1]}: {which}", result[key]) for key in ("average_gap", "peak_difference")
     }
 
 

@@ -58,9 +58,9 @@ def analyse(data: TaskData) -> Analysis:
     contrasts.gap_elsewhere("average_gap", "Best-of-2: average gap", "online_bo2", "offline_bo2")
     reach = []
     for family, name in FAMILIES.items():
-        found = data.estimate({"": contrasts.runs(family)}, largest, "loss", family).exponential()
-        contrasts.put(f"kl_{family}", f"{name}: largest KL reached", found, "nats")
-        reach.append(f"{name} {nats(found)}")
+        result = data.estimate({"": contrasts.runs(family)}, largest, "loss", family).exponential()
+        contrasts.put(f"kl_{family}", f"{name}: largest KL reached", result, "nats")
+        reach.append(f"{name} {nats(result)}")
     match = MATCHES[equivalence_verdict(to_shuffled, data.settings.margin)]
     sentence = (
         f"Under Best-of-2, online wins {gap:+.1%} of the prompts more than offline at equal KL, and its peak is "

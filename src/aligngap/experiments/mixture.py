@@ -63,22 +63,24 @@ def analyse(data: TaskData) -> Analysis:
         contrasts.put(f"online_minus_{family}", f"average gap at equal KL, online minus {name}", gap("online", family))
     ahead = whole.low > 0 and isfinite(shares[QUARTER].low)
     verdict: Verdict = threshold_verdict(shares[QUARTER], HALF, 1) if ahead else "inconclusive"
-    closes = [f"{names[family]} close {found:.1%} of the gap" for family, found in shares.items()]
+    closes = [f"{names[family]} close {result:.1%} of the gap" for family, result in shares.items()]
     sentence = (
         f"Online is {whole:+.1%} above offline at equal KL ({whole.across()}); "
         + ("; ".join(closes) if ahead else "what share of that the mixtures close cannot be told")
         + "."
     )
-    by_prompts = {(contrasts.prompts(view), family): found for (view, family), found in above.items()}
+    by_prompts = {(contrasts.prompts(view), family): result for (view, family), result in above.items()}
     return Analysis(verdict, sentence, contrasts.estimates, figures(shares, by_prompts))
 
 
 def figures(shares: dict[str, Estimate], above: dict[tuple[str, str], Estimate]) -> list[Figure]:
     """Share closed, gap over offline by share of on-policy pairs, and the curves. above: gap by (prompts, family)."""
-    measured = points(("measured", SHARES[family], found) for family, found in shares.items() if isfinite(found.value))
+    measured = points(
+        ("measured", SHARES[family], result) for family, result in shares.items() if isfinite(result.value)
+    )
     ends = [FigurePoint("in proportion", value, value) for value in (0.0, 1.0)] if measured else []
     places = {"offline": 0.0, **SHARES, "online": 1.0}
-    gaps = points((prompts, places[family], found) for (prompts, family), found in above.items())
+    gaps = points((prompts, places[family], result) for (prompts, family), result in above.items())
     x = "share of on-policy pairs"
     return [
         Figure("share_closed", "Share of the gap closed", x, "share of the online-offline gap", points=measured + ends),

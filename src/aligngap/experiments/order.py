@@ -74,8 +74,8 @@ def analyse(data: TaskData) -> Analysis:
         label = f"average gap at equal KL, online minus its stream: {words}"
         contrasts.put(f"online_minus_{family}", label, to_online[primary, family])
     shown = points(
-        (contrasts.prompts(view), window(arms[0].entry.stage), found)
-        for (view, family), found in to_online.items()
+        (contrasts.prompts(view), window(arms[0].entry.stage), result)
+        for (view, family), result in to_online.items()
         if (arms := contrasts.arms(family))
     )
     sentence = (

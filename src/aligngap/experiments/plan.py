@@ -178,11 +178,11 @@ class Plan:
     @cached_property
     def users(self) -> dict[str, list[str]]:
         """For each stage's identity, the experiments that need it, in the study's order."""
-        found: dict[str, list[str]] = {}
+        result: dict[str, list[str]] = {}
         for name in self.experiments:
             for stage in all_stages(stage for task in self.tasks.values() for stage in task.wanted_by(name)):
-                found.setdefault(stage.identity, []).append(name)
-        return found
+                result.setdefault(stage.identity, []).append(name)
+        return result
 
     def used_by(self, experiment: str, *, alone: bool = False) -> list[Stage]:
         """The stages that an experiment needs. alone: those that no other needs."""
@@ -207,19 +207,19 @@ class Plan:
             pairs = task.bench.pairs
             if not isinstance(pairs.task, DatasetTask) or pairs.identity in done:
                 continue
-            found = sizes(pairs.task.dataset)
-            check_held_out(found.held_out_prompts, pairs.task.dataset.source)
+            result = sizes(pairs.task.dataset)
+            check_held_out(result.held_out_prompts, pairs.task.dataset.source)
             for name, optim in task.bench.optimisers.items():
-                if optim.batch > found.train:
+                if optim.batch > result.train:
                     raise UserError(
-                        f"{found.train} pairs to train on are fewer than a batch of {optim.batch}",
+                        f"{result.train} pairs to train on are fewer than a batch of {optim.batch}",
                         where=f"{name} on {task.task}",
                         hint="Lower its optim.batch, hold out less, or give more data.",
                     )
-                passes = optim.steps * optim.batch / found.train
+                passes = optim.steps * optim.batch / result.train
                 if passes > _MANY_PASSES:
                     warnings.append(
-                        f"{name} on {task.task}: {optim.steps} steps of {optim.batch} go over the {found.train} pairs "
+                        f"{name} on {task.task}: {optim.steps} steps of {optim.batch} go over the {result.train} pairs "
                         f"{passes:,.0f} times"
                     )
         return warnings

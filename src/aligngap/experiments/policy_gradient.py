@@ -50,7 +50,7 @@ def analyse(data: TaskData) -> Analysis:
     main, check, _ = ONLINE
     margin, sides = data.settings.margin, ("online", "offline")
     contrasts = Contrasts(data, "policy_gradient")
-    found = {
+    result = {
         (family, side): contrasts.compare(
             f"{label}: {{}}, minus {side} IPO",
             family,
@@ -66,9 +66,9 @@ def analyse(data: TaskData) -> Analysis:
     for side in sides:
         label = f"{ONLINE[main]}: average gap, minus {side} IPO"
         contrasts.gap_elsewhere(f"{main}_average_gap_{side}", label, main, side)
-    (to_online, _), (to_offline, peak) = (found[main, side] for side in sides)
+    (to_online, _), (to_offline, peak) = (result[main, side] for side in sides)
     verdict = all_of([threshold_verdict(to_online, -margin, 1), gap_verdict(to_offline, peak, margin)])
-    same, _ = found[check, "online"]
+    same, _ = result[check, "online"]
     sentence = (
         f"At equal KL, RLOO with the proxy's probability wins {to_online:+.1%} of the prompts more than online IPO, "
         f"and {to_offline:+.1%} more than offline, with a peak {peak:+.1%} higher ({to_online.across()}). RLOO with "

@@ -115,8 +115,8 @@ def _better(data: TaskData) -> tuple[Estimate, Estimate]:
     """Final-vs-final responses over `D_golden`'s to the same prompts: golden's win rate, and gain in true utility."""
     table = data.table(profile_name(FINAL))
     values = {name: (table, pl.mean_horizontal(f"{name}_first", f"{name}_second")) for name in ("win", "gain")}
-    found = data.prompt_means(values, "quality", "data")
-    return found["win"], found["gain"]
+    result = data.prompt_means(values, "quality", "data")
+    return result["win"], result["gain"]
 
 
 EXPERIMENT = Experiment(

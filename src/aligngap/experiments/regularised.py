@@ -93,12 +93,12 @@ def analyse(data: TaskData) -> Analysis:
     drifts = {family: at_end(outcomes) for family, outcomes in pairs.items()}
 
     def share(variant: str, view: View) -> Labelled:
-        found = contrasts.share(variant, view, variant, view.split or split, ends=VARIANTS[variant])
+        result = contrasts.share(variant, view, variant, view.split or split, ends=VARIANTS[variant])
         label = f"{FAMILIES[variant]}: share of the gap closed, {contrasts.prompts(view)}"
-        return Labelled(label, found, "share")
+        return Labelled(label, result, "share")
 
     shares = {variant: share(variant, contrasts.primary) for variant in VARIANTS}
-    tested = holm([bootstrap_p(found.estimate.draws, HALF) for found in shares.values()]).tolist()
+    tested = holm([bootstrap_p(result.estimate.draws, HALF) for result in shares.values()]).tolist()
     adjusted = dict(zip(shares, tested, strict=True))
     drift = pl.col("drift")
     means = data.prompt_means(
@@ -118,7 +118,7 @@ def analyse(data: TaskData) -> Analysis:
     label = f"share of the gap closed by the variant that closes most: {FAMILIES[most]}"
     # No null: the rule tests all three, and this one was chosen after the fact.
     contrasts.put("largest_share", label, shares[most].estimate, "share", null=None)
-    contrasts.estimates |= {f"share_{variant}": found for variant, found in shares.items()}
+    contrasts.estimates |= {f"share_{variant}": result for variant, result in shares.items()}
     for variant, (plain, _) in VARIANTS.items():
         label = f"{FAMILIES[variant]}: winners' log pi/pi_sft at the end, minus {FAMILIES[plain]}'s"
         contrasts.put(f"raised_{variant}", label, raised[variant], "nats")
@@ -141,7 +141,7 @@ def analyse(data: TaskData) -> Analysis:
         Figure(name="regularised", title="Regularised offline losses beside plain ones", families=tuple(FAMILIES)),
         drift_figure(pairs, split),
     ]
-    verdict = conclude({name: found.estimate for name, found in shares.items()}, adjusted, raised)
+    verdict = conclude({name: result.estimate for name, result in shares.items()}, adjusted, raised)
     return Analysis(verdict, f"{sentence[0].upper()}{sentence[1:]}", contrasts.estimates, figures)
 
 

@@ -78,13 +78,13 @@ class Size:
 
 def sizes(data: TaskData) -> list[Size]:
     """The policy sizes that have finished arms, smallest first."""
-    found: dict[str, Size] = {}
+    result: dict[str, Size] = {}
     for arm, method in product(data.arms, METHODS):
         base = arm.entry.stage.sft.base
         if arm.entry.baseline and arm.entry.family in (method, family(method, base.name)):
-            size = found.setdefault(base.digest, Size(base.name, arm.parameters, {method: [] for method in METHODS}))
+            size = result.setdefault(base.digest, Size(base.name, arm.parameters, {method: [] for method in METHODS}))
             size.arms[method].append(arm)
-    return sorted(found.values(), key=lambda size: size.parameters)
+    return sorted(result.values(), key=lambda size: size.parameters)
 
 
 def best(curves: Sequence[Curve]) -> float:
@@ -127,9 +127,9 @@ def conclude(largest: Estimate, smallest: Estimate, margin: float) -> Verdict:
 
 def analyse(data: TaskData) -> Analysis:
     """Bests by size, absolute and as shares of online's, and what changes from the smallest to the largest policy."""
-    found, contrasts = sizes(data), Contrasts(data, "scaling")
-    ends = [found[0], found[-1]] if len(found) > 1 else []
-    each = [{method: compared(data, [size], method) for method in METHODS} for size in found]
+    result, contrasts = sizes(data), Contrasts(data, "scaling")
+    ends = [result[0], result[-1]] if len(result) > 1 else []
+    each = [{method: compared(data, [size], method) for method in METHODS} for size in result]
     trend = {method: compared(data, ends, method) for method in METHODS}
     shares = [values["offline"]["normalised"] for values in each if ends] or [trend["offline"]["normalised"]]
     smallest, largest = shares[0], shares[-1]
@@ -149,7 +149,7 @@ def analyse(data: TaskData) -> Analysis:
         if method != "online":
             label = f"{method}: change of the share of online's best {where}"
             contrasts.put(f"{method}_change", label, change["normalised"], SHARE)
-    for size, values in zip(found, each, strict=True):
+    for size, values in zip(result, each, strict=True):
         for method, value in values.items():
             key, who = f"{method}_{size.name}", f"{method}, {size.name} policy ({size.parameters:,} weights)"
             contrasts.put(f"{key}_best", f"{who}: best", value["best"])
@@ -164,10 +164,10 @@ def analyse(data: TaskData) -> Analysis:
         f"shuffled online stream by {trend['shuffled']['normalised']:+.1%}."
     )
     verdict = conclude(largest, smallest, data.settings.margin)
-    return Analysis(verdict, sentence, contrasts.estimates, figures(found, each))
+    return Analysis(verdict, sentence, contrasts.estimates, figures(result, each))
 
 
-def figures(found: Sequence[Size], each: Sequence[Mapping[str, Mapping[str, Estimate]]]) -> list[Figure]:
+def figures(result: Sequence[Size], each: Sequence[Mapping[str, Mapping[str, Estimate]]]) -> list[Figure]:
     """Bests over the number of weights (figures 10 and 11), and the curves of each size (figure 14). each: for every
     size, by method, what `compared` gives.
     """
@@ -175,7 +175,7 @@ def figures(found: Sequence[Size], each: Sequence[Mapping[str, Mapping[str, Esti
     def over_size(name: str, title: str, y: str, methods: Sequence[str]) -> Figure:
         shown = points(
             (method, size.parameters, values[method][name])
-            for size, values in zip(found, each, strict=True)
+            for size, values in zip(result, each, strict=True)
             for method in methods
         )
         return Figure(name=name, title=title, x="weights of the policy", y=y, points=shown, x_log=True)
@@ -186,7 +186,7 @@ def figures(found: Sequence[Size], each: Sequence[Mapping[str, Mapping[str, Esti
             title=f"Win rate against KL, {size.name} policy",
             families=tuple(dict.fromkeys(arm.entry.family for arms in size.arms.values() for arm in arms)),
         )
-        for size in found
+        for size in result
     ]
     return [
         over_size("normalised", "Best by policy size, as a share of online's", SHARE, METHODS[1:]),

@@ -71,8 +71,8 @@ def analyse(data: TaskData) -> Analysis:
 
     def trends(view: View | None = None) -> Estimate:
         groups = {family: contrasts.runs(family, view) for family in ("online", *PERIODS)}
-        found = data.estimate(groups, trend, "staleness", "trend", *([view.name] if view else []))
-        return found.clipped(-1, 1)
+        result = data.estimate(groups, trend, "staleness", "trend", *([view.name] if view else []))
+        return result.clipped(-1, 1)
 
     to_online = {family: contrasts.gaps("online", family) for family in NAMES}
     end, rank = to_online["stale_never"], trends()
@@ -81,10 +81,10 @@ def analyse(data: TaskData) -> Analysis:
     contrasts.put("online_minus_stale_never", f"average gap at equal KL, {from_sft}", gap)
     contrasts.put("trend", sync, rank, "correlation")
     contrasts.put("online_minus_stale_never_peak", f"difference of the peaks, {from_sft}", end["peak_difference"])
-    for family, found in to_online.items():
+    for family, result in to_online.items():
         if family != "stale_never":
             label = f"average gap at equal KL, online minus {NAMES[family]}"
-            contrasts.put(f"online_minus_{family}", label, found["average_gap"])
+            contrasts.put(f"online_minus_{family}", label, result["average_gap"])
     shuffled = contrasts.gap("shuffled", "stale_never")
     label = "average gap at equal KL, online stream wholly shuffled minus sampled from SFT alone"
     contrasts.put("shuffled_minus_stale_never", label, shuffled)
@@ -103,8 +103,8 @@ def analyse(data: TaskData) -> Analysis:
             x="mean distance between the policy that sampled a pair and the one trained on it, steps",
             y="average gap at equal KL, online minus arm, win rate",
             points=points(
-                (SERIES[family], lags[family], found["average_gap"])
-                for family, found in to_online.items()
+                (SERIES[family], lags[family], result["average_gap"])
+                for family, result in to_online.items()
                 if lags.get(family, 0) > 0
             ),
             x_log=True,

@@ -42,7 +42,7 @@ def latest(now: Timings, outcome: Outcome, folder: Path) -> Timings:
         earlier = read(folder).timings
     except UserError:  # none, or damaged
         return now
-    before, after = ([(stage.identity, stage.seconds) for stage in found.stages] for found in (earlier, now))
+    before, after = ([(stage.identity, stage.seconds) for stage in result.stages] for result in (earlier, now))
     return earlier if before == after else now
 
 

@@ -287,10 +287,10 @@ def _refuse_others(folder: Path, wanted: dict[str, Any]) -> None:
 def _is_lock(path: Path) -> bool:
     """Whether it is what this package locks, or not there: an empty file. Anything else is somebody's."""
     try:
-        found = path.lstat()
+        result = path.lstat()
     except FileNotFoundError:
         return True
-    return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    return stat.S_ISREG(result.st_mode) and result.st_size == 0
 
 
 def _lost(folder: Path) -> str:

@@ -213,7 +213,7 @@ def _hues() -> str:
 
 def _fallbacks(data: StudyResults) -> dict[str, str]:
     """Figure 1 of each task as an image, for readers without scripts, as far as it fits."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     room = _FALLBACK_BYTES
     for task in data.tasks:
         figures = task_figures(data, task, Theme.for_images(data))
@@ -222,9 +222,9 @@ def _fallbacks(data: StudyResults) -> dict[str, str]:
             svg = image_svg(data, figures[0], split=splits[0]).encode()
             uri = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
             if len(uri) <= room:
-                found[task.name] = uri
+                result[task.name] = uri
                 room -= len(uri)
-    return found
+    return result
 
 
 def _task_context(
@@ -262,9 +262,9 @@ def _task_context(
 
 
 def _tally(data: StudyResults) -> str:
-    found = [experiment.verdict for task in data.tasks for experiment in task.experiments]
-    shown = [*VERDICTS, *(state for state in (UNFINISHED, FAILED) if state in found)]
-    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in shown)
+    result = [experiment.verdict for task in data.tasks for experiment in task.experiments]
+    shown = [*VERDICTS, *(state for state in (UNFINISHED, FAILED) if state in result)]
+    return ", ".join(f"{result.count(verdict)} {verdict}" for verdict in shown)
 
 
 def _missing(data: StudyResults, task: Task, runs: pl.DataFrame) -> list[dict[str, Any]]:

@@ -93,8 +93,8 @@ class Run:
         shapes = {budget: amount.shape for budget, amount in self.budgets.items()}
         allowed = (self.win.shape[:1], self.win.shape)
         if self.win.ndim != 2 or self.steps.shape != allowed[0] or not set(shapes.values()) <= set(allowed):
-            found = f"steps {self.steps.shape}, win {self.win.shape}, budgets {shapes}"
-            raise ValueError(f"{name}: expected steps [K], win [K, N], budgets [K] or [K, N]; got {found}")
+            result = f"steps {self.steps.shape}, win {self.win.shape}, budgets {shapes}"
+            raise ValueError(f"{name}: expected steps [K], win [K, N], budgets [K] or [K, N]; got {result}")
         if len(set(self.steps.tolist())) != len(self.steps):
             raise ValueError(f"{name}: a checkpoint step appears twice")
         if np.any((self.win < 0) | (self.win > 1)):

@@ -176,8 +176,8 @@ class _Tracking:
     def _frames(self, stage: Evaluate, step: int) -> tuple[pl.DataFrame, pl.DataFrame] | None:
         """What was measured of a checkpoint, per prompt and per pair; None before it has been."""
         if self._store.has(stage.identity):
-            found = self._store.get(stage.identity)
-            prompts, pairs = (pl.read_parquet(found.file(f"per_{what}.parquet")) for what in ("prompt", "pair"))
+            result = self._store.get(stage.identity)
+            prompts, pairs = (pl.read_parquet(result.file(f"per_{what}.parquet")) for what in ("prompt", "pair"))
             return prompts, pairs
         folder = self._store.unfinished(stage.identity)
         try:

@@ -53,12 +53,12 @@ def analyse(data: TaskData) -> Analysis:
         contrasts.put(f"proxy_minus_{policy}", label, over[policy], "accuracy")
     present = [name for name in CLASSIFIERS if name in pairs.columns]  # not every task has a true utility
     falls = {name: data.item_mean(decays(pairs, name), "classification", "decay", name) for name in present}
-    for name, found in falls.items():
+    for name, result in falls.items():
         label = f"{CLASSIFIERS[name]}: accuracy at the first {PART} points minus the last {PART}"
-        contrasts.put(f"decay_{name}", label, found, "accuracy")
+        contrasts.put(f"decay_{name}", label, result, "accuracy")
     accuracy = {name: mean(pl.col(name), name) for name in present}
-    for name, found in accuracy.items():
-        contrasts.put(f"accuracy_{name}", f"{CLASSIFIERS[name]}: accuracy along the stream", found, "accuracy")
+    for name, result in accuracy.items():
+        contrasts.put(f"accuracy_{name}", f"{CLASSIFIERS[name]}: accuracy along the stream", result, "accuracy")
     ties = mean(pl.col("proxy").is_nan(), "ties")
     contrasts.put("ties", "pairs that golden calls a tie, left out of the above", ties, "share of pairs")
     shown = points(

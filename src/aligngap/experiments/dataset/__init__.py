@@ -105,11 +105,11 @@ QUANTITIES: Mapping[str, tuple[str, str, pl.Expr]] = {
 def analyse(data: TaskData) -> Analysis:
     """Peaks of the sets with a side near the SFT policy over those without, and the profile of each set."""
     contrasts = Contrasts(data, "dataset")
-    found = {(near, far): contrasts.gaps(near, far, None, f"{near}_minus_{far}") for near, far in product(NEAR, FAR)}
-    for (near, far), gaps in found.items():
+    result = {(near, far): contrasts.gaps(near, far, None, f"{near}_minus_{far}") for near, far in product(NEAR, FAR)}
+    for (near, far), gaps in result.items():
         label = f"difference of the peaks, {LABELS[near]} minus {LABELS[far]}"
         contrasts.put(f"{near}_minus_{far}", label, gaps["peak_difference"])
-    for (near, far), gaps in found.items():
+    for (near, far), gaps in result.items():
         key, names = f"{near}_minus_{far}", f"{LABELS[near]} minus {LABELS[far]}"
         contrasts.put(f"{key}_gap", f"average gap at equal KL, {names}", gaps["average_gap"])
         label = f"difference of the peaks, {names}"
@@ -117,7 +117,7 @@ def analyse(data: TaskData) -> Analysis:
     profiles = profile(data, FAMILIES)
     for (quantity, (label, unit, _)), family in product(QUANTITIES.items(), FAMILIES):
         contrasts.put(f"{quantity}_{family}", f"{LABELS[family]}: {label}", profiles[family][quantity], unit)
-    over_final, over_early = (found[NEAR[0], far]["peak_difference"] for far in FAR)
+    over_final, over_early = (result[NEAR[0], far]["peak_difference"] for far in FAR)
     sentence = (
         f"Offline training peaks {over_final:+.1%} higher on SFT-vs-early pairs than on final-vs-final ones, and "
         f"{over_early:+.1%} higher than on early-vs-final ones ({over_final.across()})."
@@ -144,8 +144,8 @@ def profile(data: TaskData, families: Sequence[str]) -> dict[str, dict[str, Esti
         for family in families
         for quantity, (_, _, value) in QUANTITIES.items()
     }
-    found = data.prompt_means(values, "dataset", "profile")
-    return {family: {quantity: found[f"{family} {quantity}"] for quantity in QUANTITIES} for family in families}
+    result = data.prompt_means(values, "dataset", "profile")
+    return {family: {quantity: result[f"{family} {quantity}"] for quantity in QUANTITIES} for family in families}
 
 
 def quality_bars(profiles: Mapping[str, Mapping[str, Estimate]]) -> Figure:
@@ -155,9 +155,9 @@ def quality_bars(profiles: Mapping[str, Mapping[str, Estimate]]) -> Figure:
 
 def _bars(name: str, title: str, profiles: Mapping[str, Mapping[str, Estimate]], series: Mapping[str, str]) -> Figure:
     shown = points(
-        (label, LABELS[family], found[quantity])
+        (label, LABELS[family], result[quantity])
         for label, quantity in series.items()
-        for family, found in profiles.items()
+        for family, result in profiles.items()
     )
     what, unit, _ = QUANTITIES[next(iter(series.values()))]
     axis = f"{what.partition(',')[0]}, {unit}"

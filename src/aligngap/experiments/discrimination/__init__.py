@@ -95,18 +95,18 @@ def analyse(data: TaskData) -> Analysis:
     primary, other, contrasts = data.settings.split, data.other_split, Contrasts(data, "discrimination")
     gap = data.gap(contrasts.runs("online"), contrasts.runs("offline"), "discrimination")["average_gap"]
     main, beside, grids = ends(data, primary), ends(data, other), checkpoints(data)
-    found = {key: value.estimate for key, value in main.items()}
-    ahead = found["accuracy_difference"]
+    outcome = {key: value.estimate for key, value in main.items()}
+    ahead = outcome["accuracy_difference"]
     contrasts.estimates["accuracy_difference"] = main["accuracy_difference"]
     contrasts.put("average_gap", "average gap at equal KL, online minus offline", gap)
     contrasts.estimates |= main | {f"{key}_{other}": value for key, value in beside.items()} | correlations(data, grids)
-    drifts = ", ".join(f"{nats(found[f'drift_{family}'])} ({family})" for family in FAMILIES)
+    drifts = ", ".join(f"{nats(outcome[f'drift_{family}'])} ({family})" for family in FAMILIES)
     sentence = (
-        f"At the end of training offline tells golden's choice on {found['accuracy_offline']:.1%} of the D_golden "
-        f"pairs, online on {found['accuracy_online']:.1%}: {ahead:+.1%} more for offline ({ahead.across('pairs')}). At "
-        f"equal KL online wins {gap:+.1%} of the prompts more than offline ({gap.across()}). The winners' "
-        f"log-probability has moved by {drifts}. On its own pairs online is {found['self_online']:+.1%} above chance, "
-        f"offline {found['self_offline']:+.1%}."
+        f"At the end of training offline tells golden's choice on {outcome['accuracy_offline']:.1%} of the D_golden "
+        f"pairs, online on {outcome['accuracy_online']:.1%}: {ahead:+.1%} more for offline ({ahead.across('pairs')}). "
+        f"At equal KL online wins {gap:+.1%} of the prompts more than offline ({gap.across()}). The winners' "
+        f"log-probability has moved by {drifts}. On its own pairs online is {outcome['self_online']:+.1%} above "
+        f"chance, offline {outcome['self_offline']:+.1%}."
     )
     figures = [scatter(grids), *(over_training(data, name, split) for name, split in product(KINDS, (primary, other)))]
     return Analysis(joint_verdict((ahead, gap)), sentence, contrasts.estimates, figures)
@@ -132,13 +132,13 @@ def ends(data: TaskData, split: str) -> dict[str, Labelled]:
     """Accuracy, drift and self-accuracy of each family at the end of training; how offline differs from online."""
     # Two sets of pairs, which need not be equally many.
     groups = {"golden": _of_golden_pairs(data, split), "self": _of_own_pairs(data, split)}
-    found: dict[str, Labelled] = {}
+    outcome: dict[str, Labelled] = {}
     for name, asked in groups.items():
         values = {key: (rows, value) for key, (_, _, rows, value) in asked.items()}
         for key, estimate in data.prompt_means(values, "discrimination", name, split).items():
             label, unit, *_ = asked[key]
-            found[key] = Labelled(f"{label}, {split.replace('_', '-')} pairs", estimate, unit)
-    return found
+            outcome[key] = Labelled(f"{label}, {split.replace('_', '-')} pairs", estimate, unit)
+    return outcome
 
 
 def _of_golden_pairs(data: TaskData, split: str) -> dict[str, Asked]:
@@ -148,27 +148,27 @@ def _of_golden_pairs(data: TaskData, split: str) -> dict[str, Asked]:
         ("accuracy", "accuracy on D_golden at the end", "accuracy", "correct"),
         ("drift", "winners' log pi/pi_sft on D_golden at the end", "nats", "drift"),
     )
-    found: dict[str, Asked] = {}
+    outcome: dict[str, Asked] = {}
     for name, label, unit, column in quantities:
         difference = pl.col(column) - pl.col(f"{column}_online")
-        found[f"{name}_difference"] = (f"{label}, offline minus online", unit, both, difference)
+        outcome[f"{name}_difference"] = (f"{label}, offline minus online", unit, both, difference)
         for family, rows in last.items():
-            found[f"{name}_{family}"] = (f"{family}: {label}", unit, rows, pl.col(column))
-    return found
+            outcome[f"{name}_{family}"] = (f"{family}: {label}", unit, rows, pl.col(column))
+    return outcome
 
 
 def _of_own_pairs(data: TaskData, split: str) -> dict[str, Asked]:
     correct = pl.col("correct")
-    found: dict[str, Asked] = {}
+    outcome: dict[str, Asked] = {}
     for family in SELF_FAMILIES:
         rows = pairs_of(data, "self_accuracy", family, split)
         last, mean = at_end(rows), rows.group_by("seed", "prompt_number").agg(correct.drop_nans().mean())
         own, above = f"{family}: accuracy on its own pairs", correct - CHANCE
         ties = f"{family}: own pairs at the end that golden calls a tie, left out"
-        found[f"self_{family}"] = (f"{own} at the end, less one half", "accuracy", last, above)
-        found[f"self_mean_{family}"] = (f"{own}, mean over checkpoints, less one half", "accuracy", mean, above)
-        found[f"self_ties_{family}"] = (ties, "share of pairs", last, correct.is_nan())
-    return found
+        outcome[f"self_{family}"] = (f"{own} at the end, less one half", "accuracy", last, above)
+        outcome[f"self_mean_{family}"] = (f"{own}, mean over checkpoints, less one half", "accuracy", mean, above)
+        outcome[f"self_ties_{family}"] = (ties, "share of pairs", last, correct.is_nan())
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -219,14 +219,14 @@ def checkpoints(data: TaskData) -> dict[int, Checkpoints]:
             if len(arm.per_pair) and len(arm.per_prompt):
                 both = (arm.per_pair.filter(chosen), arm.per_prompt.filter(chosen))
                 tables.setdefault(arm.entry.stage.seed, []).append((arm, *both))
-    asked = [rows.select("prompt_number") for found in tables.values() for _, *both in found for rows in both]
+    asked = [rows.select("prompt_number") for outcome in tables.values() for _, *both in outcome for rows in both]
     numbers = pl.concat(asked or [pl.DataFrame(schema={"prompt_number": pl.Int64})]).unique().sort("prompt_number")
     result = {}
-    for seed, found in sorted(tables.items()):
-        correct = [outcomes(pairs, "correct", numbers) for _, pairs, _ in found]
-        win = [outcomes(prompts, f"win_{given.opponent}_{given.judge}", numbers) for _, _, prompts in found]
-        owner = np.repeat(np.arange(len(found)), [len(part) for part in correct])
-        result[seed] = Checkpoints([arm for arm, *_ in found], owner, np.concatenate(correct), np.concatenate(win))
+    for seed, outcome in sorted(tables.items()):
+        correct = [outcomes(pairs, "correct", numbers) for _, pairs, _ in outcome]
+        win = [outcomes(prompts, f"win_{given.opponent}_{given.judge}", numbers) for _, _, prompts in outcome]
+        owner = np.repeat(np.arange(len(outcome)), [len(part) for part in correct])
+        result[seed] = Checkpoints([arm for arm, *_ in outcome], owner, np.concatenate(correct), np.concatenate(win))
     return result
 
 
@@ -240,7 +240,7 @@ def outcomes(rows: pl.DataFrame, column: str, numbers: pl.DataFrame) -> Floats:
 
 def correlations(data: TaskData, grids: Mapping[int, Checkpoints]) -> dict[str, Labelled]:
     """Rank correlations of accuracy and win rate, of each seed, then averaged over seeds."""
-    found = mean_statistics(
+    outcome = mean_statistics(
         {seed: grid.values for seed, grid in grids.items()},
         lambda seed, means: grids[seed].correlations(means),
         tuple(CORRELATIONS),
@@ -253,7 +253,7 @@ def correlations(data: TaskData, grids: Mapping[int, Checkpoints]) -> dict[str, 
     return {
         f"correlation_{key}": Labelled(
             f"rank correlation of accuracy and win rate {label} ({size})",
-            found[key].clipped(-1, 1),
+            outcome[key].clipped(-1, 1),
             "correlation",
         )
         for key, label in CORRELATIONS.items()
@@ -285,7 +285,7 @@ def over_training(data: TaskData, name: str, split: str) -> Figure:
         by_step = pairs_of(data, name, family, split).partition_by("step", as_dict=True)
         values = {str(step): (rows, pl.col(kind.column)) for (step,), rows in sorted(by_step.items())}
         means = data.prompt_means(values, "discrimination", name, split, family)
-        shown += points((family, int(step), found) for step, found in means.items())
+        shown += points((family, int(step), outcome) for step, outcome in means.items())
     return Figure(
         name=f"{name}_{split}",
         title=f"{kind.title}, {split.replace('_', '-')}",

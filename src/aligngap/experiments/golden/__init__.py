@@ -107,20 +107,20 @@ def analyse(data: TaskData) -> Analysis:
         asked[f"departure_{family}"] = (label, _risen(audits[family], split), departure)
     label = f"{name}: golden minus true, rise, {other.replace('_', '-')} prompts"
     asked[f"departure_{other}"] = (label, _risen(audits[OVER_OPTIMISED], other), departure)
-    found = data.prompt_means({key: (table, value) for key, (_, table, value) in asked.items()}, "golden")
+    result = data.prompt_means({key: (table, value) for key, (_, table, value) in asked.items()}, "golden")
     for key, (label, _, _) in asked.items():
-        contrasts.put(key, label, found[key])
+        contrasts.put(key, label, result[key])
     by_arm = (_path(data, audits[family], label, departure) for family, label in LABELS.items())
     by_golden = (_path(data, audits[OVER_OPTIMISED], label, DEPARTURES[golden]) for golden, label in GOLDENS.items())
     figures = [
         _figure("departure", "Golden's win rate minus the true one, along each arm", "golden minus true", by_arm),
         _figure("remedies", f"The same by three goldens, {name}", "judge minus true", by_golden),
     ]
-    main = found["departure"]
+    main = result["departure"]
     sentence = (
         f"From SFT to the end of {name}, golden's win rate rises {main:+.1%} more than the true one ({main.across()}); "
-        f"further raters' pairs shrink that by {found['mended_more_pairs']:+.1%}, as many on-policy ones by "
-        f"{found['mended_on_policy']:+.1%}."
+        f"further raters' pairs shrink that by {result['mended_more_pairs']:+.1%}, as many on-policy ones by "
+        f"{result['mended_on_policy']:+.1%}."
     )
     return Analysis(sign_verdict(main, 1, data.settings.margin), sentence, contrasts.estimates, figures)
 
@@ -145,9 +145,9 @@ def _path(data: TaskData, audit: pl.DataFrame, series: str, value: pl.Expr) -> l
         return []
     later = audit.filter((pl.col("split") == data.settings.split) & (pl.col("step") > 0)).sort("step")
     steps = {str(rows["step"][0]): rows for rows in later.partition_by("step", maintain_order=True)}
-    found = data.prompt_means({step: (rows, value) for step, rows in steps.items()}, "golden", "path")
+    result = data.prompt_means({step: (rows, value) for step, rows in steps.items()}, "golden", "path")
     kl = {step: float(rows["kl"].to_numpy().mean()) for step, rows in steps.items()}
-    return points((series, kl[step], here) for step, here in found.items())
+    return points((series, kl[step], here) for step, here in result.items())
 
 
 EXPERIMENT = Experiment(

@@ -34,13 +34,13 @@ def obstacle(bench: Bench) -> str:
 def proxies(bench: Bench, seed: int) -> dict[str, JudgeStage]:
     """The proxy of each family. The larger ones start from golden's base."""
     large = bench.study.models.golden
-    found = (
+    result = (
         bench.proxy(seed),
         bench.proxy(seed, model="pointwise"),
         bench.proxy(seed, model="pairwise", base=large),
         bench.proxy(seed, model="pointwise", base=large),
     )
-    return dict(zip(NAMES, found, strict=True))
+    return dict(zip(NAMES, result, strict=True))
 
 
 @each_seed
@@ -97,8 +97,8 @@ def analyse(data: TaskData) -> Analysis:
             {name: over_optimisation(data, name) for name in NAMES},
         ),
     }
-    for measure, (words, unit, found) in each.items():
-        for family, estimate in found.items():
+    for measure, (words, unit, result) in each.items():
+        for family, estimate in result.items():
             contrasts.put(f"{measure}_{family}", f"{PROXIES[family]}: {words}", estimate, unit)
     doubt = "" if told_apart else ", which does not tell which is the better"
     sentence = (
@@ -158,7 +158,7 @@ def over_optimisation(data: TaskData, family: str, other: str | None = None) -> 
     }
 
     def statistic(seed: Seed) -> float:
-        end = {group: float(np.mean([curve.end for curve in found])) for group, found in seed.items()}
+        end = {group: float(np.mean([curve.end for curve in result])) for group, result in seed.items()}
         first, *rest = (end[f"{name}, proxy"] - end[f"{name}, golden"] for name in families)
         return first - sum(rest)
 

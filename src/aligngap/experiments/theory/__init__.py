@@ -62,13 +62,13 @@ def analyse(data: TaskData) -> Analysis:
         contrasts.put(f"excess_{mu}", label, value)
     figures, over_mu = [], dict[tuple[str, str], Estimate]()
     for column, (what, unit, methods) in MEASURES.items():
-        found = {(mu, method): estimated(data, table, column, mu, method) for mu, method in product(MUS, methods)}
-        for (mu, method), value in found.items():
+        result = {(mu, method): estimated(data, table, column, mu, method) for mu, method in product(MUS, methods)}
+        for (mu, method), value in result.items():
             contrasts.put(f"{column}_{mu}_{method}", f"{mu} mu, {METHODS[method]}: {what}", value, unit)
-        shown = points((f"{mu} mu", METHODS[method], value) for (mu, method), value in found.items())
+        shown = points((f"{mu} mu", METHODS[method], value) for (mu, method), value in result.items())
         title, y = f"{what[0].upper()}{what[1:]}, by policy", f"{what} ({unit})"
         figures.append(Figure(name=column, title=title, x="policy", y=y, mark="bar", points=shown))
-        over_mu = over_mu or found
+        over_mu = over_mu or result
     predicted, reached = ({mu: over_mu[mu, method] for mu in MUS} for method in ("closed_form", "trained"))
     sentence = (
         f"With narrow mu the closed form predicts an improvement over mu of {predicted['narrow']:+.1%} and the trained "

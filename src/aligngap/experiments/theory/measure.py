@@ -207,7 +207,7 @@ class ClosedForm(Stage):
             after = place.log_probs(self._trained(context, batch, done))
             for number, (mu, table) in enumerate(zip(mus, wins, strict=True)):
                 log_sft, here = before[number].log_softmax(-1), owner == number
-                found = {
+                result = {
                     "sft": log_sft,
                     "closed_form": closed_form(log_sft, table @ mu, self.loss.beta),
                     "tabular": tabular(log_sft, pairs[0, here], pairs[1, here], preference[here], self.loss.beta),
@@ -222,7 +222,7 @@ class ClosedForm(Stage):
                         **measured(log_policy, log_sft, table, mu),
                         "mass": float(whole[method].exp().sum()) if method in whole else None,
                     }
-                    for method, log_policy in found.items()
+                    for method, log_policy in result.items()
                 ]
         pl.DataFrame(rows).write_parquet(context.out / "table.parquet")
 
