@@ -80,8 +80,8 @@ def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = Non
         "source": _yaml(data.source),
         "format": _yaml(result.schema.name),
         "extra": extra,
-        "lengths": f"{len(result.frame)} pairs of {result.frame['prompt_key'].n_unique()} prompts; tokens, median / 95% "
-        f"/ most: {quantiles}",
+        "lengths": f"{len(result.frame)} pairs of {result.frame['prompt_key'].n_unique()} prompts; tokens, median / "
+        f"95% / most: {quantiles}",
         "max_prompt": limits.prompt,
         "max_response": limits.response,
         "policy": _yaml(policy),

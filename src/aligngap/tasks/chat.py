@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 
 from aligngap.models.tokenizer import TEMPLATE_DAY, written_by_template
-from aligngap.tasks.formats import Dropped, Message, PromptText, TextPair, keys_of
+from aligngap.tasks.formats import TextPair
+from aligngap.tasks.messages import Dropped, Message, PromptText, keys_of
 
 _ANSWER = "\ue000"  # private use: no template contains it, none changes it
 _NAMES = {"user": "Human"}

@@ -21,17 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from aligngap.errors import UserError, nearest, out_of_memory
 from aligngap.store.identity import content_digest
 from aligngap.tasks.files import READERS, suffix_of
-from aligngap.tasks.formats import (
-    Dropped,
-    Record,
-    Schema,
-    TextPair,
-    convert,
-    detect,
-    parsed_messages,
-    schema_named,
-    shape,
-)
+from aligngap.tasks.formats import Record, Schema, TextPair, convert, detect, schema_named, shape
+from aligngap.tasks.messages import Dropped, parsed_messages
 
 
 class DatasetSpec(BaseModel):

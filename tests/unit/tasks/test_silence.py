@@ -23,7 +23,8 @@ from aligngap.tasks.chat import CHANGED_ANSWER, OTHER_OPENING, PREFILL, template
 from aligngap.tasks.check import describe, survey
 from aligngap.tasks.datasets import DatasetSpec, Tally, read, training_split
 from aligngap.tasks.encode import TWO_BEGINNINGS, encode, make_dataset_pairs
-from aligngap.tasks.formats import Message, TextPair
+from aligngap.tasks.formats import TextPair
+from aligngap.tasks.messages import Message
 
 CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"
 Row = dict[str, Any]
