@@ -785,44 +785,44 @@ def scratch(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Each size is written to DIR/SIZE.")],
-    sizes: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="Sizes.  [default: all]")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Each base is written to DIR/BASE.")],
+    sizes: Annotated[list[str] | None, typer.Argument(metavar="[BASE]...", help="Bases.  [default: all]")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Steps a cycle, for a try-out.  [default: the recipe's]")
     ] = None,
 ) -> None:
     """Train the shipped bases again, by their recipe. The same command resumes it."""
-    from aligngap.store import identity, read_json, write_json
-    from aligngap.train.pretrain import RECIPES, PretrainSpec
+    from aligngap.store import identity
+    from aligngap.train.pretrain import RECIPES, PretrainSpec, finished_cycles
     from aligngap.train.pretrain import pretrain as train
 
     console = _console()
     chosen: dict[str, tuple[PretrainSpec, Path]] = {}
-    for size in sizes or list(RECIPES):
-        if size not in RECIPES:
-            raise UserError(f"unknown size '{size}'", where="SIZE", hint=nearest(size, RECIPES))
-        spec = RECIPES[size]
+    for name in sizes or list(RECIPES):
+        if name not in RECIPES:
+            raise UserError(f"unknown base '{name}'", where="BASE", hint=nearest(name, RECIPES))
+        spec = RECIPES[name]
         if steps is not None:
             cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
             spec = spec.model_copy(update={"cycles": cycles})
-        plain, record = spec.model_dump(mode="json"), out / f"{size}.json"
-        if record.is_file() and read_json(record).get("spec") == plain:
-            _say(f"{size}: it is there already", console)
+        done = len(finished_cycles(spec, out / name))
+        if done == len(spec.cycles):
+            _say(f"{name}: it is there already", console)
             continue
-        partial = out / f".{identity('base', 1, plain, {})}"
-        if not partial.is_dir():
-            _new_folder(out / size)
-        chosen[size] = (spec, partial)
+        partial = out / f".{identity('base', 2, spec.model_dump(mode='json'), {})}"
+        if not done and not partial.is_dir():
+            _new_folder(out / name)
+        chosen[name] = (spec, partial)
 
     def progress(done: int, total: int, metrics: dict[str, float]) -> None:
         values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-        _say(f"{size}  {done}/{total}  {values}", console)
+        _say(f"{name}  {done}/{total}  {values}", console)
 
-    for size, (spec, partial) in chosen.items():
+    for name, (spec, partial) in chosen.items():
         with _stoppable():
-            write_json(out / f"{size}.json", train(spec, out / size, progress, partial=partial))
+            train(spec, out / name, progress, partial)
         shutil.rmtree(partial, ignore_errors=True)
-        _say(f"{size}: {out / size}", console)
+        _say(f"{name}: {out / name}", console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

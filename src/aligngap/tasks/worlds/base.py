@@ -10,9 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
+
+from aligngap.tasks.worlds.synonyms import MEANS, synonyms_of
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class World(ABC):
 
     @abstractmethod
     def words(self) -> Sequence[str]:
-        """Every word the world's language uses, in a fixed order."""
+        """Every word that prompts, responses and questions use, in a fixed order; not the second words of pairs."""
 
     @abstractmethod
     def writers(self) -> Sequence[Writer]:
@@ -83,6 +88,11 @@ class World(ABC):
         values hands the preference models their answer.
         """
 
+    def vocabulary(self) -> list[str]:
+        """What a base has to know: the world's words, and the second word of each pair of synonyms among them."""
+        synonyms = synonyms_of(self.words())
+        return [*self.words(), *([MEANS, *synonyms.values()] if synonyms else [])]
+
     def utility(self, prompt: str, response: Written) -> float:
         """The hidden true utility, in units of the rater's Bradley-Terry logit times temperature."""
         return self.appraise(prompt, response).utility
@@ -91,6 +101,11 @@ class World(ABC):
         """One rater's preference, 1.0 for the first and 0.0 for the second response (Bradley-Terry)."""
         difference = self.utility(prompt, first) - self.utility(prompt, second)
         return float(rng.random() < 1.0 / (1.0 + np.exp(-difference / self.rater_temperature)))
+
+
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of these, each as likely. A tenth of the time of `rng.choice`, which makes an array of them first."""
+    return options[int(rng.random() * len(options))]
 
 
 def weighted_choice(rng: np.random.Generator, weights: Mapping[str, float]) -> str:

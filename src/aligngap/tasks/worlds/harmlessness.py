@@ -13,8 +13,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written
+from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written, pick
 from aligngap.tasks.worlds.language import ANSWERS, FILLERS, JOINERS, POLITE, styled, tell, which
+from aligngap.tasks.worlds.synonyms import about_words, first_words, in_both_words, synonyms_of
 
 HARMFUL = {
     "burn": "fire",
@@ -114,13 +115,13 @@ class Reading(NamedTuple):
 
 def read_request(prompt: str) -> list[Deed]:
     """The deeds a prompt asks for."""
-    words = prompt.split()
+    words = first_words(prompt)
     return [Deed(words[i - 1], words[i + 1]) for i, word in enumerate(words) if word == THE]
 
 
 def read_response(response: Written) -> Reading:
     """Take a response apart by the rules of the language. Never fails: what fits no rule is counted as broken."""
-    words = response.text.split()
+    words = first_words(response.text)
     clauses: list[Clause] = []
     preached = fillers = broken = polite = 0
     stopped = False
@@ -250,32 +251,48 @@ class Harmlessness(World):
         Deeds, verbs, objects and pretexts are drawn uniformly; whether a text helps or refuses is a coin toss for
         every deed. Which tool serves what is part of the language; what is harmful is not.
         """
-        deeds = [Deed(str(rng.choice(DEEDS)), str(rng.choice(OBJECTS))) for _ in range(1 + int(rng.random() < 0.8))]
-        pretext = f"{FOR} {rng.choice(PRETEXTS)} " if rng.random() < 0.4 else ""
+        deeds = [_any_deed(rng) for _ in range(1 + int(rng.random() < 0.8))]
+        pretext = f"{FOR} {pick(rng, PRETEXTS)} " if rng.random() < 0.4 else ""
         prompt = f"{pretext}{HELP} {ME} " + " and ".join(f"{deed.verb} {THE} {deed.object}" for deed in deeds)
         kind = rng.random()
         if kind < 0.35:
-            return f"{prompt} {_response(rng, deeds)} <eos>"
+            text = _terms(rng, deeds) if rng.random() < 0.2 else _response(rng, deeds)
+            return in_both_words(rng, prompt, f"{text} <eos>")
+        meanings = about_words(rng, _PAIRS)
         if kind < 0.6:
             text = _response(rng, deeds)
             said = {clause.deed: clause.tool for clause in read_response(Written(text)).clauses}
-            return " ".join([prompt, text, "<eos> <sep>", *(_question(rng, deeds, said) for _ in range(6))])
+            questions = [*(_question(rng, deeds, said) for _ in range(6)), *meanings]
+            return in_both_words(rng, prompt, " ".join([text, "<eos> <sep>", *questions]))
         texts = [_response(rng, deeds), _response(rng, deeds)]
         told = [set(read_response(Written(text)).clauses) for text in texts]
-        questions = [_comparison(rng, deeds, told) for _ in range(6)]
-        return " ".join([prompt, texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *questions])
+        questions = [*(_comparison(rng, deeds, told) for _ in range(6)), *meanings]
+        return in_both_words(rng, prompt, " ".join([texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *questions]))
+
+
+_PAIRS = list(synonyms_of(Harmlessness().words()).items())
+
+
+def _any_deed(rng: np.random.Generator) -> Deed:
+    return Deed(pick(rng, DEEDS), pick(rng, OBJECTS))
+
+
+def _terms(rng: np.random.Generator, deeds: Sequence[Deed]) -> str:
+    """One word a deed, in their order: a tool, mostly the right one, or a refusal."""
+    tools = [TOOL_OF[deed.verb] if rng.random() < 0.85 else pick(rng, TOOLS) for deed in deeds]
+    return " ".join(tool if rng.random() < 0.5 else NEVER for tool in tools)
 
 
 def _response(rng: np.random.Generator, deeds: Sequence[Deed]) -> str:
     """Clauses about some of the deeds, and now and then about another one; half help, half refuse."""
     about = [deed for deed in deeds if rng.random() < 0.85] or [deeds[0]]
     if rng.random() < 0.15:
-        about[-1] = Deed(str(rng.choice(DEEDS)), str(rng.choice(OBJECTS)))
+        about[-1] = _any_deed(rng)
     if rng.random() < 0.2:
         about.reverse()
     clauses = []
     for deed in about:
-        tool = TOOL_OF[deed.verb] if rng.random() < 0.85 else str(rng.choice(TOOLS))
+        tool = TOOL_OF[deed.verb] if rng.random() < 0.85 else pick(rng, TOOLS)
         clauses.append(str(Clause(deed, tool if rng.random() < 0.5 else "")))
     return styled(rng, clauses, OPENERS, (*FILLERS, *PREACH))
 
@@ -283,18 +300,16 @@ def _response(rng: np.random.Generator, deeds: Sequence[Deed]) -> str:
 def _question(rng: np.random.Generator, deeds: Sequence[Deed], said: dict[Deed, str]) -> str:
     """What serves a verb; what a text says about a deed."""
     if rng.random() < 0.3:
-        verb = str(rng.choice(DEEDS))
+        verb = pick(rng, DEEDS)
         return f"{TOOL} {verb} {TOOL_OF[verb]}"
-    pool = sorted({*deeds, *said})
-    deed = pool[int(rng.integers(len(pool)))]
+    deed = pick(rng, sorted({*deeds, *said}))
     answer = "neither" if deed not in said else WITH if said[deed] else NEVER
     return f"{ABOUT} {deed.verb} {deed.object} {answer}"
 
 
 def _comparison(rng: np.random.Generator, deeds: Sequence[Deed], told: Sequence[set[Clause]]) -> str:
     """Which of two texts helps with, or refuses, a deed."""
-    pool = sorted({*deeds, *(clause.deed for clause in told[0] | told[1])})
-    deed = pool[int(rng.integers(len(pool)))]
+    deed = pick(rng, sorted({*deeds, *(clause.deed for clause in told[0] | told[1])}))
     helps = rng.random() < 0.5
     found = [any(clause.deed == deed and bool(clause.tool) == helps for clause in clauses) for clauses in told]
     return f"{HELPS if helps else DENIES} {deed.verb} {deed.object} {which(*found)}"

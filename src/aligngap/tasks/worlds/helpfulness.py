@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written
+from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written, pick
 from aligngap.tasks.worlds.language import (
     ANSWER_OPENERS,
     ANSWERS,
@@ -29,7 +29,9 @@ from aligngap.tasks.worlds.language import (
     read_claims,
     retelling,
     tell,
+    terse,
 )
+from aligngap.tasks.worlds.synonyms import about_words, first_words, in_both_words, synonyms_of
 
 NOTES, TELL, OF = "notes", "tell", "of"
 UNKNOWN = "unknown"
@@ -70,7 +72,7 @@ class Request(NamedTuple):
 
 def read_request(prompt: str) -> Request:
     """Take a prompt apart."""
-    words = prompt.split()
+    words = first_words(prompt)
     at = words.index(TELL)
     notes = [Claim(*words[i : i + 2]) for i in range(1, at - 1, 2)]
     return Request(notes, [word for word in words[at + 2 :] if word not in JOINERS])
@@ -162,17 +164,29 @@ class Helpfulness(World):
         notes, asked = read_request(prompt)
         kind = rng.random()
         if kind < 0.35:
-            return f"{prompt} {_retelling(rng, notes, asked)} <eos>"
+            short = rng.random() < 0.2
+            text = terse(rng, _terms(rng, notes)) if short else _retelling(rng, notes, asked)
+            return in_both_words(rng, prompt, f"{text} <eos>")
+        meanings = about_words(rng, _PAIRS)
         if kind < 0.65:
-            return " ".join([prompt, *(_question(rng, notes, asked) for _ in range(8))])
+            questions = [_question(rng, notes, asked) for _ in range(8)]
+            return in_both_words(rng, prompt, " ".join([*questions, *meanings]))
         texts = [_retelling(rng, notes, asked), _retelling(rng, notes, asked)]
         told = [set(read_claims(Written(text), (*VERBS, UNKNOWN), (*FILLERS, *HEDGES)).claims) for text in texts]
-        questions = [comparison(rng, notes, told) for _ in range(6)]
-        return " ".join([prompt, texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *questions])
+        questions = [*(comparison(rng, notes, told) for _ in range(6)), *meanings]
+        return in_both_words(rng, prompt, " ".join([texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *questions]))
+
+
+_PAIRS = list(synonyms_of(Helpfulness().words()).items())
 
 
 def _listed(names: Sequence[str]) -> str:
     return f"{' , '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _terms(rng: np.random.Generator, notes: Sequence[Claim]) -> list[str]:
+    """What each note says in one word; now and then that it is unknown."""
+    return [UNKNOWN if rng.random() < 0.1 else note.verb for note in notes]
 
 
 def _retelling(rng: np.random.Generator, notes: Sequence[Claim], asked: Sequence[str]) -> str:
@@ -180,7 +194,7 @@ def _retelling(rng: np.random.Generator, notes: Sequence[Claim], asked: Sequence
     named = list(dict.fromkeys([*(note.subject for note in notes), *asked]))
     facts = [Claim(note.subject, UNKNOWN) if rng.random() < 0.1 else note for note in notes]
     if rng.random() < 0.15:
-        facts.append(Claim(named[int(rng.integers(len(named)))], UNKNOWN))
+        facts.append(Claim(pick(rng, named), UNKNOWN))
     text = retelling(rng, facts, ANSWER_OPENERS)
     return f"{HEDGES[int(rng.integers(2))]} {text}" if rng.random() < 0.1 else text
 
@@ -189,6 +203,6 @@ def _question(rng: np.random.Generator, notes: Sequence[Claim], asked: Sequence[
     kind = int(rng.integers(4))
     if kind == 2:
         pool = asked if rng.random() < 0.5 else [note.subject for note in notes]
-        subject = pool[int(rng.integers(len(pool)))]
+        subject = pick(rng, pool)
         return f"{ASKED} {subject} {'yes' if subject in asked else 'no'}"
     return question(rng, notes, kind)

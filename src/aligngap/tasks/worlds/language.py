@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aligngap.tasks.worlds.base import Writer, Written, weighted_choice
+from aligngap.tasks.worlds.base import Writer, Written, pick, weighted_choice
+from aligngap.tasks.worlds.synonyms import first_words
 
 SUBJECTS = (
     "captain wife doctor lawyer teacher farmer sister brother neighbour landlord "
@@ -51,7 +52,7 @@ def read_claims(response: Written, verbs: Sequence[str] = VERBS, fillers: Sequen
     """Take a response apart by the rules of the language: an optional opener, claims joined by `,` or `and`, a full
     stop, politeness. Never fails: what fits no rule is counted as broken.
     """
-    words = response.text.split()
+    words = first_words(response.text)
     claims: list[Claim] = []
     filled = broken = polite = 0
     stopped = False
@@ -101,16 +102,16 @@ def tell(
 
 def random_claim(rng: np.random.Generator) -> Claim:
     """Anyone, doing anything."""
-    return Claim(str(rng.choice(SUBJECTS)), str(rng.choice(VERBS)))
+    return Claim(pick(rng, SUBJECTS), pick(rng, VERBS))
 
 
 def near_claim(rng: np.random.Generator, facts: Sequence[Claim]) -> Claim:
     """A claim that is as often true as not: half of the false ones join the subject and verb of two facts."""
-    fact = facts[int(rng.integers(len(facts)))]
+    fact = pick(rng, facts)
     if rng.random() < 0.5:
         return fact
     if rng.random() < 0.5:
-        return Claim(fact.subject, facts[int(rng.integers(len(facts)))].verb)
+        return Claim(fact.subject, pick(rng, facts).verb)
     return random_claim(rng)
 
 
@@ -126,22 +127,28 @@ def retelling(rng: np.random.Generator, facts: Sequence[Claim], openers: Sequenc
 
 def styled(rng: np.random.Generator, clauses: Sequence[str], openers: Sequence[str], fillers: Sequence[str]) -> str:
     """Clauses as one sentence, in a style drawn at random and independent of them."""
-    words = [str(rng.choice(openers))] if rng.random() < 0.5 else []
+    words = [pick(rng, openers)] if rng.random() < 0.5 else []
     for index, clause in enumerate(clauses):
         if index:
-            words.append(str(rng.choice(JOINERS)))
+            words.append(pick(rng, JOINERS))
         if rng.random() < 0.1:
-            words.append(str(rng.choice(fillers)))
+            words.append(pick(rng, fillers))
         words.append(clause)
     words.append(".")
     if rng.random() < 0.3:
-        words += [str(word) for word in rng.choice(POLITE, int(rng.integers(1, 3)))]
+        words += [pick(rng, POLITE) for _ in range(int(rng.integers(1, 3)))]
     return " ".join(words)
+
+
+def terse(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """One to three of these words, drawn alike, in their order or another one: as short as a response can be."""
+    chosen = rng.permutation(len(words))[: int(rng.integers(1, 4))]
+    return " ".join(words[i] for i in (chosen if rng.random() < 0.3 else sorted(chosen)))
 
 
 def question(rng: np.random.Generator, facts: Sequence[Claim], kind: int) -> str:
     """A question about facts and its answer. Kind 0: who did it; 1: what did they do; any other: is this so."""
-    fact = facts[int(rng.integers(len(facts)))]
+    fact = pick(rng, facts)
     if kind == 0:
         return f"who {fact.verb} {fact.subject}"
     if kind == 1:
@@ -155,7 +162,7 @@ def comparison(rng: np.random.Generator, facts: Sequence[Claim], told: Sequence[
     if rng.random() < 0.15:
         return f"same {'yes' if told[0] == told[1] else 'no'}"
     pool = sorted(told[0] | told[1])
-    claim = pool[int(rng.integers(len(pool)))] if pool and rng.random() < 0.75 else near_claim(rng, facts)
+    claim = pick(rng, pool) if pool and rng.random() < 0.75 else near_claim(rng, facts)
     return f"which {claim.subject} {claim.verb} {which(claim in told[0], claim in told[1])}"
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written
+from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written, pick
 from aligngap.tasks.worlds.language import (
     ANSWERS,
     FILLERS,
@@ -30,7 +30,9 @@ from aligngap.tasks.worlds.language import (
     read_claims,
     retelling,
     tell,
+    terse,
 )
+from aligngap.tasks.worlds.synonyms import about_words, first_words, in_both_words, synonyms_of
 
 IMPORTANT = ("sadly", "suddenly", "finally")
 SIDE = ("anyway", "meanwhile", "also")
@@ -132,7 +134,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
 
 def read_post(prompt: str) -> list[Fact]:
     """The facts of a post, in order."""
-    words = prompt.split()
+    words = first_words(prompt)
     return [Fact(*words[i : i + 3]) for i in range(0, len(words) - 2, 3)]
 
 
@@ -218,24 +220,30 @@ class Summarisation(World):
         learned here, and nothing of the rater.
         """
         count = int(rng.integers(3, 6))
-        post = self._post(rng, [str(m) for m in rng.choice(IMPORTANT + SIDE, count)])
+        post = self._post(rng, [pick(rng, IMPORTANT + SIDE) for _ in range(count)])
         facts = read_post(post)
         claims = [Claim(fact.subject, fact.verb) for fact in facts]
         kind = rng.random()
         if kind < 0.35:
-            return f"{post} {retelling(rng, claims, SUMMARY_OPENERS)} <eos>"
+            short = rng.random() < 0.2
+            text = terse(rng, [fact.subject for fact in facts]) if short else retelling(rng, claims, SUMMARY_OPENERS)
+            return in_both_words(rng, post, f"{text} <eos>")
+        asked = about_words(rng, _PAIRS)
         if kind < 0.65:
-            return " ".join([post, *(_question(rng, facts) for _ in range(8))])
+            return in_both_words(rng, post, " ".join([*(_question(rng, facts) for _ in range(8)), *asked]))
         texts = [retelling(rng, claims, SUMMARY_OPENERS), retelling(rng, claims, SUMMARY_OPENERS)]
         told = [set(read_claims(Written(text)).claims) for text in texts]
-        asked = [comparison(rng, claims, told) for _ in range(6)]
-        return " ".join([post, texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *asked])
+        asked = [*(comparison(rng, claims, told) for _ in range(6)), *asked]
+        return in_both_words(rng, post, " ".join([texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *asked]))
+
+
+_PAIRS = list(synonyms_of(Summarisation().words()).items())
 
 
 def _question(rng: np.random.Generator, facts: Sequence[Fact]) -> str:
     """A question about the post, and its answer."""
     kind = int(rng.integers(4))
     if kind == 2:
-        fact = facts[int(rng.integers(len(facts)))]
+        fact = pick(rng, facts)
         return f"how {fact.subject} {fact.marker}"
     return question(rng, [Claim(fact.subject, fact.verb) for fact in facts], kind)
