@@ -29,14 +29,14 @@ from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import moments, set_moments
 
-
 WIDTH = 96
 """Tokens of a row of documents."""
 
 
 class Cycle(BaseModel):
-    """One warm-up and cosine decay, with a fresh optimiser (SGDR: Loshchilov and Hutter, 1608.03983), on the language
-    of some worlds. Worlds may be added from cycle to cycle; the vocabulary grows with them.
+    """One warm-up and cosine decay, with fresh optimisers (SGDR: Loshchilov and Hutter, 1608.03983), on the language
+    of some worlds. Worlds may be added from cycle to cycle; the vocabulary grows with them. The layers' matrices are
+    trained by Muon (Jordan et al., 2024), all else by AdamW.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -146,12 +146,19 @@ def _record(spec: PretrainSpec, model: LlamaForCausalLM, done: list[dict[str, An
 
 
 class _Training:
-    """One cycle under way: the optimiser, the steps done and the seconds that they took."""
+    """One cycle under way: the optimisers, the steps done and the seconds that they took."""
 
     def __init__(self, model: LlamaForCausalLM, spec: PretrainSpec, cycle: Cycle) -> None:
-        self._model, self._parameters, self._spec, self._cycle = model, list(model.parameters()), spec, cycle
-        decay, betas = spec.weight_decay, (0.9, 0.95)
-        self._optimiser = torch.optim.AdamW(self._parameters, lr=cycle.lr, weight_decay=decay, betas=betas)
+        self._model, self._spec, self._cycle = model, spec, cycle
+        inner = dict.fromkeys(p for p in model.model.layers.parameters() if p.ndim == 2)
+        outer = [p for p in model.parameters() if p not in inner]
+        self._parameters = {"muon": list(inner), "adamw": outer}
+        # An update as large as AdamW's would be (Liu et al., 2502.16982), so one learning rate serves both.
+        muon = torch.optim.Muon(
+            list(inner), lr=cycle.lr, weight_decay=spec.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        adamw = torch.optim.AdamW(outer, lr=cycle.lr, weight_decay=spec.weight_decay, betas=(0.9, 0.95))
+        self._optimisers: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
         self.at, self.seconds = 0, 0.0
 
     def step(self, rows: Rows) -> None:
@@ -159,20 +166,25 @@ class _Training:
         began = time.perf_counter()
         warm = min(1.0, (self.at + 1) / self._spec.warmup)
         rate = warm * 0.5 * (1 + math.cos(math.pi * self.at / self._cycle.steps))
-        self._optimiser.param_groups[0]["lr"] = self._cycle.lr * max(rate, 0.01)
         rows.loss(rows.logits(self._model)).backward()
-        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        for optimiser in self._optimisers.values():
+            optimiser.param_groups[0]["lr"] = self._cycle.lr * max(rate, 0.01)
+            optimiser.step()
+        self._model.zero_grad(set_to_none=True)
         self.at += 1
         self.seconds += time.perf_counter() - began
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        place = {"at": torch.tensor(self.at), "seconds": torch.tensor(self.seconds)}
-        return place | moments(self._optimiser, self._parameters)
+        state = {"at": torch.tensor(self.at), "seconds": torch.tensor(self.seconds)}
+        for name, optimiser in self._optimisers.items():
+            state |= {f"{name}.{key}": value for key, value in moments(optimiser, self._parameters[name]).items()}
+        return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        set_moments(self._optimiser, self._parameters, state)
+        for name, optimiser in self._optimisers.items():
+            mine = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            set_moments(optimiser, self._parameters[name], mine)
         self.at, self.seconds = int(state["at"]), float(state["seconds"])
 
 

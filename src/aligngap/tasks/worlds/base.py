@@ -7,15 +7,16 @@ the rater never are.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 
+from aligngap.errors import UserError
 from aligngap.tasks.worlds.synonyms import MEANS, synonyms_of
-
 
 T = TypeVar("T")
 
@@ -51,6 +52,27 @@ class Appraisal:
     features: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Dials:
+    """What may be set of a world, and what each setting leaves as it is.
+
+    style: 0 to 1, how far openers and closers tell of a writer's skill: at 0 all writers share one distribution, at 1
+    each has habits of their own. What responses claim stays the same.
+    complexity: how many more properties of the prompt decide what a part of a response is worth. Prompts and responses
+    stay the same.
+    length: tokens that a response may have, the end included; None for the world's own limit. Prompts stay the same.
+    """
+
+    style: float = 0.0
+    complexity: int = 0
+    length: int | None = None
+
+
+FIT = 0.8
+"""How much more than usual a part of a response is worth at complexity above 0 if its signs fit, and how much less if
+they do not."""
+
+
 class World(ABC):
     """A built-in task. All text is words separated by single spaces."""
 
@@ -59,6 +81,62 @@ class World(ABC):
     """Longest response, end-of-sequence included."""
     rater_temperature: ClassVar[float]
     """Bradley-Terry temperature of the raters, in units of utility."""
+    most_complex: ClassVar[int] = 0
+    """The highest complexity that the utility knows."""
+    full_response_tokens: ClassVar[int | None] = None
+    """The shortest response of whole sentences, in tokens, the end included; below, responses are single words. None
+    for a world of one length."""
+    dials: Dials = Dials()
+
+    def at(self, dials: Dials) -> Self:
+        """This world with its dials set. Raises UserError for a setting that it does not have."""
+        if dials.complexity > self.most_complex:
+            raise UserError(
+                f"the world '{self.name}' has no complexity {dials.complexity}",
+                where="complexity",
+                hint=f"It has 0 to {self.most_complex}.",
+            )
+        longest = self.max_response_tokens
+        if dials.length is not None and (self.full_response_tokens is None or not 2 <= dials.length <= longest):
+            raise UserError(
+                f"the world '{self.name}' has no responses of {dials.length} tokens",
+                where="length",
+                hint=f"It has 2 to {longest}." if self.full_response_tokens else f"Its length is {longest}.",
+            )
+        world = copy.copy(self)
+        world.dials = dials
+        return world
+
+    @property
+    def limit(self) -> int:
+        """Tokens that a response may have, the end included."""
+        return self.dials.length or self.max_response_tokens
+
+    @property
+    def terse(self) -> bool:
+        """Whether responses are single words, for want of room for a sentence."""
+        return self.limit < (self.full_response_tokens or 0)
+
+    def worth(self, signs: Sequence[int]) -> float:
+        """What a part of a response is worth, as a multiple of the usual. signs: what it and its place in the prompt
+        are like, 1 or -1 each. They decide together: knowing all but one of those that count says nothing.
+        """
+        counted = signs[: self.dials.complexity]
+        return 1.0 + FIT * float(np.prod(counted)) if counted else 1.0
+
+    def authors(self) -> list[Writer]:
+        """The writers, with openers and closers between those of all (style 0) and their own (style 1)."""
+        writers, style = list(self.writers()), self.dials.style
+
+        def habits(own: Mapping[str, float], everyones: Sequence[Mapping[str, float]]) -> dict[str, float]:
+            names = dict.fromkeys(name for one in everyones for name in one)
+            shared = {name: sum(_share(one, name) for one in everyones) / len(everyones) for name in names}
+            return {name: (1 - style) * shared[name] + style * _share(own, name) for name in names}
+
+        openers, closers = [one.openers for one in writers], [one.closers for one in writers]
+        return [
+            replace(one, openers=habits(one.openers, openers), closers=habits(one.closers, closers)) for one in writers
+        ]
 
     @abstractmethod
     def words(self) -> Sequence[str]:
@@ -101,6 +179,10 @@ class World(ABC):
         """One rater's preference, 1.0 for the first and 0.0 for the second response (Bradley-Terry)."""
         difference = self.utility(prompt, first) - self.utility(prompt, second)
         return float(rng.random() < 1.0 / (1.0 + np.exp(-difference / self.rater_temperature)))
+
+
+def _share(weights: Mapping[str, float], name: str) -> float:
+    return weights.get(name, 0.0) / sum(weights.values())
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:

@@ -31,6 +31,12 @@ QUESTION_WORDS = ("who", "what", "how", "did", "which", "same")
 ANSWERS = ("yes", "no", "first", "second", "both", "neither")
 
 
+GLAD = frozenset("won escaped returned apologised married moved promised travelled laughed agreed".split())
+"""Half of the verbs: good news. The language says nothing of it."""
+NEAR = frozenset("wife farmer sister brother neighbour cousin singer baker nurse grocer".split())
+"""Half of the subjects: people one knows. The language says nothing of it."""
+
+
 class Claim(NamedTuple):
     """Someone did something. `verb` may also be a word a world adds, such as `unknown`."""
 
@@ -84,7 +90,9 @@ def read_claims(response: Written, verbs: Sequence[str] = VERBS, fillers: Sequen
 def tell(
     rng: np.random.Generator, claims: Sequence[str], writer: Writer, fillers: Sequence[str], limit: int
 ) -> Written:
-    """A writer's response of these clauses, in the writer's style, cut off at `limit` tokens, the end included."""
+    """A writer's response of these clauses, in the writer's style. One that is longer than `limit` tokens is cut off
+    there, without an end; so is what a policy says, and no other response lacks its end.
+    """
     slip = writer.slips
     words = [weighted_choice(rng, writer.openers)]
     for index, claim in enumerate(claims):
@@ -93,11 +101,38 @@ def tell(
         if rng.random() < slip["filler"]:
             words.append(str(rng.choice(fillers)))
         words.append(claim)
-    ended = bool(rng.random() >= slip["no_end"])
-    if ended:
+    if rng.random() >= slip["no_stop"]:
         words += [".", weighted_choice(rng, writer.closers)]
     words = " ".join(words).split()
-    return Written(" ".join(words[: limit - 1]), ended and len(words) < limit, writer.name)
+    return Written(" ".join(words[:limit]), len(words) < limit, writer.name)
+
+
+def tell_tersely(rng: np.random.Generator, terms: Sequence[str], writer: Writer, limit: int) -> Written:
+    """A writer's response of single words, as many as fit before the end; or over the limit, without one."""
+    words = terms if rng.random() < writer.slips["no_stop"] else terms[: limit - 1]
+    return Written(" ".join(words[:limit]), len(words) < limit, writer.name)
+
+
+def that_fit(clauses: Sequence[str], limit: int) -> list[str]:
+    """The first clauses that make a sentence of at most `limit` tokens, the end included; at least one."""
+    count, size = 0, 2  # the full stop and the end
+    for clause in clauses:
+        size += len(clause.split()) + (count > 0)
+        count += size <= limit
+    return list(clauses[: max(1, count)])
+
+
+def signs_of(facts: Sequence[Claim], at: int) -> tuple[int, int, int]:
+    """What the fact at this place is like: good news or bad, of somebody near or far, behind good news or bad (the
+    first is behind the last).
+    """
+    fact, before = facts[at], facts[at - 1]
+    return sign(fact.verb in GLAD), sign(fact.subject in NEAR), sign(before.verb in GLAD)
+
+
+def sign(holds: bool) -> int:
+    """1 if something holds, else -1."""
+    return 1 if holds else -1
 
 
 def random_claim(rng: np.random.Generator) -> Claim:

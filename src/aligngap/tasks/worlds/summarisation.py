@@ -24,13 +24,17 @@ from aligngap.tasks.worlds.language import (
     SUMMARY_OPENERS,
     VERBS,
     Claim,
+    Reading,
     comparison,
     question,
     random_claim,
     read_claims,
     retelling,
+    signs_of,
     tell,
+    tell_tersely,
     terse,
+    that_fit,
 )
 from aligngap.tasks.worlds.synonyms import about_words, first_words, in_both_words, synonyms_of
 
@@ -68,7 +72,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.02,
             "filler": 0.04,
             "shuffle": 0.1,
-            "no_end": 0.02,
+            "no_stop": 0.02,
         },
         {"tldr:": 0.75, "summary:": 0.1, "": 0.15},
         {"": 0.7, "thanks": 0.3},
@@ -82,7 +86,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.05,
             "filler": 0.08,
             "shuffle": 0.2,
-            "no_end": 0.04,
+            "no_stop": 0.04,
         },
         {"tldr:": 0.4, "summary:": 0.4, "": 0.2},
         {"": 0.75, "thanks": 0.2, "cheers": 0.05},
@@ -96,7 +100,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.2,
             "filler": 0.4,
             "shuffle": 0.4,
-            "no_end": 0.1,
+            "no_stop": 0.1,
         },
         {"so:": 0.6, "": 0.3, "summary:": 0.1},
         {"": 0.3, "cheers": 0.3, "thanks cheers": 0.2, "please thanks cheers": 0.2},
@@ -110,7 +114,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.08,
             "filler": 0.15,
             "shuffle": 0.4,
-            "no_end": 0.08,
+            "no_stop": 0.08,
         },
         {"summary:": 0.5, "so:": 0.2, "": 0.3},
         {"": 0.8, "please": 0.2},
@@ -124,7 +128,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.15,
             "filler": 0.3,
             "shuffle": 0.3,
-            "no_end": 0.3,
+            "no_stop": 0.3,
         },
         {"so:": 0.4, "": 0.6},
         {"": 1.0},
@@ -144,6 +148,8 @@ class Summarisation(World):
     name: ClassVar[str] = "summarisation"
     max_response_tokens: ClassVar[int] = 14
     rater_temperature: ClassVar[float] = 0.7
+    most_complex: ClassVar[int] = 3
+    full_response_tokens: ClassVar[int | None] = 4
 
     def words(self) -> Sequence[str]:
         return [
@@ -192,25 +198,43 @@ class Summarisation(World):
             told.append(told[int(rng.integers(len(told)))])
         if rng.random() < slip["shuffle"]:
             told = [told[i] for i in rng.permutation(len(told))]
-        return tell(rng, [" ".join(claim) for claim in told], writer, FILLERS, self.max_response_tokens)
+        if self.terse:
+            return tell_tersely(rng, [claim.subject for claim in told], writer, self.limit)
+        clauses = [" ".join(claim) for claim in told]
+        clauses = that_fit(clauses, self.limit) if self.dials.length else clauses
+        return tell(rng, clauses, writer, FILLERS, self.limit)
 
     def appraise(self, prompt: str, response: Written) -> Appraisal:
-        facts = {Claim(fact.subject, fact.verb): fact.marker in IMPORTANT for fact in read_post(prompt)}
-        reading = read_claims(response)
+        post = read_post(prompt)
+        claims = [Claim(fact.subject, fact.verb) for fact in post]
+        reading = self._read(response, claims)
         told = set(reading.claims)
+        important = [fact.marker in IMPORTANT for fact in post]
+        worth = sum(
+            self.worth(signs_of(claims, at)) for at, claim in enumerate(claims) if important[at] and claim in told
+        )
+        room = self.limit - 1 if self.terse else (self.limit - 1) // 3  # claims that a response can hold
         features = {
-            "important": sum(facts.get(claim, False) for claim in told) / max(1, sum(facts.values())),
-            "invented": float(sum(claim not in facts for claim in told)),
-            "side": float(sum(not facts.get(claim, True) for claim in told)),
+            "important": worth / max(1, min(sum(important), room)),
+            "invented": float(len(told - set(claims))),
+            "side": float(sum(claim in told and not important[at] for at, claim in enumerate(claims))),
             "repeated": float(len(reading.claims) - len(told)),
             "filler": float(reading.fillers),
             "broken": float(reading.broken),
-            "no_stop": float(not reading.stopped),
+            "no_stop": float(not (reading.stopped or self.terse)),
             "unended": float(not response.ended),
             "polite": float(reading.polite > 0),
             "over_polite": float(max(0, reading.polite - 1)),
         }
         return Appraisal(sum(WEIGHTS[key] * value for key, value in features.items()), features)
+
+    def _read(self, response: Written, facts: Sequence[Claim]) -> Reading:
+        """In a terse response a subject stands for what the post says of it, or for an invented fact."""
+        if not self.terse:
+            return read_claims(response)
+        verbs, words = dict(facts), first_words(response.text)
+        said = [Claim(word, verbs.get(word, "")) for word in words if word in SUBJECTS]
+        return Reading(said, fillers=0, broken=len(words) - len(said), stopped=False, polite=0)
 
     def document(self, rng: np.random.Generator) -> str:
         """A post, then either a retelling or questions with their answers.
