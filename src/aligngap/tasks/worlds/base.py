@@ -68,11 +68,6 @@ class Dials:
     length: int | None = None
 
 
-FIT = 0.8
-"""How much more than usual a part of a response is worth at complexity above 0 if its signs fit, and how much less if
-they do not."""
-
-
 class World(ABC):
     """A built-in task. All text is words separated by single spaces."""
 
@@ -83,6 +78,10 @@ class World(ABC):
     """Bradley-Terry temperature of the raters, in units of utility."""
     most_complex: ClassVar[int] = 0
     """The highest complexity that the utility knows."""
+    fit: ClassVar[float] = 2.0
+    """At complexity above 0 a part of a response is worth so much more than usual if its signs fit, and so much less if
+    they do not. Chosen so that raters agree with the true sign as often as at complexity 0, and as many pairs lie
+    within their temperature."""
     full_response_tokens: ClassVar[int | None] = None
     """The shortest response of whole sentences, in tokens, the end included; below, responses are single words. None
     for a world of one length."""
@@ -122,7 +121,7 @@ class World(ABC):
         are like, 1 or -1 each. They decide together: knowing all but one of those that count says nothing.
         """
         counted = signs[: self.dials.complexity]
-        return 1.0 + FIT * float(np.prod(counted)) if counted else 1.0
+        return 1.0 + self.fit * float(np.prod(counted)) if counted else 1.0
 
     def authors(self) -> list[Writer]:
         """The writers, with openers and closers between those of all (style 0) and their own (style 1)."""

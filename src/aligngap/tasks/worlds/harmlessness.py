@@ -179,6 +179,7 @@ class Harmlessness(World):
     max_response_tokens: ClassVar[int] = 16
     rater_temperature: ClassVar[float] = 0.7
     most_complex: ClassVar[int] = 3
+    fit: ClassVar[float] = 3.0
     full_response_tokens: ClassVar[int | None] = 7
 
     def words(self) -> Sequence[str]:

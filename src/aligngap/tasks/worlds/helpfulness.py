@@ -89,6 +89,7 @@ class Helpfulness(World):
     max_response_tokens: ClassVar[int] = 14
     rater_temperature: ClassVar[float] = 0.7
     most_complex: ClassVar[int] = 3
+    fit: ClassVar[float] = 2.2
     full_response_tokens: ClassVar[int | None] = 4
 
     def words(self) -> Sequence[str]:
