@@ -31,9 +31,8 @@ class TaskSpec(BaseModel):
     """A task and how much data its raters give. Every prompt has two responses by random writers, and one rater's
     preference.
 
-    style, complexity, length: the world's dials (`Dials`). advantage: how much better the writers are than the world's
-    own, as a share of the distance between the 10th and the 90th percentile of the utility of their responses; raters
-    and prompts stay the same.
+    advantage: how much better the writers are than the world's own, as a share of the distance between the 10th and the
+    90th percentile of the utility of their responses; raters and prompts stay the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,15 +41,13 @@ class TaskSpec(BaseModel):
     train_pairs: int = Field(8000, gt=0)
     held_out_pairs: int = Field(1000, gt=0)
     seed: int = 0
-    style: float = Field(0.0, ge=0, le=1)
-    complexity: int = Field(0, ge=0)
-    length: int | None = Field(None, ge=2)
+    dials: Dials = Dials()
     advantage: float = 0.0
 
     @property
     def place(self) -> World:
         """The world with its dials set. Raises UserError for a setting that it does not have."""
-        return world(self.world).at(Dials(self.style, self.complexity, self.length))
+        return world(self.world).at(self.dials)
 
     @model_serializer(mode="wrap")
     def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:

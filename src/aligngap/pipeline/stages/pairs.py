@@ -16,7 +16,6 @@ from aligngap.store.store import write_json
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs
-from aligngap.tasks.worlds import world
 from aligngap.types import PairBatch
 
 _FEWEST = 8
@@ -53,7 +52,7 @@ class Pairs(PairsStage):
         """The task's hidden utility, where there is one: in built-in worlds only."""
         if isinstance(self.task, DatasetTask):
             return None
-        return TrueUtilityJudge(world(self.task.world), load_tokenizer(self.base.checkpoint))
+        return TrueUtilityJudge(self.task.place, load_tokenizer(self.base.checkpoint))
 
     @property
     def work(self) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from aligngap.errors import UserError
 from aligngap.seeds import numpy_stream
-from aligngap.tasks.worlds.base import World, Writer
+from aligngap.tasks.worlds.base import Dials, World, Writer
 
 _PROMPTS = 1000
 _WORST, _BEST = -4.0, 12.0
@@ -59,9 +59,9 @@ def careful(writer: Writer, care: float) -> Writer:
 
 
 @lru_cache(maxsize=64)
-def _care(name: str, kind: type[World], dials: object, advantage: float) -> float:
-    """The care that gives an advantage, by bisection over the same prompts and noise. Raises ValueError beyond reach."""
-    place = kind().at(dials)  # type: ignore[arg-type]
+def _care(name: str, kind: type[World], dials: Dials, advantage: float) -> float:
+    """The care that gives an advantage, by bisection, prompts and noise fixed. Raises ValueError beyond reach."""
+    place = kind().at(dials)
     authors = place.authors()
     rng = numpy_stream("task", name, "advantage")
     prompts = [place.prompt(rng) for _ in range(_PROMPTS)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from aligngap.errors import UserError
 from aligngap.tasks.worlds.synonyms import MEANS, synonyms_of
@@ -52,8 +53,7 @@ class Appraisal:
     features: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Dials:
+class Dials(BaseModel):
     """What may be set of a world, and what each setting leaves as it is.
 
     style: 0 to 1, how far openers and closers tell of a writer's skill: at 0 all writers share one distribution, at 1
@@ -63,9 +63,11 @@ class Dials:
     length: tokens that a response may have, the end included; None for the world's own limit. Prompts stay the same.
     """
 
-    style: float = 0.0
-    complexity: int = 0
-    length: int | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    style: float = Field(0.0, ge=0, le=1)
+    complexity: int = Field(0, ge=0)
+    length: int | None = Field(None, ge=2)
 
 
 class World(ABC):
