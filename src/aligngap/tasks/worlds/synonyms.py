@@ -63,7 +63,7 @@ def in_both_words(rng: np.random.Generator, prompt: str, rest: str) -> str:
     """A document, in a fifth of the cases with either word of a pair for each content word.
 
     A prompt says a thing in one word throughout, and a question that is answered by a word out of the prompt is
-    answered by that one; everywhere else either word is as likely.
+    answered by that one; what `means` asks of stays as it is; everywhere else either word is as likely.
     """
     if rng.random() >= 0.2:
         return f"{prompt} {rest}"
@@ -75,8 +75,12 @@ def in_both_words(rng: np.random.Generator, prompt: str, rest: str) -> str:
     words = [said.get(word, word) for word in prompt.split()]
     told = rest.split()
     for at, word in enumerate(told):
-        answers = at >= 2 and told[at - 2] in _ANSWERED_BY_THE_THIRD
-        words.append(word if word not in SYNONYMS else said.get(word, word) if answers else either(word))
+        before = told[max(0, at - 2) : at]
+        if word not in SYNONYMS or MEANS in before:
+            words.append(word)
+        else:
+            answers = len(before) == 2 and before[0] in _ANSWERED_BY_THE_THIRD
+            words.append(said.get(word, word) if answers else either(word))
     return " ".join(words)
 
 
