@@ -516,7 +516,7 @@ def test_every_response_in_the_data_can_be_said_by_a_policy(
                 assert len(ids) == data.max_new_tokens
     # The limit is hardly ever met where a refusal and a tool are single words, and most prompts ask for two.
     assert unended < 600
-    assert unended or (dials.length or 16) < 7
+    assert unended or (dials.length or 16) < 9
 
 
 def test_a_writer_who_does_not_stop_ends_all_the_same(place: World) -> None:
@@ -569,7 +569,7 @@ def test_complexity_is_no_noise_and_leaves_raters_as_sure(place: World) -> None:
         (Summarisation(), POST, "wife", True, -0.5),
         (Summarisation(), POST, "judge", True, -1.3),
         (Summarisation(), POST, "won", True, -0.6),
-        (Summarisation(), POST, "captain doctor", False, 5.0),
+        (Summarisation(), POST, "captain doctor", False, 2.0),
         (Helpfulness(), NOTES, "escaped", True, 3.0),
         (Helpfulness(), NOTES, "unknown", True, 3.0),
         (Helpfulness(), NOTES, "lied", True, -0.5),

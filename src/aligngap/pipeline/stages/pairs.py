@@ -26,6 +26,7 @@ class Pairs(PairsStage):
     """`D_initial`: prompts, two responses each, a rater's preference."""
 
     kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
 
     task: TaskSpec | DatasetTask
     base: Base

@@ -85,7 +85,7 @@ class Arena(World):
     max_response_tokens: ClassVar[int] = 16
     rater_temperature: ClassVar[float] = 1.2
     most_complex: ClassVar[int] = 3
-    full_response_tokens: ClassVar[int | None] = 4
+    full_response_tokens: ClassVar[int | None] = 9
 
     def __init__(self) -> None:
         self._worlds: dict[str, World] = {

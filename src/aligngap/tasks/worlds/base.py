@@ -85,8 +85,8 @@ class World(ABC):
     they do not. Chosen so that raters agree with the true sign as often as at complexity 0, and as many pairs lie
     within their temperature."""
     full_response_tokens: ClassVar[int | None] = None
-    """The shortest response of whole sentences, in tokens, the end included; below, responses are single words. None
-    for a world of one length."""
+    """So many tokens hold an opener, a clause, a full stop, a closer and the end; with fewer, responses are single
+    words. None for a world of one length."""
     dials: Dials = Dials()
 
     def at(self, dials: Dials) -> Self:
@@ -124,6 +124,13 @@ class World(ABC):
         """
         counted = signs[: self.dials.complexity]
         return 1.0 + self.fit * float(np.prod(counted)) if counted else 1.0
+
+    def share(self, worth: float, told: int, there: int, clause: int) -> float:
+        """What was told of the parts of a response that count, as a share of those that there are and that there is
+        room for; 1 at most at complexity 0. clause: words of a part, its joiner included; one in a terse response.
+        """
+        room = self.limit - 1 if self.terse else (self.limit - 1) // clause
+        return worth / max(1, told, min(there, room))
 
     def authors(self) -> list[Writer]:
         """The writers, with openers and closers between those of all (style 0) and their own (style 1)."""

@@ -90,7 +90,7 @@ class Helpfulness(World):
     rater_temperature: ClassVar[float] = 0.7
     most_complex: ClassVar[int] = 3
     fit: ClassVar[float] = 2.2
-    full_response_tokens: ClassVar[int | None] = 4
+    full_response_tokens: ClassVar[int | None] = 6
 
     def words(self) -> Sequence[str]:
         language = [*SUBJECTS, *VERBS, *ANSWER_OPENERS, *POLITE, *FILLERS, *JOINERS, ".", *QUESTION_WORDS, *ANSWERS]
@@ -147,11 +147,11 @@ class Helpfulness(World):
         right = {Claim(subject, known.get(subject, UNKNOWN)) for subject in asked}
         reading = self._read(response, notes, asked)
         told = set(reading.claims)
-        room = self.limit - 1 if self.terse else (self.limit - 1) // 3  # claims that a response can hold
+        answered = [self.worth(_signs(notes, claim)) for claim in sorted(told & right)]
         dodged = {claim for claim in told if claim.verb == UNKNOWN and claim.subject in known}
         beside = {claim for claim in told if claim in notes and claim.subject not in asked}
         features = {
-            "answered": sum(self.worth(_signs(notes, claim)) for claim in sorted(told & right)) / min(len(right), room),
+            "answered": self.share(sum(answered), len(answered), len(right), clause=3),
             "wrong": float(len(told - right - dodged - beside)),
             "dodged": float(len(dodged)),
             "beside": float(len(beside)),

@@ -149,7 +149,7 @@ class Summarisation(World):
     max_response_tokens: ClassVar[int] = 14
     rater_temperature: ClassVar[float] = 0.7
     most_complex: ClassVar[int] = 3
-    full_response_tokens: ClassVar[int | None] = 4
+    full_response_tokens: ClassVar[int | None] = 6
 
     def words(self) -> Sequence[str]:
         return [
@@ -210,12 +210,11 @@ class Summarisation(World):
         reading = self._read(response, claims)
         told = set(reading.claims)
         important = [fact.marker in IMPORTANT for fact in post]
-        worth = sum(
+        covered = [
             self.worth(signs_of(claims, at)) for at, claim in enumerate(claims) if important[at] and claim in told
-        )
-        room = self.limit - 1 if self.terse else (self.limit - 1) // 3  # claims that a response can hold
+        ]
         features = {
-            "important": worth / max(1, min(sum(important), room)),
+            "important": self.share(sum(covered), len(covered), sum(important), clause=3),
             "invented": float(len(told - set(claims))),
             "side": float(sum(claim in told and not important[at] for at, claim in enumerate(claims))),
             "repeated": float(len(reading.claims) - len(told)),
