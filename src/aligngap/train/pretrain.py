@@ -281,8 +281,8 @@ class Rows(NamedTuple):
 
 
 def _recipe(size: str, seed: int = 0) -> PretrainSpec:
-    first = Cycle(worlds=("summarisation",), steps=3000, lr=3e-3)
-    return PretrainSpec(size=size, cycles=(first, Cycle(steps=7000, lr=3e-3)), seed=seed)
+    first = Cycle(worlds=("summarisation",), steps=2000, lr=3e-3)
+    return PretrainSpec(size=size, cycles=(first, Cycle(steps=5000, lr=3e-3)), seed=seed)
 
 
 RECIPES: dict[str, PretrainSpec] = {
