@@ -1,6 +1,6 @@
 """The tables and examples of docs/worlds.md: what writers say and raters feel, at each end of each dial.
 
-    python -m benchmarks.worlds [examples | tables]
+    python -m benchmarks.worlds [examples] [tables | raters | shortcuts | writers | complexities | lengths | advantages]
 
 Everything is of seed 0 and of the code as it is; no policy is trained, and no judge.
 """
@@ -274,12 +274,13 @@ def _sure(differences: NDArray[np.float64], place: World) -> float:
 
 def main(what: Sequence[str]) -> None:
     """Print what is asked for; everything where nothing is."""
-    if "tables" not in what:
+    tables = {one.__name__: one for one in (raters, shortcuts, writers, complexities, lengths, advantages)}
+    asked = [name for name in tables if name in what or "tables" in what or not what]
+    if "examples" in what or not what:
         for name in WORLDS:
             print(f"### {name}\n\n```\n{chr(10).join(examples(world(name)))}\n```\n")
-    if "examples" not in what:
-        for one in (raters, shortcuts, writers, complexities, lengths, advantages):
-            print(f"{one()}\n", flush=True)
+    for name in asked:
+        print(f"{tables[name]()}\n", flush=True)
 
 
 if __name__ == "__main__":

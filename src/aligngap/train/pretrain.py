@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import SHIPPED, parameter_count, random_model, word_tokenizer
+from aligngap.models.build import SHAPES, parameter_count, random_model, word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.store import read_json, write_json
 from aligngap.tasks.worlds import WORLDS, World
@@ -47,7 +47,7 @@ class Cycle(BaseModel):
 
 
 class PretrainSpec(BaseModel):
-    """Everything that decides a base's weights."""
+    """Everything that decides a base's weights. size: one of `SHAPES`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -81,7 +81,7 @@ def pretrain(
         worlds = [WORLDS[name]() for name in cycle.worlds]
         tokenizer = word_tokenizer([word for world in worlds for word in world.vocabulary()])
         if model is None:
-            model = random_model(SHIPPED[spec.size], len(tokenizer), spec.seed)
+            model = random_model(SHAPES[spec.size], len(tokenizer), spec.seed)
         extend_vocabulary(model, len(tokenizer), spec.seed)
         training = _Training(model, spec, cycle)
         checkpointer = Checkpointer(partial / str(len(done)), every) if partial else None
@@ -281,14 +281,20 @@ class Rows(NamedTuple):
 
 
 def _recipe(size: str, seed: int = 0) -> PretrainSpec:
-    first = Cycle(worlds=("summarisation",), steps=2000, lr=3e-3)
-    return PretrainSpec(size=size, cycles=(first, Cycle(steps=5000, lr=3e-3)), seed=seed)
+    first = ("summarisation",)
+    cycles = (
+        Cycle(worlds=first, steps=2000, lr=3e-3),
+        Cycle(worlds=first, steps=2500, lr=3e-3),
+        Cycle(steps=3000, lr=3e-3),
+    )
+    return PretrainSpec(size=size, cycles=cycles, seed=seed)
 
 
 RECIPES: dict[str, PretrainSpec] = {
     "91k": _recipe("small"),
     "x1": _recipe("medium"),
     "x1-second": _recipe("medium", seed=1),
+    "x4": _recipe("x4"),
 }
 """How the shipped bases were made. The first world's language alone comes first: from a third of the documents,
 copying and looking up (on which everything rests) took far longer to be learned (docs/lab-log.md).

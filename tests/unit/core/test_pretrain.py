@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from aligngap.errors import UserError
 from aligngap.models.build import (
-    SHIPPED,
+    SHAPES,
     SPECIAL_TOKENS,
     Architecture,
     base_path,
@@ -35,7 +35,7 @@ MADE = sorted(path.stem for path in BASES.glob("*.json") if path.stem in RECIPES
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A size of seconds, without the evaluation that ends a recipe."""
-    monkeypatch.setitem(SHIPPED, "tiny", TINY)
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
     monkeypatch.setattr("aligngap.train.pretrain.evaluate_base", lambda *_: {})
 
 

@@ -129,7 +129,7 @@ class World(ABC):
         """What was told of the parts of a response that count, as a share of those that there are and that there is
         room for; 1 at most at complexity 0. clause: words of a part, its joiner included; one in a terse response.
         """
-        room = self.limit - 1 if self.terse else (self.limit - 1) // clause
+        room = self.limit - 1 if self.terse else (self.limit - 3) // clause
         return worth / max(1, told, min(there, room))
 
     def authors(self) -> list[Writer]:

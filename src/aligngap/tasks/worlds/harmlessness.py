@@ -227,7 +227,7 @@ class Harmlessness(World):
         if self.terse:
             return tell_tersely(rng, [clause.tool or NEVER for clause in clauses], writer, self.limit)
         texts = [str(clause) for clause in clauses]
-        texts = that_fit(texts, self.limit) if self.dials.length else texts
+        texts = that_fit(texts, self.limit) if self.limit < self.max_response_tokens else texts
         if rng.random() < slip["preach"]:
             texts[-1] = f"{texts[-1]} {rng.choice(PREACH)}"
         return tell(rng, texts, writer, FILLERS, self.limit)

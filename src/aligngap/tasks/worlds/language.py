@@ -115,7 +115,7 @@ def tell_tersely(rng: np.random.Generator, terms: Sequence[str], writer: Writer,
 
 def that_fit(clauses: Sequence[str], limit: int) -> list[str]:
     """The first clauses that make a sentence of at most `limit` tokens, the end included; at least one."""
-    count, size = 0, 2  # the full stop and the end
+    count, size = 0, 4  # an opener, the full stop, a closer and the end
     for clause in clauses:
         size += len(clause.split()) + (count > 0)
         count += size <= limit

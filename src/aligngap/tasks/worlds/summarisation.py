@@ -201,7 +201,7 @@ class Summarisation(World):
         if self.terse:
             return tell_tersely(rng, [claim.subject for claim in told], writer, self.limit)
         clauses = [" ".join(claim) for claim in told]
-        clauses = that_fit(clauses, self.limit) if self.dials.length else clauses
+        clauses = that_fit(clauses, self.limit) if self.limit < self.max_response_tokens else clauses
         return tell(rng, clauses, writer, FILLERS, self.limit)
 
     def appraise(self, prompt: str, response: Written) -> Appraisal:
