@@ -100,7 +100,7 @@ def sets_its_dials(place: World) -> None:
 def _shares(habits: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Each word's share among all writers, who write equally often."""
     return {
-        word: sum(one.get(word, 0.0) / sum(one.values()) for one in habits) / len(habits)
+        word: sum(one.get(word, 0.0) / (sum(one.values()) or 1.0) for one in habits) / len(habits)
         for word in {word for one in habits for word in one}
     }
 

@@ -27,7 +27,7 @@ class Writer:
     """Someone who writes responses: how often each slip happens, and habits that say who is writing.
 
     Rates are probabilities per fact or per response. Habits (opener, closer) carry no utility of their own: they are
-    the spurious cue that a preference model can latch on to.
+    the spurious cue that a preference model can latch on to, as far as `Dials.style` lets them.
     """
 
     name: str
@@ -190,7 +190,7 @@ class World(ABC):
 
 
 def _share(weights: Mapping[str, float], name: str) -> float:
-    return weights.get(name, 0.0) / sum(weights.values())
+    return weights.get(name, 0.0) / (sum(weights.values()) or 1.0)  # a world of one's own may have no habits
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
