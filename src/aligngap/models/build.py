@@ -69,6 +69,7 @@ SHIPPED: dict[str, Architecture] = {
     "small": SHAPES["small"],
     "medium": SHAPES["medium"],
     "large": SHAPES["large"],
+    "91k": SHAPES["small"],
 }
 """Bases shipped with the package. The first three, smallest first, speak an older language than the others: the two
 kinds have different tokens, and no study mixes them.
