@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from aligngap.errors import UserError
 from aligngap.models.build import SHAPES, parameter_count, random_model, word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
-from aligngap.store import read_json, write_json
+from aligngap.store.store import read_json, write_json
 from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import moments, set_moments
@@ -111,7 +111,7 @@ def pretrain(
         write_json(record_path(out), _record(spec, model, done))
         if partial:
             shutil.rmtree(partial / str(len(done) - 1), ignore_errors=True)
-    return cast(dict[str, Any], read_json(record_path(out)))
+    return cast("dict[str, Any]", read_json(record_path(out)))
 
 
 def record_path(out: Path) -> Path:
