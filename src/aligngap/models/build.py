@@ -70,6 +70,7 @@ SHIPPED: dict[str, Architecture] = {
     "medium": SHAPES["medium"],
     "large": SHAPES["large"],
     "91k": SHAPES["small"],
+    "x1": SHAPES["medium"],
 }
 """Bases shipped with the package. The first three, smallest first, speak an older language than the others: the two
 kinds have different tokens, and no study mixes them.
