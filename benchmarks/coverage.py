@@ -32,17 +32,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from aligngap.stats.bootstrap import (
+from aligngap.stats.budget import Run, common_range, curve, interpolate
+from aligngap.stats.estimands import (
     GAP_NAMES,
-    Estimate,
+    average_gap,
+    fall,
     fraction_closed,
     gap_band,
     gap_estimates,
-    prompt_means,
+    peak,
+    peak_difference,
     select_best,
     split_prompts,
 )
-from aligngap.stats.curves import Run, average_gap, common_range, curve, fall, interpolate, peak, peak_difference
+from aligngap.stats.intervals import Estimate, prompt_means
 from aligngap.stats.overoptimisation import fit, overoptimisation
 from aligngap.stats.verdict import (
     Verdict,
@@ -106,7 +109,7 @@ class World:
             kl = path * np.exp(stretch + own_stretch)
             win = law(np.log(kl))
             win = win + (shared + own + rng.normal(0, self.wobble, len(path))) * win * (1 - win)
-            found[arm] = Run(arm, seed, np.arange(1, len(path) + 1), kl[:, None], win[:, None])
+            found[arm] = Run(arm, seed, np.arange(1, len(path) + 1), win[:, None], {"kl": kl[:, None]})
         return found
 
     def observe(self, truths: Sequence[Truth], rng: np.random.Generator) -> dict[str, list[Run]]:
@@ -122,8 +125,8 @@ class World:
                 shape = (len(run.steps), PROMPTS)
                 parts = (of_prompt, of_arm[arm], of_seed, rng.normal(size=PROMPTS), rng.normal(size=shape))
                 latent = sum(np.sqrt(share) * part for share, part in zip(SHARES, parts, strict=True))
-                kl, win = run.kl * length * gamma(rng, shape), latent < ndtri(run.win)
-                found[arm].append(Run(arm, run.seed, run.steps, kl, win.astype(np.float64)))
+                kl, win = run.amount * length * gamma(rng, shape), latent < ndtri(run.win)
+                found[arm].append(Run(arm, run.seed, run.steps, win.astype(np.float64), {"kl": kl}))
         return found
 
 
@@ -195,8 +198,8 @@ def values(truth: Truth, a: str = "online", b: str = "offline") -> dict[str, flo
     row = {"average_gap": average_gap(online, offline), "peak_difference": peak_difference(online, offline)}
     for name, one in (("online", online), ("offline", offline)):
         row |= {f"{name}_peak": peak(one)[0], f"{name}_fall": fall(one)}
-        row[f"ln_{name}_kl_at_peak"] = float(np.log(peak(one)[1]))
-    law = fit(np.exp(online.kappa), online.win - 0.5)
+        row[f"ln_{name}_at_peak"] = float(np.log(peak(one)[1]))
+    law = fit(np.exp(online.x), online.win - 0.5)
     row |= {"gao_a": law.a, "gao_b": law.b, "ln_gao_peak_d": float(np.log(law.peak_d)) if law.peak_d > 0 else np.nan}
     if "middle" in truth:
         middle = curve(truth["middle"])
@@ -333,7 +336,7 @@ def closed(case: Case) -> None:
 def band(case: Case) -> None:
     """All of the true difference at once, wherever the band is."""
     found = gap_band(case.runs["online"], case.runs["offline"], case.rng, replicates=case.replicates)
-    truth = np.interp(found.kappa, FINE, case.true.difference)
+    truth = np.interp(found.x, FINE, case.true.difference)
     known = np.isfinite(truth)  # with one seed the observed KL range may reach past the true one
     hit = bool(np.all((found.low <= truth) & (truth <= found.high), where=known)) if known.any() else np.nan
     case.tally.intervals["band"].append((hit, mean(found.high - found.low), mean(found.value - truth)))

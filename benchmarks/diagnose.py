@@ -32,9 +32,10 @@ from aligngap.judges.model import ModelJudge, separator_of
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.kl import sequence_kl
 from aligngap.measure.typicality import typicality
-from aligngap.models.build import load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
 from aligngap.models.policy import Policy
 from aligngap.models.preference import load_preference_model
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.executors.local import LocalExecutor
 from aligngap.pipeline.executors.run import run_stages
 from aligngap.pipeline.graph import Event, Stage

@@ -14,7 +14,8 @@ import torch
 from aligngap.judges.base import decision
 from aligngap.judges.model import ModelJudge
 from aligngap.measure.kl import sequence_kl
-from aligngap.models.build import load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.stages import sample_in_chunks
 from aligngap.seeds import uniforms
 from aligngap.tasks.datasets import DatasetSpec

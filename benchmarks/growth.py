@@ -31,6 +31,7 @@ from scipy.stats import linregress
 from aligngap.judges.model import ModelJudge
 from aligngap.measure.kl import sequence_kl
 from aligngap.models.build import Architecture, random_model
+from aligngap.pipeline.processes import GRACE, Child
 from aligngap.pipeline.stages import sample_in_chunks
 from aligngap.seeds import uniforms
 from aligngap.sources.order import prompt_schedule
@@ -128,20 +129,16 @@ class Cost(NamedTuple):
 
 def measured(curve: Curve, value: int) -> Cost:
     """A point of a curve, in a process of its own."""
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_point, args=(curve, value, send))
-    process.start()
-    send.close()
+    child = Child(_point, curve, value, name=curve.what, context=multiprocessing.get_context("fork"))
     try:
-        return Cost(*receive.recv())
+        return Cost(*child.pipe.recv())
     except EOFError:
         raise SystemExit(f"{curve.what}, {value}: its process died") from None
     finally:
-        process.join()
+        child.end(GRACE)
 
 
-def _point(curve: Curve, value: int, send: Connection) -> None:
+def _point(send: Connection, curve: Curve, value: int) -> None:
     torch.set_num_threads(1)
     before = _peak()
     work = curve.work(value)

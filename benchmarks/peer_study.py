@@ -34,10 +34,12 @@ import polars as pl
 import torch
 
 from aligngap.experiments.bench import ArmEntry
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec, log_steps
-from aligngap.experiments.study import arms, load_study, targets
-from aligngap.models.build import base_path, load_tokenizer
-from aligngap.pipeline.graph import Context, Stage, all_stages
+from aligngap.experiments.study import load_study
+from aligngap.models.build import base_path
+from aligngap.models.tokenizer import load_tokenizer
+from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages import Arm, Relabel
 from aligngap.store import Store
 from aligngap.store.store import read_json, write_json
@@ -92,6 +94,11 @@ def _write(pairs: PairBatch, tokenizer: Any, file: Path) -> Path:
     return file
 
 
+def arms(study: StudySpec) -> list[ArmEntry]:
+    """The arms that the study trains."""
+    return [arm.entry for arm in Plan(study).tasks[TASK].arms]
+
+
 def plan_of(study: StudySpec, files: dict[str, str]) -> dict[str, Any]:
     """The same settings for the peer."""
     optim, models = study.baseline.optim, study.models
@@ -107,9 +114,7 @@ def plan_of(study: StudySpec, files: dict[str, str]) -> dict[str, Any]:
         "proxy": study.proxy.optim.model_dump(),
         "proxy_pairs": study.proxy.train_pairs,
         "arm": optim.model_dump(),
-        "arms": [
-            _described(entry) for entry in sorted(arms(study, TASK), key=lambda entry: entry.family != "golden_policy")
-        ],
+        "arms": [_described(entry) for entry in sorted(arms(study), key=lambda entry: entry.family != "golden_policy")],
         "keep": list(log_steps(optim.steps, study.evaluation.checkpoints)),
         "evaluation_prompts": study.evaluation.prompts,
     }
@@ -188,8 +193,8 @@ def ends(study: StudySpec, ours_out: Path, peer_out: Path) -> list[tuple[str, ..
     """
     points = pl.read_parquet(ours_out / "points.parquet").filter(split="held_out", step=study.baseline.optim.steps)
     curves, rows = read_json(peer_out / "curves.json"), []
-    for entry in arms(study, TASK):
-        mine = points.row(by_predicate=pl.col("name") == entry.name, named=True)
+    for entry in arms(study):
+        mine = points.row(by_predicate=pl.col("arm") == entry.name, named=True)
         theirs = curves[entry.name][-1]
         found = (mine["kl"], theirs["kl"])
         wins = [(mine[f"rate_{who}_golden"], theirs[f"win_{who}"]) for who in ("golden_policy", "sft")]
@@ -202,17 +207,12 @@ def in_process(stage: Stage, store: Store, out: Path) -> float:
     and one step more.
     """
     stamps: list[float] = []
-    inputs: dict[str, Path | list[Path]] = {
-        name: [store.get(part.identity).path for part in value]
-        if isinstance(value, tuple)
-        else store.get(value.identity).path
-        for name, value in stage.inputs.items()
-    }
+    folders = {parent.identity: store.get(parent.identity).path for parent in stage.parents}
     for folder in ("out", "partial"):
         (out / folder).mkdir(parents=True)
     torch.set_num_threads(1)
     stage.run(
-        Context(inputs, out / "out", out / "partial", lambda done, total, metrics: stamps.append(time.perf_counter()))
+        Context(folders, out / "out", out / "partial", lambda done, total, metrics: stamps.append(time.perf_counter()))
     )
     return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
 
@@ -231,7 +231,7 @@ def second_arm(work: Path, first: Path, overrides: Sequence[str], cores: int) ->
     seconds = {stage["kind"]: float(stage["seconds"]) for stage in made}
     arm = next(
         stage
-        for stage in all_stages(targets(load_study(str(work / STUDY.name), settings)))
+        for stage in Plan(load_study(str(work / STUDY.name), settings)).stages
         if isinstance(stage, Arm) and stage.identity in {entry["identity"] for entry in made}
     )
     steps = in_process(arm, Store(store, reading=True), work / "in-process")

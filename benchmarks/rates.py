@@ -22,9 +22,10 @@ from aligngap.judges.model import ModelJudge, separator_of
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import pair_log_probs
 from aligngap.measure.kl import sequence_kl
-from aligngap.models.build import base_path, load_language_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.policy import Policy
 from aligngap.models.preference import PairwiseModel, build_preference_model
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.stages import sample_in_chunks
 from aligngap.seeds import uniforms
 from aligngap.sources.order import prompt_schedule

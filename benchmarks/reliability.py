@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from aligngap.judges.model import ModelJudge
-from aligngap.models.build import base_path, load_language_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.policy import Policy
 from aligngap.models.preference import build_preference_model
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.sources.base import Ingredients

@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.models.build import (
-    Architecture,
-    base_path,
-    load_language_model,
-    load_tokenizer,
-    random_model,
-    word_tokenizer,
-)
+from aligngap.models.build import Architecture, base_path, load_language_model, random_model
 from aligngap.models.policy import Policy
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel
+from aligngap.models.tokenizer import load_tokenizer, word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.types import PairBatch, Prompt, Tokens

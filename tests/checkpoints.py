@@ -30,7 +30,7 @@ from transformers import (
     T5Config,
 )
 
-from aligngap.models.build import byte_tokenizer
+from aligngap.models.tokenizer import byte_tokenizer
 
 _COMMON = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = _COMMON | {"num_key_value_heads": 2}

@@ -136,6 +136,8 @@ def sleep(device: str, progress: Progress, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    import grouped  # a process that is started afresh does not know the main program
+
     case, where = sys.argv[1], Path(sys.argv[2])
     if case == "share":
         for kind, parallel, forked in (
@@ -146,7 +148,7 @@ if __name__ == "__main__":
             said: list[Any] = []
             (where / kind).mkdir()
             together(
-                share,
+                grouped.share,
                 (where / kind,),
                 parallel,
                 "cpu",

@@ -141,8 +141,8 @@ def alibi(folder: Path) -> dict[str, torch.Tensor]:
     assert policy.layout == Layout(packed=False, generates=True)
     found = {}
     for generates in (True, False):
-        policy.layout = Layout(packed=False, generates=generates)
-        drawn = policy.sample(PAIRS.prompts, 2, NOISE)
+        reader = Policy(policy.model, policy.ends, policy.max_new_tokens, Layout(packed=False, generates=generates))
+        drawn = reader.sample(PAIRS.prompts, 2, NOISE)
         found |= {f"ids {generates}": drawn.ids, f"lengths {generates}": drawn.lengths}
     found["log_probs"] = pair_log_probs(policy, PAIRS, chunk=2)
     return found

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.experiments.bench import Bench
-from aligngap.experiments.results import collect
+from aligngap.experiments.gather import collect
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import load_study, targets
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.experiments.study import load_study
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
-from aligngap.store.store import Store
+from aligngap.store.store import Store, read_json
 from aligngap.tasks.worlds import WORLDS
 from aligngap.timings import account
 
@@ -47,22 +49,19 @@ def make(stage: Stage, store: Store) -> Path:
 
 def context_of(stage: Stage, store: Store, out: Path) -> Context:
     """What a stage is given to write into `out`; its inputs must have been made."""
-    inputs: dict[str, Path | list[Path]] = {
-        name: [store.get(part.identity).path for part in value]
-        if isinstance(value, tuple)
-        else store.get(value.identity).path
-        for name, value in stage.inputs.items()
-    }
-    return Context(inputs, out, store.partial(stage.identity), lambda done, total, metrics: None)
+    folders = {parent.identity: store.get(parent.identity).path for parent in stage.parents}
+    return Context(folders, out, store.partial(stage.identity), lambda done, total, metrics: None)
 
 
 def make_study(study: StudySpec, folder: Path) -> dict[str, Any]:
-    """Everything a study wants, and its results, in `folder`."""
-    store, outcome = Store(folder / "store"), Outcome()
-    for stage in targets(study):
+    """Everything a study wants, and its results, in `folder`; what results.json holds."""
+    plan, store, outcome = Plan(study), Store(folder / "store"), Outcome()
+    for stage in plan.targets:
         make(stage, store)
-    outcome.status |= {stage.identity: "finished" for stage in all_stages(targets(study))}
-    return collect(study, store, outcome, folder)
+    outcome.status |= {stage.identity: "finished" for stage in plan.stages}
+    collect(plan, store, outcome, folder)
+    found: dict[str, Any] = read_json(folder / "results.json")
+    return found
 
 
 class Tiny:

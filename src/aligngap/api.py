@@ -23,14 +23,17 @@ from rich.console import Console
 from aligngap import runner
 from aligngap.diagnosis.report import Diagnosis, diagnose_named
 from aligngap.errors import UserError
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
 from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.rundir import chosen_store
-from aligngap.report import charts
-from aligngap.report.load import OPPONENTS, SPLITS, ReportData
-from aligngap.report.load import load as report_data
+from aligngap.plugins import use_plugins
+from aligngap.report.figures import every_figure
+from aligngap.report.still import image_spec
+from aligngap.report.style import Theme
+from aligngap.results import FAILED, FINISHED, OPPONENTS, SPLITS, Conclusion, StudyResults, read, read_per_prompt
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.trackers.base import chosen
 
@@ -52,49 +55,49 @@ class Results:
         return found
 
     @cached_property
+    def data(self) -> StudyResults:
+        """All of it but `per_prompt`, typed (`aligngap.results`). Raises UserError when it cannot be read."""
+        return read(self.folder)
+
+    @property
     def points(self) -> pl.DataFrame:
         """A row a task, arm, seed, step and split: KL (nats), win rates with errors and counts, and the rest."""
-        return pl.read_parquet(self.folder / "points.parquet")
+        return self.data.points
 
     @cached_property
     def per_prompt(self) -> pl.DataFrame:
         """Every outcome, prompt by prompt: enough to compute every interval anew."""
-        return pl.read_parquet(self.folder / "per_prompt.parquet")
+        return read_per_prompt(self.folder)
 
-    @cached_property
+    @property
     def samples(self) -> pl.DataFrame:
         """Prompts and responses as text, with their scores."""
-        return pl.read_parquet(self.folder / "samples.parquet")
+        return self.data.samples
 
     @cached_property
     def estimates(self) -> pl.DataFrame:
         """A row a task, experiment and estimate: label, unit, value, 95% interval, n_seeds, n_prompts, note. The first
         estimate of an experiment is the one that its verdict rests on.
         """
-        columns: dict[str, Any] = {
-            "label": pl.String,
-            "unit": pl.String,
-            "value": pl.Float64,
-            "low": pl.Float64,
-            "high": pl.Float64,
-            "n_seeds": pl.Int64,
-            "n_prompts": pl.Int64,
-            "note": pl.String,
-        }
+        schema: dict[str, Any] = dict.fromkeys(("task", "experiment", "estimate", "label", "unit"), pl.String)
+        schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
+        schema |= dict.fromkeys(("n_seeds", "n_prompts"), pl.Int64) | {"note": pl.String}
         rows = [
-            (task, name, key, *(found.get(column) for column in columns))
-            for task, name, experiment in self._experiments()
-            for key, found in experiment["estimates"].items()
+            {"task": task, "experiment": found.name, "estimate": row.name, **row.model_dump(include=set(schema))}
+            for task, found in self._conclusions()
+            for row in found.estimates
         ]
-        keys = dict.fromkeys(("task", "experiment", "estimate"), pl.String)
-        return pl.DataFrame(rows, keys | columns, orient="row")
+        return pl.DataFrame(rows, schema)
 
     @cached_property
     def verdicts(self) -> pl.DataFrame:
         """A row a task and experiment: title, verdict, sentence, rule."""
-        columns = ("title", "verdict", "sentence", "rule")
-        rows = [(task, name, *(found[key] for key in columns)) for task, name, found in self._experiments()]
-        return pl.DataFrame(rows, dict.fromkeys(("task", "experiment", *columns), pl.String), orient="row")
+        schema = dict.fromkeys(("task", "experiment", "title", "verdict", "sentence", "rule"), pl.String)
+        rows = [
+            {"task": task, "experiment": found.name, **found.model_dump(include=set(schema))}
+            for task, found in self._conclusions()
+        ]
+        return pl.DataFrame(rows, schema)
 
     @cached_property
     def missing(self) -> pl.DataFrame:
@@ -102,17 +105,13 @@ class Results:
         task, what it is, its name, seed, status and reason. Empty when all went well.
         """
         rows = [
-            (task, what.removesuffix("s"), *(found[key] for key in ("name", "seed", "status", "reason")))
-            for task, content in self.raw["tasks"].items()
-            for what in ("arms", "measures")
-            for found in content[what]
-            if found["status"] != "finished"
+            (task.name, what, row.name, row.seed, row.status, row.reason)
+            for task in self.data.tasks
+            for what, listed in (("arm", task.arms), ("measure", task.measures))
+            for row in listed
+            if row.status != FINISHED
         ]
-        rows += [
-            (task, "experiment", name, None, "failed", found["error"])
-            for task, name, found in self._experiments()
-            if found.get("error")
-        ]
+        rows += [(task, "experiment", x.name, None, FAILED, x.error) for task, x in self._conclusions() if x.error]
         columns: dict[str, Any] = dict.fromkeys(("task", "what", "name", "seed", "status", "reason"), pl.String)
         return pl.DataFrame(rows, columns | {"seed": pl.Int64}, orient="row")
 
@@ -124,14 +123,12 @@ class Results:
         for what, value, known in (("split", split, SPLITS), ("opponent", opponent, OPPONENTS)):
             if value not in known:
                 raise UserError(f"there is no {what} '{value}'", hint=f"Known: {', '.join(known)}.")
-        data: ReportData = report_data(self.folder)
-        look = charts.Look.for_images(data)
+        data = self.data
+        theme = Theme.for_images(data)
         return {
-            f"{task.name}-{figure.name}": alt.Chart.from_dict(
-                charts.image_spec(data, figure, split=split, opponent=opponent)
-            )
+            f"{task.name}-{figure.name}": alt.Chart.from_dict(image_spec(data, figure, split=split, opponent=opponent))
             for task in data.tasks
-            for figure in charts.every_figure(data, task, look)
+            for figure in every_figure(data, task, theme)
         }
 
     @property
@@ -139,9 +136,8 @@ class Results:
         """The page."""
         return self.folder / "report.html"
 
-    def _experiments(self) -> list[tuple[str, str, dict[str, Any]]]:
-        tasks = self.raw["tasks"].items()
-        return [(task, name, found) for task, content in tasks for name, found in content["experiments"].items()]
+    def _conclusions(self) -> list[tuple[str, Conclusion]]:
+        return [(task.name, found) for task in self.data.tasks for found in task.experiments]
 
     def _repr_html_(self) -> str:
         """In a notebook: the verdicts, and what is missing."""
@@ -210,9 +206,12 @@ def run(
         study = load(study, settings, seeds=seeds, smoke=smoke)
     elif settings or seeds is not None or smoke:
         raise UserError("this study has been loaded already", where="settings", hint="Give them to `aligngap.load`.")
+    else:  # as their files are now, and without what another study may have brought since
+        use_plugins(study.plugins, study.folder)
+    plan = Plan(study)
     try:
         ran = runner.run(
-            study,
+            plan,
             Path(out) if out else None,
             console=Console(),
             jobs=jobs,

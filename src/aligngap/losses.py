@@ -50,6 +50,34 @@ def margin(winner: LogProbs, loser: LogProbs) -> torch.Tensor:
     return winner.ratio - loser.ratio
 
 
+def preference_metrics(
+    first: LogProbs, second: LogProbs, preference: torch.Tensor, beta: float, reduction: Reduction = "sum"
+) -> dict[str, torch.Tensor]:
+    """What one watches while a preference loss trains: means over a batch of pairs, scalars without a gradient, named
+    as in TRL.
+
+    A response's implicit reward is beta * log pi/pi_sft (Rafailov et al. 2023, equation 5 without its constant), in
+    units of beta * nats, with the log-ratio summed or averaged over tokens as the loss has it.
+
+    rewards/chosen, rewards/rejected: rewards of the preferred and of the other response. rewards/margins: chosen less
+    rejected, beta * Delta. rewards/accuracies: share of pairs, 0 to 1, whose chosen response has the higher reward;
+    equal rewards, as all are at step 0, count one half (TRL counts 0).
+
+    preference: [n], probability that `first` is preferred; each orientation counts by its probability, as in
+    `pair_loss`. All four depend on log-probabilities only, so they are defined for every loss: also for `best_of_2`,
+    which neither reads the loser nor uses beta, and for `rloo`, whose margin is its KL penalty.
+    """
+    a, b = (beta * side.reduced(reduction).ratio.detach() for side in (first, second))
+    chosen = (preference * a + (1 - preference) * b).mean()
+    rejected = (a + b).mean() - chosen
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": 0.5 + ((preference - 0.5) * (a - b).sign()).mean(),
+    }
+
+
 def ipo(winner: LogProbs, loser: LogProbs, beta: float) -> torch.Tensor:
     """f(z) = (z - 1/2)^2 (Azar et al. 2023; Tang et al. 2024, section 2)."""
     return (beta * margin(winner, loser) - 0.5) ** 2
@@ -127,9 +155,9 @@ def pair_loss(
     loss, a, b = LOSSES[name], first.reduced(reduction), second.reduced(reduction)
     forward, backward = loss(a, b, beta), loss(b, a, beta)
     both: tuple[object, object] = (forward, backward)
-    for found in both:
-        if not isinstance(found, torch.Tensor) or found.shape != preference.shape:
-            shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    for values in both:
+        if not isinstance(values, torch.Tensor) or values.shape != preference.shape:
+            shape = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise UserError(
                 f"the loss '{name}' gives {shape} for {len(preference)} pairs",
                 where=LOSSES.place(name),

@@ -21,9 +21,9 @@ from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import BaseModel, SerializationInfo
+from pydantic import BaseModel, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from aligngap.errors import UserError, nearest
 from aligngap.store.identity import file_digest
@@ -211,9 +211,30 @@ IDENTITY = "identity"
 """In the context of a dump that is to decide an identity; others are to be read back."""
 
 
-def with_code(fields: dict[str, Any], code: str | None, info: SerializationInfo) -> dict[str, Any]:
-    """A specification's fields, with the digest of the plugin that has a part in it where an identity is asked for."""
-    return fields | {"code": code} if code and (info.context or {}).get(IDENTITY) else fields
+Registered = Mapping[str, Registry[Any]]
+"""Fields that hold names, and the registries of these names."""
+
+
+class Pluggable(BaseModel):
+    """What a plugin may have a part in, by a class of its own or by a name that it has registered. Where an identity is
+    asked for, by a dump in the context `IDENTITY`, the plugin's digest is part of it; this is the only way there.
+    """
+
+    registered: ClassVar[Registered] = {}
+
+    @property
+    def code(self) -> str | None:
+        """The digest of the plugin that has a part in this; None for what is ours. Raises UserError as `Registry.code`
+        does.
+        """
+        names = (registry.code(getattr(self, field)) for field, registry in self.registered.items())
+        return code_of(type(self).__module__) or next(filter(None, names), None)
+
+    @model_serializer(mode="wrap")
+    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        code = self.code if (info.context or {}).get(IDENTITY) else None
+        return fields | {"code": code} if code else fields
 
 
 def loaded() -> list[tuple[str, Path | None]]:

@@ -236,7 +236,7 @@ def agreed(value: Given) -> Given:
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """The sum over the ranks of a scalar."""
+    """The sum over the ranks of a scalar, or of each element of a tensor."""
     if not _group.dividing:
         return value
     from accelerate.utils import reduce

@@ -1,8 +1,7 @@
-"""A study from its specification to its report: what the command line and the Python interface share."""
+"""A study from its plan to its report: what the command line and the Python interface share."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,33 +15,28 @@ from rich.console import Console
 from rich.text import Text
 
 from aligngap.errors import UserError, nearest
-from aligngap.experiments.results import collect, import_ahead, summary
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, targets
+from aligngap.experiments.gather import collect, summary
+from aligngap.experiments.plan import Plan
 from aligngap.losses import LOSSES
 from aligngap.measure.registry import MEASURES
-from aligngap.models.build import load_tokenizer
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.cluster.executor import RayExecutor
 from aligngap.pipeline.executors.local import LocalExecutor
 from aligngap.pipeline.executors.progress import Ledger, clock, display
 from aligngap.pipeline.executors.run import Executor, run_stages
-from aligngap.pipeline.executors.schedule import estimate
-from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage, all_stages
+from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage
 from aligngap.pipeline.remote_cache import is_address
 from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
-from aligngap.plugins import Registry, use_plugins
-from aligngap.report.publisher import Publisher
+from aligngap.plugins import Registry
+from aligngap.report.stage import Report, deliver
+from aligngap.results import StudyResults
 from aligngap.store import Store, disk_errors
 from aligngap.tasks.spec import TaskSpec
 from aligngap.tasks.worlds import WORLDS, world
 from aligngap.testing import check_loss, check_measure, check_world
 from aligngap.trackers.tracking import tracking
-
-#: Estimated seconds to the last stage's end at which the report is prepared: long enough for that where cores are busy,
-#: and not for hours, because it takes memory.
-_NEARLY_DONE = 120.0
 
 
 @dataclass(frozen=True)
@@ -54,19 +48,21 @@ class Ran:
     failures: list[str]
 
 
-def default_folder(spec: StudySpec) -> Path:
+def default_folder(plan: Plan) -> Path:
     """Where a study runs that was given no folder."""
-    return RUNS / (f"{spec.name}-smoke" if spec.smoke else spec.name)
+    return RUNS / (f"{plan.name}-smoke" if plan.smoke else plan.name)
 
 
-def wanted(spec: StudySpec) -> list[Stage]:
-    """What a study wants made. Its plugins, and no other study's, are there from now on, as their files are now.
+def check(plan: Plan, root: Path) -> list[str]:
+    """What can be known before anything is trained; warnings about slow models and data that do not fit. root: the
+    store's, which may have pairs that need not be read again.
 
-    Raises UserError as `targets` does, and when what a plugin gives to the study breaks its contract.
+    Raises UserError as `Plan.check_models` and `Plan.check_data` do, for a class of the main program, which no process
+    of a run has, and when what a plugin gives breaks the contract that ours keep.
     """
-    use_plugins(spec.plugins, spec.folder)
-    found = targets(spec)
-    stages = all_stages(found)
+    plan.check_models()
+    stages = plan.stages
+    warnings = [*plan.slow_models, *plan.check_data(done_in(plan, root))]
     parts: list[object] = [*stages, *(stage.source for stage in stages if isinstance(stage, Arm))]
     if own := next((part for part in parts if type(part).__module__ == "__main__"), None):
         raise UserError(
@@ -74,12 +70,25 @@ def wanted(spec: StudySpec) -> list[Stage]:
             where="__main__",
             hint="Put it into a module of its own, and name that under `plugins` in the study.",
         )
-    _keep_contracts(stages)
-    return found
+    for name in sorted({stage.loss.name for stage in stages if isinstance(stage, Arm)}):
+        _check(LOSSES, name, check_loss)
+    for name in sorted({stage.measure for stage in stages if isinstance(stage, Measured)}):
+        _check(MEASURES, name, check_measure)
+    pairs = [stage for stage in stages if isinstance(stage, Pairs)]
+    for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
+        if _check(WORLDS, name, check_world):
+            _knows_the_words(name, stage)
+    return warnings
+
+
+def done_in(plan: Plan, root: Path) -> set[str]:
+    """Identities of the plan's stages that a store has already. Reads only."""
+    store = Store(root, reading=True)
+    return {stage.identity for stage in plan.stages if store.has(stage.identity)}
 
 
 def run(
-    spec: StudySpec,
+    plan: Plan,
     out: Path | None = None,
     *,
     console: Console,
@@ -102,76 +111,101 @@ def run(
     raises.
     """
     start = time.monotonic()
-    folder = out or default_folder(spec)
+    folder = out or default_folder(plan)
     remote_cache = store if isinstance(store, str) and is_address(store) else None
     root = chosen_store(folder, None if remote_cache or store is None else Path(store))
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-    executor_of = _executor(spec, executor, address, jobs, seconds, remote_cache)
-    targeted = wanted(spec)
-    stages = all_stages(targeted)
-    with RunDirectory.use(folder, spec.model_dump(mode="json")) as directory, ExitStack() as stack:
-        kept = Store(root)
-        kept.register(folder, [stage.identity for stage in stages])
-        done = {stage.identity for stage in stages if kept.has(stage.identity)}
-        say = partial(_say, console=console)
-        say(spec.title)
-        place = stack.enter_context(executor_of(kept, directory.logs))
-        processes, jobs = jobs, place.jobs
+    executor_of = _executor(plan, executor, address, jobs, seconds, remote_cache)
+    warnings = check(plan, root)
+    with RunDirectory.use(folder, plan.specification) as directory:
+        for warning in warnings:
+            _say(f"WARNING: {warning}", console)
+        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, start, began or start)
+
+
+def _run_in(
+    directory: RunDirectory,
+    plan: Plan,
+    store: Store,
+    executor_of: Callable[[Store, Path], Executor],
+    console: Console,
+    processes: int | None,
+    trackers: Sequence[str],
+    start: float,
+    began: float,
+) -> Ran:
+    folder, stages = directory.folder, plan.stages
+    store.register(folder, [stage.identity for stage in stages])
+    done = {stage.identity for stage in stages if store.has(stage.identity)}
+    say = partial(_say, console=console)
+    say(plan.title)
+    with ExitStack() as stack:
+        executor = stack.enter_context(executor_of(store, directory.logs))
+        jobs = executor.jobs
         ledger = Ledger(stages, jobs)
-        directory.begin(ledger, kept.root)
+        directory.begin(ledger, store.root)
         say(
             f"{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
-            f"about {clock(estimate(stages, done, jobs))} by the estimates. Results go to {folder}."
+            f"about {clock(plan.duration(jobs, done))} by the estimates. Results go to {folder}."
         )
         # Open until the report is written: so long, trackers have time that nobody waits for.
-        note = stack.enter_context(tracking(trackers, spec, kept, folder, directory.logs, say))
-        publisher = stack.enter_context(Publisher(processes))
-        with display(console, ledger) as show:
+        note = stack.enter_context(tracking(trackers, plan, store, folder, directory.logs, say))
+        show = stack.enter_context(display(console, ledger))
 
-            def on_event(event: Event) -> None:
-                ledger.update(event)
-                directory.note(event)
-                show(event)
-                note(event)
-                if event.kind == "progress" and not publisher.started and _time_for_report(ledger):
-                    publisher.start([(arm.family, arm.stage.seed) for task in spec.tasks for arm in arms(spec, task)])
-                    import_ahead(spec)
+        def on_event(event: Event) -> None:
+            ledger.update(event)
+            directory.note(event)
+            show(event)
+            note(event)
 
-            outcome = run_stages(targeted, place, on_event)
-        place.close()
-        _raise_mistakes(targeted, outcome)
+        outcome = run_stages(plan.targets, executor, on_event)
+        executor.close()
+        _raise_mistakes(plan.targets, outcome)
         with disk_errors(folder, strict=False):
-            outcome.wall, outcome.jobs = time.monotonic() - (start if began is None else began), jobs
-            before = _reported(folder)
-            results = collect(spec, kept, outcome, folder)
+            outcome.wall, outcome.jobs = time.monotonic() - began, jobs
+            results = collect(plan, store, outcome, folder)
             for line in summary(results):
                 say(line)
-            report = folder / "report.html"
-            if (folder / "results.json").read_bytes() == before:
-                report.touch()  # newer than the results, which are what it was made of
-            elif not publisher.publish(folder):
-                from aligngap.report.page import publish
-
-                publish(folder, processes)
-    failures = _failures(stages, outcome, results, directory.logs)
+            no_report = _make_report(folder, store, stages, processes, ledger, on_event)
+    failures = [*_failures(stages, outcome, results, directory.logs), *no_report]
     for line in failures:
         print(line, file=sys.stderr)
-    say(f"Report: {report} ({clock(time.monotonic() - start)})")
-    return Ran(folder, report, failures)
+    page = folder / "report.html"
+    if not no_report:
+        say(f"Report: {page} ({clock(time.monotonic() - start)})")
+    return Ran(folder, page, failures)
 
 
-def _time_for_report(ledger: Ledger) -> bool:
-    """Whether the report is to be prepared: a core is idle, and the end is near."""
-    return 0 < ledger.count("running") < ledger.jobs and ledger.left < _NEARLY_DONE
+def _make_report(
+    folder: Path,
+    store: Store,
+    stages: Sequence[Stage],
+    processes: int | None,
+    ledger: Ledger,
+    on_event: Callable[[Event], None],
+) -> list[str]:
+    """The last stage: of what the results in the folder are, failures and all, so nothing is known of it before they
+    are there. On this machine, which has them. Says why there is no report, where there is none.
+    """
+    report, logs = Report.of(folder, processes), folder / "logs"
+    ledger.add(report)
+    store.register(folder, [stage.identity for stage in (*stages, report)])
+    with LocalExecutor(store, jobs=1, device="cpu", log_folder=logs) as executor:
+        outcome = run_stages([report], executor, on_event)
+    if outcome.status[report.identity] == "failed":
+        again = f"The results are whole: `aligngap report {folder}` makes their report."
+        return [_failed(report, outcome, logs), again]
+    deliver(store.get(report.identity).path, folder)
+    return []
 
 
 def _executor(
-    spec: StudySpec, name: str, address: str | None, jobs: int | None, seconds: float, remote_cache: str | None
+    plan: Plan, name: str, address: str | None, jobs: int | None, seconds: float, remote_cache: str | None
 ) -> Callable[[Store, Path], Executor]:
     """What makes the executor, from the store and the folder of logs. Raises UserError for what it could not do."""
     if name not in ("local", "ray"):
         raise UserError(f"there is no executor '{name}'", where="--executor", hint=nearest(name, ("local", "ray")))
-    device, parallel = spec.device, spec.parallel
+    device, parallel = plan.device, plan.parallel
     if name == "ray":
         RayExecutor.check(device, parallel)
         return lambda store, logs: RayExecutor(
@@ -214,51 +248,26 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
         raise first
 
 
-def _reported(folder: Path) -> bytes | None:
-    """The results that the folder's report was made of; None where there is none, it is older than they are, or the
-    code that made it is under change.
-    """
-    results, report = folder / "results.json", folder / "report.html"
-    try:
-        if report.stat().st_mtime_ns < results.stat().st_mtime_ns:
-            return None
-        content = results.read_bytes()
-        revision = json.loads(content)["revision"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return None if revision and revision["dirty"] else content
+def _failed(stage: Stage, outcome: Outcome, logs: Path) -> str:
+    log = logs / f"{stage.identity}.log"
+    where = f" (log: {log})" if log.exists() else ""
+    return f"failed: {stage.label}: {' '.join(outcome.reasons[stage.identity].split())}{where}"
 
 
-def _failures(stages: Sequence[Stage], outcome: Outcome, results: dict[str, Any], logs: Path) -> list[str]:
+def _failures(stages: Sequence[Stage], outcome: Outcome, results: StudyResults, logs: Path) -> list[str]:
     failed, blocked = (
         [stage for stage in stages if outcome.status.get(stage.identity) == state] for state in ("failed", "blocked")
     )
-    lines = []
-    for stage in failed:
-        log = logs / f"{stage.identity}.log"
-        where = f" (log: {log})" if log.exists() else ""
-        lines.append(f"failed: {stage.label}: {' '.join(outcome.reasons[stage.identity].split())}{where}")
+    lines = [_failed(stage, outcome, logs) for stage in failed]
     if blocked:
         lines.append(f"blocked: {len(blocked)} stages need what failed")
     if failed:
         lines.append(f"{len(failed) + len(blocked)} of {len(stages)} stages are missing from the results.")
-    for task, content in results.get("tasks", {}).items():
-        for name, concluded in content["experiments"].items():
-            if concluded["error"] is not None:
-                lines.append(f"failed: analysis of {name} on {task}: {concluded['error']}")
+    for task in results.tasks:
+        for found in task.experiments:
+            if found.error is not None:
+                lines.append(f"failed: analysis of {found.name} on {task.name}: {found.error}")
     return lines
-
-
-def _keep_contracts(stages: Sequence[Stage]) -> None:
-    """Before anything is trained on it: what a plugin gives keeps the contract that ours keep."""
-    for name in sorted({stage.loss.name for stage in stages if isinstance(stage, Arm)}):
-        _check(LOSSES, name, check_loss)
-    for name in sorted({stage.measure for stage in stages if isinstance(stage, Measured)}):
-        _check(MEASURES, name, check_measure)
-    pairs = [stage for stage in stages if isinstance(stage, Pairs)]
-    for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
-        if _check(WORLDS, name, check_world):
-            _knows_the_words(name, stage)
 
 
 def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> bool:

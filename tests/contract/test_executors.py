@@ -23,7 +23,7 @@ from aligngap.pipeline.executors.run import Executor, Interrupted, run_stages
 from aligngap.pipeline.graph import Event, Outcome, Stage
 from aligngap.store import DiskError, Store
 from ray_nodes import Nodes, nodes
-from unit.pipeline.fake_stages import Fake, Steps, read
+from unit.pipeline.fake_stages import Fake, ReadsFurther, ReadsUndeclared, Steps, read
 
 NO_RAY = "Ray is not installed: pip install 'aligngap[ray]'"
 
@@ -111,6 +111,16 @@ def test_inputs_first_and_handed_on_in_order(go: Go, store: Store) -> None:
     assert set(outcome.status.values()) == {"finished"}
     assert outcome.seconds[a.identity] >= 0.2
     assert kinds(events, c) == ["started", "finished"]
+
+
+def test_a_stage_reads_further_up_where_it_says_so(go: Go, store: Store) -> None:
+    a = Fake(name="a")
+    b = Fake(name="b", after=(a,))
+    further, undeclared = ReadsFurther(name="c", after=(b,)), ReadsUndeclared(name="d", after=(b,))
+    outcome, _ = go(store, further, undeclared)
+    assert read(store.get(further.identity).path)["seen"] == ["b", "a"]
+    assert outcome.status[undeclared.identity] == "failed"
+    assert outcome.mistakes[undeclared.identity].what == "a stage reads what it has not declared: 'fake [a]'"
 
 
 def test_record_says_how_it_was_made(go: Go, store: Store) -> None:

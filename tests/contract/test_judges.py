@@ -11,8 +11,9 @@ import torch
 from aligngap.judges.base import Judge
 from aligngap.judges.registry import JUDGES, GivenJudge, judge_spec
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
 from aligngap.models.preference import PREFERENCE_MODELS
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.worlds import world
 from aligngap.testing.judges import JUDGE_CHECKS, Judged, has_an_identity, sides, world_pairs
 from aligngap.types import PairBatch

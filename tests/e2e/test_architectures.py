@@ -19,13 +19,12 @@ from aligngap.cli import main
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
-from aligngap.models.build import byte_tokenizer
 from aligngap.models.preference import load_preference_model
+from aligngap.models.tokenizer import byte_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_policy
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.store.store import Store, read_json
-from aligngap.tasks.pairs import read_pairs
 from checkpoints import saved
 from tiny import context_of, make_study
 
@@ -103,7 +102,7 @@ class Made:
         online, replay = (load_file(self.made(arm) / "final.safetensors") for arm in arms)
         assert online.keys() == replay.keys()
         assert all(torch.equal(value, replay[name]) for name, value in online.items())
-        policy = load_policy(context_of(self.online, self.store, self.place), self.online.sft)
+        policy = load_policy(context_of(self.online, self.store, self.place), self.online.sft, self.online.task)
         frame = pl.read_parquet(self.made(self.bench.evaluation(self.bench.online(0))) / "per_prompt.parquet")
         for row in frame["response_ids"].to_list():
             assert len(row) <= LIMIT
@@ -147,8 +146,8 @@ def test_its_exported_policy_is_the_arms(encoder_decoder: Made, tmp_path: Path) 
     assert main(["export", str(made.place / "run"), "online", str(tmp_path / "out")]) == 0
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
     context = made.context()
-    policy = load_policy(context, made.online.sft, made.made(made.online) / "final.safetensors")
-    pairs = read_pairs(context.one("task") / "held_out.parquet")
+    policy = load_policy(context, made.online.sft, made.online.task, made.made(made.online) / "final.safetensors")
+    pairs = made.online.task.read(context, "held_out")
     found = policy.log_probs(pairs.prompts, [pairs.first])[0]
     start = model.config.decoder_start_token_id
     for prompt, row, value in zip(pairs.prompts.rows(), pairs.first.rows(), found, strict=True):
@@ -193,11 +192,11 @@ def test_a_study_with_a_chat_model(chat: Made) -> None:
     tokenizer = AutoTokenizer.from_pretrained(chat.place / "policy")
     end, other = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<eos>"])
     context = chat.context()
-    pairs = read_pairs(context.one("task") / "train.parquet")
+    pairs = chat.online.task.read(context)
     whole = [row for row in [*pairs.first.rows(), *pairs.second.rows()] if len(row) < LIMIT]
     assert whole
     assert {row[-1] for row in whole} == {end}
-    assert load_policy(context, chat.online.sft).ends == (end, other)
+    assert load_policy(context, chat.online.sft, chat.online.task).ends == (end, other)
 
 
 def test_its_exported_policy_stops_where_the_arm_does(chat: Made, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from aligngap.cli import main
 from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.study import load_study
-from aligngap.models.build import Architecture, load_tokenizer, random_model
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.store import write_json
 from tiny import SETTINGS, Tiny
 from unit.judges.texts import bpe

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from aligngap.cli import main
 from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
-from aligngap.experiments.study import asked, load_study, obstacles, targets
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
 from aligngap.models.build import Architecture, random_model
-from aligngap.pipeline.graph import all_stages
 from aligngap.report.page import write_report
+from aligngap.results import read
 from tiny import make_study
 
 EXPERIMENTS = ["goodhart", "quality", "classification", "scaling", "golden"]
@@ -81,9 +82,10 @@ def test_the_whole_study_runs_and_concludes_without_a_true_utility(results: dict
     assert {arm["status"] for arm in task["arms"]} == {"finished"}
     assert set(task["experiments"]) == {"goodhart", "quality", "classification"}
     assert set(task["not_asked"]) == {"scaling", "golden"}
-    last = next(arm for arm in task["arms"] if arm["family"] == "online")["points"][-1]
-    assert last["wins"]["golden_policy"]["golden"]["n"] > 0
-    assert last["wins"]["golden_policy"]["true"] == {"rate": None, "se": None, "n": 0, "ties": 0}
+    last = read(folder / "run").points.filter(family="online").row(-1, named=True)
+    assert last["n_golden_policy_golden"] > 0
+    by_truth = [last[f"{what}_golden_policy_true"] for what in ("rate", "se", "n", "ties")]
+    assert by_truth == [None, None, 0, 0]
     assert last["utility"] is None
     by_truth = task["experiments"]["goodhart"]["estimates"]["average_gap_true"]
     assert (by_truth["value"], by_truth["n_prompts"]) == (None, 0)
@@ -98,14 +100,14 @@ def test_the_whole_study_runs_and_concludes_without_a_true_utility(results: dict
 
 def test_responses_keep_to_the_limit_of_the_data_set(results: dict[str, Any], folder: Path) -> None:
     study = load_study(str(folder / "study.yaml"))
-    evaluation = next(stage for stage in targets(study) if stage.kind == "evaluate")
+    evaluation = next(stage for stage in Plan(study).targets if stage.kind == "evaluate")
     frame = pl.read_parquet(folder / "run/store" / evaluation.identity / "per_prompt.parquet")
     assert frame["tokens"].max() <= 8
 
 
 def test_identities_follow_the_contents_and_not_the_path(folder: Path, tmp_path: Path) -> None:
     def identities(place: Path) -> list[str]:
-        return [stage.identity for stage in all_stages(targets(load_study(str(place / "study.yaml"))))]
+        return [stage.identity for stage in Plan(load_study(str(place / "study.yaml"))).stages]
 
     moved = tmp_path / "elsewhere"
     for path in folder.rglob("*"):
@@ -124,8 +126,9 @@ def test_own_data_bring_their_own_task_and_sft_pool(folder: Path) -> None:
     study = load_study(str(folder / "study.yaml"))
     assert (study.tasks, study.sft_tasks) == (("walks",), None)
     assert [stage.name for stage in Bench(study, "walks").sft.pairs] == ["walks"]
-    assert asked(study, "walks") == ["goodhart", "quality", "classification"]
-    assert set(obstacles(study, "walks")) == {"scaling", "golden"}
+    task = Plan(study).tasks["walks"]
+    assert list(task.asked) == ["goodhart", "quality", "classification"]
+    assert set(task.not_asked) == {"scaling", "golden"}
 
 
 @pytest.mark.parametrize(
@@ -143,14 +146,14 @@ def test_a_mistake_is_one_error(folder: Path, change: dict[str, Any], words: lis
     path = folder / "wrong.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | change), "utf-8")
     with pytest.raises(UserError) as caught:
-        targets(load_study(str(path)))
+        Plan(load_study(str(path))).check_models()
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("count", "ending", "words"),
     [
-        (1, "", ["error: 1 pairs of 1 prompts cannot be split"]),
+        (1, "", ["error: 1 pairs cannot be split"]),
         (60, "", ["error: 6 held-out prompts are too few", "hint: Hold out more"]),
         (90, '{"prompt": "a", "chos', ["error: malformed JSON", "walks.jsonl, line 91"]),
         (90, '{"chosen": "A b.", "rejected": "A c."}', ["error: the formats are mixed", "walks.jsonl, row 91"]),
@@ -180,7 +183,7 @@ def test_init_writes_a_study_that_plans(
     assert study.datasets["walks"].format == "preference"
     # The base takes 128 tokens: a prompt and both answers with their separators fit in.
     assert study.datasets["walks"].max_prompt_tokens + 2 * study.datasets["walks"].max_response_tokens + 2 <= 128
-    assert all_stages(targets(study))
+    Plan(study).check_models()
     written = file.read_bytes()
     assert main(given) == 2
     assert "there already" in capsys.readouterr().err
@@ -204,7 +207,7 @@ def test_given_judges_take_the_place_of_trained_ones(folder: Path) -> None:
     path = folder / "given.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | given), "utf-8")
     study = load_study(str(path))
-    kinds = {stage.kind for stage in all_stages(targets(study))}
+    kinds = {stage.kind for stage in Plan(study).stages}
     assert "preference" not in kinds
     task = make_study(study, folder / "given")["tasks"]["walks"]
     assert set(task["not_asked"]) == {"proxy", "golden"}
@@ -232,7 +235,7 @@ def test_a_judge_that_cannot_be_is_one_error(folder: Path, golden: dict[str, Any
     path = folder / "wrong.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | {"golden": golden}), "utf-8")
     with pytest.raises(UserError) as caught:
-        targets(load_study(str(path)))
+        Plan(load_study(str(path))).check_models()
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aligngap.results import read
 from tiny import SETTINGS, Tiny
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -55,5 +56,6 @@ def test_one_idea_of_each_kind_in_one_study(tmp_path: Path) -> None:
     assert {"contrast_first", "online", "offline"} <= {arm["family"] for arm in task["arms"]}
     assert {arm["source"]["judge"] for arm in task["arms"] if arm["family"] == "online"} == {"proxy"}
     assert set(task["experiments"]) == {"contrast_first", "goodhart"}
-    for arm in task["arms"]:
-        assert {tuple(point["measures"]) for point in arm["points"]} == {("words", "repetition")}
+    results = read(tmp_path / "study/out")
+    assert results.measures == ["words", "repetition"]
+    assert set(results.points["run"]) == set(results.runs["run"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from aligngap.cli import main
+from aligngap.diagnosis.subject import sft_checkpoint
 from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import load_study, targets
-from aligngap.models.build import load_language_model, load_tokenizer
+from aligngap.experiments.study import load_study
+from aligngap.models.build import load_language_model
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_arm, load_policy
+from aligngap.results import read
+from aligngap.store.identity import file_digest
 from aligngap.store.store import Store, read_json
-from aligngap.tasks.pairs import read_pairs
-from checkpoints import qwen2
+from checkpoints import qwen2, saved
 from tiny import context_of, make, make_study
 
 SETTINGS: dict[str, Any] = {
@@ -92,6 +97,18 @@ def run(study: StudySpec, folder: Path) -> RunDirectory:
     return directory
 
 
+def resealed(home: Path) -> None:
+    """Write an artefact's manifest anew, as who means harm would."""
+    manifest = json.loads((home / "manifest.json").read_text())
+    names = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
+    manifest["files"] = {
+        name: {"sha256": file_digest(home / name), "size": (home / name).stat().st_size}
+        for name in names
+        if name != "manifest.json"
+    }
+    (home / "manifest.json").write_text(json.dumps(manifest))
+
+
 def made(run: RunDirectory, stage: Stage) -> Path:
     return Store(run.folder / "store").get(stage.identity).path
 
@@ -100,10 +117,10 @@ def test_every_experiment_is_measured(run: RunDirectory) -> None:
     task = read_json(run.folder / "results.json")["tasks"]["walks"]
     assert {arm["status"] for arm in task["arms"]} == {"finished"}
     assert {measure["status"] for measure in task["measures"]} == {"finished"}
-    online = next(arm for arm in task["arms"] if arm["family"] == "online")["points"]
-    start, last = (next(p for p in online if (p["step"], p["split"]) == (step, "held_out")) for step in (0, 6))
-    assert start["kl"] == 0  # fresh adapters change nothing
-    assert last["kl"] > 0
+    online = read(run.folder).points.filter(family="online", split="held_out")
+    start, last = (online.filter(step=step)["kl"].item() for step in (0, 6))
+    assert start == 0  # fresh adapters change nothing
+    assert last > 0
 
 
 def test_the_sft_policy_is_an_ordinary_folder_and_arms_keep_adapters_only(run: RunDirectory, study: StudySpec) -> None:
@@ -131,15 +148,15 @@ def test_arms_of_a_seed_start_from_the_same_adapters(run: RunDirectory, study: S
 def test_policy_and_reference_are_one_model(run: RunDirectory, study: StudySpec, tmp_path: Path) -> None:
     arm = Bench(study, "walks").online(0).stage
     context = context_of(arm, Store(run.folder / "store"), tmp_path)
-    policy, reference = load_arm(context, arm.sft)
+    policy, reference = load_arm(context, arm.sft, arm.task)
     assert policy.model is reference.model
     weights = made(run, arm) / "final.safetensors"
     policy.load_weights(weights)
-    pairs = read_pairs(context.one("task") / "held_out.parquet")
+    pairs = arm.task.read(context, "held_out")
     with torch.no_grad():
         for ours, alone in (
-            (policy, load_policy(context, arm.sft, weights)),
-            (reference, load_policy(context, arm.sft)),
+            (policy, load_policy(context, arm.sft, arm.task, weights)),
+            (reference, load_policy(context, arm.sft, arm.task)),
         ):
             there, here = (p.log_probs(pairs.prompts, [pairs.first])[0] for p in (ours, alone))
             assert torch.equal(there, here)
@@ -152,7 +169,7 @@ def test_an_exported_arm_is_the_policy(
     assert main(["export", str(run.folder), "online", str(out)]) == 0
     arm = Bench(study, "walks").online(0).stage
     context = context_of(arm, Store(run.folder / "store"), tmp_path)
-    policy = load_policy(context, arm.sft, made(run, arm) / "final.safetensors")
+    policy = load_policy(context, arm.sft, arm.task, made(run, arm) / "final.safetensors")
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     ids = load_tokenizer(str(out))("Tell me of walk 7.", return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -183,6 +200,57 @@ def test_an_exported_arm_is_the_policy(
     assert all(torch.equal(exported[name], value) for name, value in sft.items())
 
 
+@pytest.mark.parametrize("arm", ["online", "sft"])
+def test_a_flipped_byte_of_what_is_used_is_refused_by_name(
+    run: RunDirectory, study: StudySpec, arm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `verify` would name, `export` and `diagnose` do not use; what they do not use, they do not look at."""
+    copy = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    bench = Bench(study, "walks")
+    stage, file = (
+        (bench.sft, "model/model.safetensors") if arm == "sft" else (bench.online(0).stage, "final.safetensors")
+    )
+    damaged = made(RunDirectory.open(copy), stage) / file
+    content = bytearray(damaged.read_bytes())
+    content[-9] ^= 64
+    damaged.write_bytes(bytes(content))
+    assert main(["export", str(copy), arm, str(tmp_path / "out")]) == 2
+    assert f"{stage.identity}/{file}: altered" in "".join(capsys.readouterr().err.split("\n"))
+    assert not (tmp_path / "out").exists()
+    if arm == "sft":
+        with pytest.raises(UserError, match=f"{file}: altered"):
+            sft_checkpoint(str(damaged.parent))  # as `diagnose` takes an artefact's model
+    else:
+        assert main(["export", str(copy), "sft", str(tmp_path / "out")]) == 0
+        whole = made(RunDirectory.open(copy), bench.sft) / "model"
+        assert sft_checkpoint(str(whole)).path == str(whole)
+
+
+def test_the_data_say_which_tokens_end_a_response(run: RunDirectory, study: StudySpec) -> None:
+    assert read_json(made(run, Bench(study, "walks").pairs) / "data.json")["end_tokens"] == ["<eos>"]
+
+
+def test_lengths_are_checked_by_plan_for_each_model_as_it_reads(folder: Path) -> None:
+    """Where the limits do not say already that all fit, the pairs do."""
+    long = {"walks": {"source": "walks.jsonl", "max_prompt_tokens": 120, "max_response_tokens": 20}}
+    fitting = load_study(str(written(folder, "fits.yaml", datasets=long)))
+    Plan(fitting).check_models()  # no prompt is as long as it might be
+    too_long = {"walks": {"source": "walks.jsonl", "max_prompt_tokens": 24, "max_response_tokens": 60}}
+    with pytest.raises(UserError, match=r"both responses of up to 60 .* 'base' takes 128"):
+        Plan(load_study(str(written(folder, "long.yaml", datasets=too_long)))).check_models()
+
+
+def test_plan_says_which_models_are_slow_and_reckons_with_it(folder: Path) -> None:
+    saved("mamba", folder / "states", (text for row in rows() for text in row.values()))
+    models = {"policy": "states", "golden": "states", "proxy": "states"}
+    slow = Plan(load_study(str(written(folder, "slow.yaml", models=models))))
+    fast = Plan(load_study(str(written(folder, "fast.yaml", models=dict.fromkeys(models, "base")))))
+    assert fast.slow_models == []
+    (line,) = slow.slow_models
+    assert "'states' is slow, about 20 times" in line
+    assert slow.work() > 5 * fast.work()
+
+
 def test_an_exported_full_arm_has_identical_logits(folder: Path, tmp_path: Path) -> None:
     models = {"policy": "base", "golden": "base", "proxy": "base"}
     study = load_study(str(written(folder, "full.yaml", models=models, experiments=["goodhart"])))
@@ -199,6 +267,7 @@ def test_an_exported_full_arm_has_identical_logits(folder: Path, tmp_path: Path)
     config = json.loads((home / "config.json").read_text())
     auto = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
     (home / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": auto}))
+    resealed(home.parent)
     said = json.loads((directory.folder / "study.json").read_text())
     said["models"]["policy"] = {"path": "base", "trust_remote_code": True}
     (directory.folder / "study.json").write_text(json.dumps(said))
@@ -238,7 +307,7 @@ def test_what_cannot_work_is_one_error_before_anything_runs(
     if not (folder / "wide").is_dir():
         qwen2(folder / "wide", (text for row in rows() for text in row.values()), rows=200)
     with pytest.raises(UserError) as caught:
-        targets(load_study(str(written(folder, "wrong.yaml", **changes))))
+        Plan(load_study(str(written(folder, "wrong.yaml", **changes)))).check_models()
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

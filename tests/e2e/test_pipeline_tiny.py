@@ -11,14 +11,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from aligngap.experiments.bench import Bench
-from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import PENDING, assemble, gather, reads, summary
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, load_study
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.experiments.gather import assemble, gather, summary
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.pipeline.graph import Outcome
 from aligngap.pipeline.stages import Evaluate
+from aligngap.results import COMPARISONS, PENDING, content, read
 from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
 from tiny import make_study
@@ -48,12 +48,16 @@ SMALL = [
 @dataclass(frozen=True)
 class Finished:
     folder: Path
-    study: StudySpec
+    plan: Plan
     results: dict[str, Any]
     lines: list[str]
 
     def arms(self, family: str) -> list[dict[str, Any]]:
         return [arm for arm in self.results["tasks"]["summarisation"]["arms"] if arm["family"] == family]
+
+    def points(self, name: str) -> pl.DataFrame:
+        """Of the one seed of an arm, without what is known of the arm."""
+        return read(self.folder).points.filter(pl.col("arm") == name)[:, "step":]  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def run(bases: Path, folder: Path, *overrides: str) -> Finished:
     models = [f"models.policy={bases}/small", f"models.proxy={bases}/small", f"models.golden={bases}/medium"]
     study = load_study("quick", [*models, *SMALL, *overrides])
     results = make_study(study, folder)
-    return Finished(folder, study, results, summary(results))
+    return Finished(folder, Plan(study), results, summary(read(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def without(value: Any, names: Sequence[str]) -> Any:
 def test_results_have_the_documented_keys(once: Finished) -> None:
     written = json.loads((once.folder / "results.json").read_text())
     assert written == once.results
-    assert written["schema"] == 1
+    assert written["schema"] == 2
     assert {"schema", "study", "smoke", "revision", "tasks", "timings", "versions"} <= set(written)
     task = written["tasks"]["summarisation"]
     assert {"arms", "stages", "experiments"} <= set(task)
@@ -117,17 +121,15 @@ def test_every_arm_is_finished_and_measured_at_every_checkpoint(once: Finished) 
             assert (arm["status"], arm["reason"]) == ("finished", None)
             assert len(arm["weights_sha256"]) == 64
             assert {"name", "source", "loss", "seed", "settings", "cost"} <= set(arm)
-            assert sorted({point["step"] for point in arm["points"]}) == [0, 1, STEPS]
-            assert {point["split"] for point in arm["points"]} == {"train", "held_out"}
-            assert len(arm["points"]) == 6
-            for point in arm["points"]:
-                assert {"kl", "kl_se", "wins", "proxy", "accuracy", "drift"} <= set(point)
-                for opponent in ("golden_policy", "sft"):
-                    for judge in ("golden", "true"):
-                        win = point["wins"][opponent][judge]
-                        assert win["n"] == PROMPTS
-                        assert 0 <= win["rate"] <= 1
-                        assert 0 <= win["ties"] <= PROMPTS
+            points = once.points(arm["name"])
+            assert points.select("step", "split").rows() == [
+                (step, split) for step in (0, 1, STEPS) for split in ("train", "held_out")
+            ]
+            assert points.select("kl", "kl_se", "accuracy", "drift").null_count().sum_horizontal()[0] == 0
+            for opponent, judge in ((who, judge) for who, judges in COMPARISONS.items() for judge in judges):
+                assert points[f"n_{opponent}_{judge}"].to_list() == [PROMPTS] * 6
+                assert points[f"rate_{opponent}_{judge}"].is_between(0, 1).all()
+                assert points[f"ties_{opponent}_{judge}"].is_between(0, PROMPTS).all()
 
 
 def test_every_stage_says_where_its_time_went(once: Finished) -> None:
@@ -166,7 +168,7 @@ def test_sft_is_pooled_over_all_worlds_and_arms_are_of_one(once: Finished) -> No
 
 def test_every_arm_starts_at_sft_and_moves(once: Finished) -> None:
     for arm in once.results["tasks"]["summarisation"]["arms"]:
-        kl = {point["step"]: point["kl"] for point in arm["points"] if point["split"] == "held_out"}
+        kl = dict(once.points(arm["name"]).filter(split="held_out").select("step", "kl").rows())
         assert kl[0] == 0
         assert kl[STEPS] > 1e-6
 
@@ -174,7 +176,7 @@ def test_every_arm_starts_at_sft_and_moves(once: Finished) -> None:
 def test_tandem_is_identical_and_nothing_else_is(once: Finished) -> None:
     online, replay = (once.arms(family)[0] for family in ("online", "replay"))
     assert online["weights_sha256"] == replay["weights_sha256"]
-    assert online["points"] == replay["points"]
+    assert once.points("online").equals(once.points("replay"))
     assert "1 of 1 seeds" in once.results["tasks"]["summarisation"]["experiments"]["tandem"]["sentence"]
     others = ("replay_mismatched", "shuffled", "offline", "golden_policy")
     weights = [arm["weights_sha256"] for arm in (online, *(arm for family in others for arm in once.arms(family)))]
@@ -195,28 +197,31 @@ class Hidden(Store):
         return self._begun or super().unfinished(identity)
 
 
-def unfinished(once: Finished, hidden: Collection[str], partial: Path | None = None) -> dict[str, Any]:
-    """Results of the task while these artefacts are still to come."""
+def unfinished(
+    once: Finished, hidden: Collection[str], partial: Path | None = None
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Results of the task, and its points, while these artefacts are still to come."""
     outcome = Outcome(dict.fromkeys(hidden, PENDING), dict.fromkeys(hidden, "not finished yet"))
     store = Hidden(once.folder / "store", hidden, partial)
-    tasks = {"summarisation": gather(once.study, "summarisation", store, outcome)}
-    found: dict[str, Any] = assemble(once.study, store, outcome, tasks)["tasks"]["summarisation"]
-    return found
+    results = assemble(once.plan, store, outcome, [gather(once.plan.tasks["summarisation"], store, outcome)])
+    return content(results)["tasks"]["summarisation"], results.points
 
 
 def test_what_is_still_to_come_is_named_and_nothing_is_concluded_from_it(once: Finished, tmp_path: Path) -> None:
-    (entry,) = (entry for entry in arms(once.study, "summarisation") if entry.family == "shuffled")
-    evaluation = Bench(once.study, "summarisation").evaluation(entry)
+    (shuffled,) = (arm for arm in once.plan.tasks["summarisation"].arms if arm.entry.family == "shuffled")
+    evaluation = shuffled.evaluation
     whole = Store(once.folder / "store").get(evaluation.identity).path
     for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
         rows = pl.read_parquet(whole / f"{name}.parquet").filter(pl.col("step") == 1)
         rows.write_parquet(Evaluate.file(tmp_path, kind, 1))
-    found, final = unfinished(once, {evaluation.identity}, tmp_path), once.results["tasks"]["summarisation"]
+    found, points = unfinished(once, {evaluation.identity}, tmp_path)
+    final = once.results["tasks"]["summarisation"]
 
     (arm,) = (arm for arm in found["arms"] if arm["family"] == "shuffled")
     assert (arm["status"], arm["reason"]) == ("pending", "not finished yet")
-    assert arm["points"] == [point for point in once.arms("shuffled")[0]["points"] if point["step"] == 1]
-    assert len(arm["points"]) == 2
+    begun = points.filter(pl.col("arm") == "shuffled")[:, "step":]  # type: ignore[misc]
+    assert begun.equals(once.points("shuffled").filter(step=1))
+    assert len(begun) == 2
 
     waits = found["experiments"]["coverage"]
     assert waits["verdict"] == "unfinished"
@@ -225,28 +230,30 @@ def test_what_is_still_to_come_is_named_and_nothing_is_concluded_from_it(once: F
     states = {row["name"]: (row["finished"], row["pending"]) for row in waits["inputs"]}
     assert (states["shuffled"], states["online"]) == (([], [0]), ([0], []))
     for name in ("goodhart", "tandem", "classification"):
-        assert found["experiments"][name] == final["experiments"][name]
+        assert found["experiments"][name] | {"holm": None} == final["experiments"][name] | {"holm": None}
     # Each adjusted p-value depends on all others.
-    assert set(found["holm"].values()) == {None}
-    assert any(value is not None for value in final["holm"].values())
+    assert {experiment["holm"] for experiment in found["experiments"].values()} == {None}
+    assert any(experiment["holm"] is not None for experiment in final["experiments"].values())
 
 
 @pytest.mark.parametrize("name", ["goodhart", "coverage", "tandem", "classification"])
 def test_what_an_experiment_concludes_rests_on_its_own_arms_and_measures(once: Finished, name: str) -> None:
     """So its verdict stands as soon as they have come, whatever else the study asks."""
-    bench, experiment = Bench(once.study, "summarisation"), EXPERIMENTS[name]
-    own = {bench.evaluation(entry).identity for entry in experiment.arms(bench)}
-    own |= {measure.stage.identity for measure in experiment.measures(bench)}
-    others = {stage.identity for stage in reads(once.study, "summarisation") if stage.kind == "evaluate"} - own
-    found = unfinished(once, others)
-    assert found["experiments"][name] == once.results["tasks"]["summarisation"]["experiments"][name]
+    task = once.plan.tasks["summarisation"]
+    mine = {entry.stage.identity for entry in task.asked[name].arms}
+    own = {arm.evaluation.identity for arm in task.arms if arm.entry.stage.identity in mine}
+    own |= {measure.stage.identity for measure in task.asked[name].measures}
+    others = {stage.identity for stage in once.plan.targets if stage.kind == "evaluate"} - own
+    found, _ = unfinished(once, others)
+    final = once.results["tasks"]["summarisation"]["experiments"][name]
+    assert found["experiments"][name] | {"holm": None} == final | {"holm": None}
     assert "unfinished" in {content["verdict"] for content in found["experiments"].values()}
 
 
 def test_the_results_of_a_finished_study_wait_for_nothing(once: Finished) -> None:
-    for content in once.results["tasks"]["summarisation"]["experiments"].values():
-        assert content["verdict"] != "unfinished"
-        assert all(row["finished"] and not row["failed"] and not row["pending"] for row in content["inputs"])
+    for found in once.results["tasks"]["summarisation"]["experiments"].values():
+        assert found["verdict"] != "unfinished"
+        assert all(row["finished"] and not row["failed"] and not row["pending"] for row in found["inputs"])
 
 
 def test_cost_is_counted(once: Finished) -> None:
@@ -270,14 +277,12 @@ def test_tables_beside_the_results(once: Finished) -> None:
     assert len(prompts) == 6 * PROMPTS * arms
     # Others can recompute every number: here the first arm's first KL and win rate.
     arm = once.arms("online")[0]
-    for point in arm["points"]:
+    for point in once.points(arm["name"]).to_dicts():
         part = prompts.filter(
             (pl.col("family") == "online") & (pl.col("step") == point["step"]) & (pl.col("split") == point["split"])
         )
         assert part["kl"].mean() == pytest.approx(point["kl"])
-        assert part["win_golden_policy_golden"].mean() == pytest.approx(
-            point["wins"]["golden_policy"]["golden"]["rate"]
-        )
+        assert part["win_golden_policy_golden"].mean() == pytest.approx(point["rate_golden_policy_golden"])
     samples = pl.read_parquet(once.folder / "samples.parquet")
     assert set(samples["who"]) == {"policy", "sft", "golden_policy"}
     assert samples["prompt"].str.ends_with("tl;dr").all()

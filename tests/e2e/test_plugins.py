@@ -18,9 +18,9 @@ import yaml
 from aligngap import plugins
 from aligngap.cli import main
 from aligngap.errors import UserError
-from aligngap.experiments.study import load_study, targets
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
 from aligngap.losses import LOSSES
-from aligngap.pipeline.graph import all_stages
 from tiny import SETTINGS, Tiny
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/own-loss"
@@ -103,7 +103,7 @@ class Steps(Stage):
         return 1.0
 
     def run(self, context: Context) -> None:
-        count = len(list((context.one("arm") / "steps").iterdir()))
+        count = len(list((context.folder(self.arm) / "steps").iterdir()))
         pl.DataFrame({"checkpoints": [count]}).write_parquet(context.out / "table.parquet")
 
 
@@ -195,8 +195,9 @@ def test_all_kinds_of_own_ideas_run_in_processes_of_their_own(base: Path, tmp_pa
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed: analysis of broken on terse: RuntimeError: an analysis with a fault" in done.stderr
     task = json.loads((out / "results.json").read_text("utf-8"))["tasks"]["terse"]
+    per_prompt, points = pl.read_parquet(out / "per_prompt.parquet"), pl.read_parquet(out / "points.parquet")
     assert {arm["status"] for arm in task["arms"]} == {"finished"}
-    assert task["experiments"]["half"]["sentence"] == f"{len(task['arms'][0]['points']) // 2} checkpoints"
+    assert task["experiments"]["half"]["sentence"] == f"{points['step'].n_unique()} checkpoints"
     assert task["experiments"]["broken"]["verdict"] == "failed"
     assert "own_ideas.py, line" in task["experiments"]["broken"]["error"]
     assert task["experiments"]["broken"]["estimates"] == {}
@@ -205,18 +206,16 @@ def test_all_kinds_of_own_ideas_run_in_processes_of_their_own(base: Path, tmp_pa
     assert 'class="badge failed"' in page
 
     # The measure: a column prompt by prompt, its mean in the points, figures over steps and KL.
-    per_prompt, points = pl.read_parquet(out / "per_prompt.parquet"), pl.read_parquet(out / "points.parquet")
     told = pl.read_parquet(out / "samples.parquet").filter(pl.col("who") == "policy", pl.col("response") != "")
     both = told.join(per_prompt, on=["arm", "seed", "step", "split", "prompt_number"])
     assert len(both) == len(told) > 0
     assert both["words"].to_list() == [len(text.split()) for text in both["response"]]
-    for arm in task["arms"]:
-        for point in arm["points"]:
-            place = {"arm": arm["name"], "seed": arm["seed"], "step": point["step"], "split": point["split"]}
-            rows = per_prompt.filter(**place)["words"].fill_nan(None)
-            assert point["measures"]["words"]["mean"] == pytest.approx(rows.mean())
-            assert point["measures"]["words"]["n"] == len(rows) - rows.null_count()
-    assert points["words"].null_count() == 0
+    for point in points.to_dicts():
+        place = {key: point[key] for key in ("arm", "seed", "step", "split")}
+        rows = per_prompt.filter(**place)["words"].fill_nan(None)
+        assert point["words.mean"] == pytest.approx(rows.mean())
+        assert point["words.n"] == len(rows) - rows.null_count()
+    assert points["words.mean"].null_count() == 0
     assert (out / "charts/terse-measures-held_out.svg").exists()
     assert "Words over KL" in page
     listed = [measure["name"] for measure in task["measures"]]
@@ -234,7 +233,7 @@ def test_a_changed_plugin_makes_anew_what_used_it_and_nothing_else(base: Path, t
     path = study_file(tmp_path / "study", base, tasks=["summarisation"], experiments=["goodhart"])
 
     def identities() -> dict[str, str]:
-        return {stage.label: stage.identity for stage in all_stages(targets(load_study(str(path), SETTINGS[:2])))}
+        return {stage.label: stage.identity for stage in Plan(load_study(str(path), SETTINGS[:2])).stages}
 
     before = identities()
     with (tmp_path / "study/own_ideas.py").open("a", encoding="utf-8") as handle:
@@ -265,7 +264,7 @@ def test_only_what_used_the_changed_plugin_is_made_anew(base: Path, tmp_path: Pa
     edited.write_text(text, "utf-8")
 
     def identities() -> dict[str, str]:
-        return {stage.label: stage.identity for stage in all_stages(targets(load_study(str(path), SETTINGS)))}
+        return {stage.label: stage.identity for stage in Plan(load_study(str(path), SETTINGS)).stages}
 
     before = identities()
     (tmp_path / "study/own_ideas.py").write_text(f"{OWN}# edited", "utf-8")

@@ -1,14 +1,18 @@
 """The report in a real browser: no error, no request, controls that work, foreign text shown as text; and the page that
 compares two runs.
 
-Needs Chromium, which the `playwright` package drives; without it the tests say so and are skipped. The numbers shown
-are invented (see the fixtures). Waits are long: a busy machine may take its time, and only one test measures it.
+Needs Chromium, which the `playwright` package drives; without it the tests say so and are skipped. Two pages are of
+real studies, one of a single seed and one of several; the numbers of the others are invented (see the fixtures). Waits
+are long: a busy machine may take its time, and only one test measures it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +41,16 @@ FLAGS = [
     "--disable-dev-shm-usage",
 ]
 PATIENCE = 120_000  # milliseconds
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+#: Of a chart, how many marks each of its layers of points or bars shows inside it; Vega gives each mark its row.
+MARKS = """chart => {
+  const frame = chart.getBoundingClientRect();
+  const inside = ({ left, right, top, bottom }) =>
+    left < frame.right && right > frame.left && top < frame.bottom && bottom > frame.top;
+  const shown = (mark) => mark.__data__?.datum && inside(mark.getBoundingClientRect());
+  const layers = [...chart.querySelectorAll("g.role-mark:is(.mark-symbol, .mark-rect)")];
+  return layers.map((layer) => [...layer.querySelectorAll("path")].filter(shown).length);
+}"""
 
 
 @dataclass
@@ -102,17 +116,61 @@ def _symbols(page: Any, figure: str = "goodhart", panel: int = 0) -> int:
     return int(chart.locator("g.mark-symbol[role=graphics-object] path").count())
 
 
+def _marks(page: Any) -> dict[str, list[int]]:
+    """Of every chart of what is chosen, each looked at: the marks of its layers of points and bars."""
+    charts = page.locator(".task.chosen .chart")
+    found = {}
+    for index in range(charts.count()):
+        chart = charts.nth(index)
+        chart.scroll_into_view_if_needed()
+        _settled(page)
+        found[f"{index}: {chart.get_attribute('aria-label')}"] = chart.evaluate(MARKS)
+    return found
+
+
 def test_draws_what_is_looked_at_and_asks_for_nothing(opened: Opened) -> None:
     page = opened.page
     charts = page.locator(".chart")
     assert charts.count() == 21
     assert page.locator(".chart svg").count() < charts.count()
-    for index in range(charts.count()):
-        charts.nth(index).scroll_into_view_if_needed()
-        _settled(page)
+    _marks(page)
     assert page.locator(".chart svg").count() == charts.count()
     assert opened.complaints == []
     assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a real run of one seed, as the command line leaves it."""
+    folder = tmp_path_factory.mktemp("one_seed")
+    command = [sys.executable, "-m", "aligngap", "run", "quick", "--smoke", "--out", str(folder)]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((folder / "results.json").read_text())["study"]["seeds"]) == 1
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def several_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a real study of several seeds, made from its committed results."""
+    folder = tmp_path_factory.mktemp("several_seeds")
+    shutil.copy(RESULTS / "full" / "results.json", folder)
+    assert len(json.loads((folder / "results.json").read_text())["study"]["seeds"]) > 1
+    return write_report(folder)
+
+
+@pytest.mark.parametrize("study", ["one_seed", "several_seeds"])
+def test_every_chart_of_a_real_study_shows_its_data(browser: Any, request: pytest.FixtureRequest, study: str) -> None:
+    opened = _open(browser, request.getfixturevalue(study))
+    page = opened.page
+    marks = _marks(page)
+    assert len(marks) >= 20
+    assert {chart: layers for chart, layers in marks.items() if not layers or 0 in layers} == {}
+    # The figure that the verdict rests on is among them.
+    assert page.locator(".chart[data-figure=goodhart-difference_held_out] g.mark-symbol path").count() > 0
+    assert opened.complaints == []
+    page.close()
 
 
 def test_a_point_tells_its_numbers(opened: Opened) -> None:

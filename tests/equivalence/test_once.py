@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from aligngap.experiments.bench import Bench
 from aligngap.measure.classify import pair_log_probs
-from aligngap.models.opponents import _Pairwise
+from aligngap.models.opponents import KeptPairwise
 from aligngap.pipeline.stages import SPLITS, Arm, Evaluate, Reference, load_arm
-from aligngap.pipeline.stages.evaluation import Examiner
+from aligngap.pipeline.stages.evaluation import Evaluator
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.tasks.pairs import read_pairs
 from aligngap.train.loop import batch_loss
@@ -71,7 +71,7 @@ def test_the_values_are_the_references_own(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny.made(reference_of(arm))
     pairs = Reference.of(read_pairs(tiny.made(tiny.bench.golden_pairs) / "train.parquet"), folder)
     assert pairs.reference is not None
-    _, reference = load_arm(tiny.context(arm, tmp_path), arm.sft)
+    _, reference = load_arm(tiny.context(arm, tmp_path), arm.sft, arm.task)
     expected = pair_log_probs(reference, pairs).T.float()
     torch.testing.assert_close(pairs.reference, expected, atol=1e-5, rtol=0)
     assert float(expected.std()) > 0.1
@@ -81,7 +81,7 @@ def test_a_loss_with_known_values_needs_no_reference(tiny: Tiny, tmp_path: Path)
     arm = tiny.bench.offline(0).stage
     known = Reference.of(read_pairs(tiny.made(tiny.bench.golden_pairs) / "train.parquet"), tiny.made(reference_of(arm)))
     batch = known.take(torch.tensor([5, 3, 60, 1]))
-    policy, reference = load_arm(tiny.context(arm, tmp_path), arm.sft)
+    policy, reference = load_arm(tiny.context(arm, tmp_path), arm.sft, arm.task)
     expected = batch_loss(policy, reference, replace(batch, reference=None), arm.loss)
     torch.testing.assert_close(batch_loss(policy, None, batch, arm.loss), expected)
     with pytest.raises(ValueError, match="no reference to ask"):
@@ -136,14 +136,14 @@ def test_what_is_judged_once_is_what_it_would_be_judged_again(tiny: Tiny, tmp_pa
     stage = evaluation(tiny)
     found = pl.read_parquet(tiny.made(stage) / "per_prompt.parquet")
     context = tiny.context(stage, tmp_path)
-    policy, reference = load_arm(context, stage.sft)
+    policy, reference = load_arm(context, stage.arm.sft, stage.arm.task)
     margins = [name for name in found.columns if name.startswith("margin_")]
     assert margins
     for step in stage.arm.keep:
-        policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
-        examiner = Examiner(stage, context)
+        policy.load_weights(stage.arm.weights(context, step))
+        evaluator = Evaluator(stage.start, context)
         for split in SPLITS:
-            expected = examiner.measured(policy, reference, split, stage.arm.seed)
+            expected = evaluator.evaluate(policy, reference, split, stage.arm.seed)
             rows = found.filter(step=step, split=split)
             assert_frame_equal(rows.select(expected.columns).drop(margins), expected.drop(margins), check_exact=True)
             assert_frame_equal(rows.select(margins), expected.select(margins), abs_tol=MARGIN, rel_tol=0)
@@ -152,17 +152,17 @@ def test_what_is_judged_once_is_what_it_would_be_judged_again(tiny: Tiny, tmp_pa
 def test_no_judge_is_asked_twice_about_a_response(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = evaluation(tiny)
     context = tiny.context(stage, tmp_path)
-    started = pl.read_parquet(context.one("start") / "prompts.parquet")
+    started = pl.read_parquet(context.folder(stage.start) / "prompts.parquet")
     asked: list[tuple[int, ...]] = []
-    compare = _Pairwise.both_orders
+    compare = KeptPairwise.both_orders
 
-    def counted(self: _Pairwise, index: torch.Tensor, responses: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(self: KeptPairwise, index: torch.Tensor, responses: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         for opponent in range(self.count):
             rows = zip(index.tolist(), responses.rows(), strict=True)
             asked.extend((id(self), opponent, place, *row) for place, row in rows)
         return compare(self, index, responses)
 
-    monkeypatch.setattr(_Pairwise, "both_orders", counted)
+    monkeypatch.setattr(KeptPairwise, "both_orders", counted)
     shutil.rmtree(context.partial, ignore_errors=True)
     context.partial.mkdir(parents=True)
     stage.run(context)

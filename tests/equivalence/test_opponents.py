@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from aligngap.judges.model import ModelJudge
-from aligngap.models import lean, opponents
-from aligngap.models.layout import Layout, behind
-from aligngap.models.opponents import opponents_of
+from aligngap.models import opponents
+from aligngap.models.layout import Layout
+from aligngap.models.padded import behind
 from aligngap.models.preference import PairwiseModel, PointwiseModel, PreferenceModel
+from aligngap.models.varlen import attention
+from aligngap.models.varlen.forward import segment_states
+from aligngap.models.varlen.kv_cache import prefill
 from aligngap.types import Tokens
-from equivalence.test_lean import KINDS, VOCABULARY, model
+from equivalence.test_varlen import KINDS, VOCABULARY, model
 from fakes import ragged
 
 SEPARATOR, ROWS = 3, 11
@@ -22,7 +25,7 @@ MODELS = {"pairwise": PairwiseModel, "pointwise": PointwiseModel}
 
 def judge_of(kind: str, form: str, **values: Any) -> PreferenceModel:
     made = MODELS[form](model(kind, **values).model, SEPARATOR)
-    assert made.layout.lean
+    assert made.layout.varlen
     for weight in made.readout.parameters():
         weight.data.normal_(generator=torch.Generator().manual_seed(len(form)))
     return made.eval().requires_grad_(False)
@@ -41,17 +44,17 @@ def sides(least: int = 1) -> tuple[Tokens, Tokens, list[Tokens]]:
 @torch.no_grad()
 def test_reading_on_says_what_reading_at_once_says(kind: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernel != "by hand":
-        monkeypatch.setattr(lean, "_FEW", 0)
+        monkeypatch.setattr(attention, "_MATMUL_SCORES", 0)
     backbone = model(kind).model
     prompts, first, (second, *_) = sides()
     index = torch.tensor([4, 0, 9, 4, 2])
-    _, kept = lean.read_on(backbone, prompts)
-    found, after = lean.read_on(backbone, first.take(index), kept.take(index))
-    (expected,) = lean.segment_states(backbone, prompts.take(index), [first.take(index)])
+    _, kept = prefill(backbone, prompts)
+    found, after = prefill(backbone, first.take(index), kept.take(index))
+    (expected,) = segment_states(backbone, prompts.take(index), [first.take(index)])
     inside = first.take(index).mask()
     torch.testing.assert_close(found[inside], expected[inside], atol=5e-5, rtol=1e-4)
-    found, _ = lean.read_on(backbone, second.take(index), after)
-    (expected,) = lean.segment_states(backbone, behind(prompts.take(index), first.take(index)), [second.take(index)])
+    found, _ = prefill(backbone, second.take(index), after)
+    (expected,) = segment_states(backbone, behind(prompts.take(index), first.take(index)), [second.take(index)])
     inside = second.take(index).mask()
     torch.testing.assert_close(found[inside], expected[inside], atol=5e-5, rtol=1e-4)
 
@@ -62,7 +65,7 @@ def test_reading_on_says_what_reading_at_once_says(kind: str, kernel: str, monke
 def test_same_log_odds_in_both_orders(kind: str, form: str) -> None:
     judge = judge_of(kind, form)
     prompts, first, others = sides()
-    kept = opponents_of(judge, prompts, others)
+    kept = judge.keep(prompts, others)
     assert kept is not None
     index = torch.tensor([10, 3, 3, 0, 7])
     found = kept.both_orders(index, first.take(index))
@@ -78,7 +81,7 @@ def test_a_pairwise_model_reads_answers_without_a_token() -> None:
     judge = judge_of("llama", "pairwise")
     prompts, first, others = sides(least=0)
     assert int(first.lengths.min()) == int(others[0].lengths.min()) == 0
-    kept = opponents_of(judge, prompts, others)
+    kept = judge.keep(prompts, others)
     assert kept is not None
     expected = judge.both_orders(prompts, first, others[0])
     for one, two in zip(kept.both_orders(torch.arange(ROWS), first), expected, strict=True):
@@ -99,19 +102,19 @@ def test_a_judge_says_the_same_against_opponents(form: str) -> None:
     assert one.calls == two.calls == 3 * len(index)
 
 
-def test_models_that_cannot_keep_anything_are_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_keep_anything_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, first, others = sides()
     judge = judge_of("llama", "pairwise")
-    assert opponents_of(judge, prompts, others) is not None
+    assert judge.keep(prompts, others) is not None
 
     class Other(PairwiseModel):
         """Compares in a way of its own."""
 
     backbone = judge.backbone
-    assert opponents_of(Other(backbone, SEPARATOR), prompts, others) is None
-    assert opponents_of(PairwiseModel(backbone, SEPARATOR, Layout(packed=True)), prompts, others) is None
-    monkeypatch.setattr(opponents, "_KEPT", 1000)
-    assert opponents_of(judge, prompts, others) is None
+    assert Other(backbone, SEPARATOR).keep(prompts, others) is None
+    assert PairwiseModel(backbone, SEPARATOR, Layout(packed=True)).keep(prompts, others) is None
+    monkeypatch.setattr(opponents, "_MOST_BYTES", 1000)
+    assert judge.keep(prompts, others) is None
     asked = ModelJudge(judge)
     found = asked.against(prompts, others).margins(torch.arange(ROWS), first)
     expected = torch.stack([asked.margin(prompts, first, other) for other in others])
@@ -121,6 +124,6 @@ def test_models_that_cannot_keep_anything_are_asked_anew(monkeypatch: pytest.Mon
 def test_no_more_is_kept_than_is_counted() -> None:
     judge = judge_of("llama", "pairwise")
     prompts, _, others = sides()
-    kept: Any = opponents_of(judge, prompts, others)
-    held = sum(layer.nbytes for part in (kept._prompts, kept._after) for layer in part.layers)
-    assert 0 < held <= opponents._bytes(judge, prompts, others)
+    kept: Any = judge.keep(prompts, others)
+    held = sum(layer.nbytes for part in (kept._prompts, kept._answered) for layer in part.layers)
+    assert 0 < held <= opponents.cache_bytes(judge, prompts, others)

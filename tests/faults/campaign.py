@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 import aligngap
 import aligngap.experiments.study
 import aligngap.pipeline.stages
@@ -63,7 +65,8 @@ generated pairs, opponents' responses, evaluations, an experiment's own measures
 
 _BASE = """
 import sys
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.worlds import WORLDS
 tokenizer = word_tokenizer([word for place in WORLDS.values() for word in place().words()])
 shape = Architecture(hidden=16, layers=1, heads=2, intermediate=16)
@@ -350,8 +353,9 @@ class Lab:
 
 
 def results(run: Path) -> Any:
-    """results.json without times."""
-    return without(read_json(run / "results.json"), _TIMES)
+    """results.json without times, and the points."""
+    points = pl.read_parquet(run / "points.parquet").to_dicts()
+    return {**without(read_json(run / "results.json"), _TIMES), "points": points}
 
 
 def without(value: Any, names: Sequence[str]) -> Any:

@@ -23,9 +23,10 @@ from pathlib import Path
 import polars as pl
 
 from aligngap.errors import UserError
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.shipped import shipped, shipped_text
-from aligngap.experiments.study import load_study, targets
-from aligngap.models.build import word_tokenizer
+from aligngap.experiments.study import load_study
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec
 
@@ -126,7 +127,7 @@ def read_study(path: Path) -> None:
     for name in study.datasets:
         if not study.datasets[name].source.endswith(".jsonl"):
             return  # a folder or hub set of its own making, which is not what is tried here
-    targets(study)
+    Plan(study).check_models()
 
 
 def read_data(path: Path) -> None:

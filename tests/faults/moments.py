@@ -41,7 +41,7 @@ def moments_of_stages(work: Callable[..., object], *args: Any, limit: int = 400)
     imported them. work, args: to be pickled.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "aligngap.experiments.results", "aligngap.pipeline.stages"])
+    context.set_forkserver_preload(["torch", "aligngap.experiments.gather", "aligngap.pipeline.stages"])
     for moment in range(limit):
         process = context.Process(target=_child, args=(partial(work, *args), moment))
         process.start()

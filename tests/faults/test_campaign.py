@@ -7,9 +7,10 @@ import random
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from aligngap.store import Store, write_json
+from aligngap.store import Store
 from faults import campaign
 from faults.campaign import Broken, Lab, Trial
 
@@ -41,9 +42,8 @@ def tampered(lab: Lab, folder: Path) -> Trial:
 
 def test_the_check_itself_sees_what_it_is_there_for(lab: Lab, tmp_path: Path) -> None:
     def other_result(trial: Trial) -> None:
-        value = json.loads((trial.run / "results.json").read_text())
-        value["tasks"]["summarisation"]["arms"][1]["points"][0]["kl"] += 1e-12
-        write_json(trial.run / "results.json", value)
+        points = pl.read_parquet(trial.run / "points.parquet")
+        points.with_columns(pl.col("kl") + 1e-12).write_parquet(trial.run / "points.parquet")
 
     def flipped(trial: Trial) -> None:
         path = next(trial.store.glob("arm-*/final.safetensors"))

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aligngap.experiments.results import collect
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import targets
+from aligngap.experiments.gather import collect
+from aligngap.experiments.plan import Plan
 from aligngap.pipeline.graph import Outcome, Stage, all_stages
 from aligngap.store import Store
 from faults.moments import moments_of_stages
@@ -63,11 +62,12 @@ def test_a_stage_killed_at_every_moment_in_turn(tiny: Tiny, tmp_path: Path, name
 
 
 def test_results_killed_at_every_moment_in_turn(tiny: Tiny, tmp_path: Path) -> None:
-    study: StudySpec = tiny.bench.study.model_copy(update={"experiments": ("tandem",)})
-    for target in targets(study):
+    study = tiny.bench.study.model_copy(update={"experiments": ("tandem",)})
+    plan = Plan(study)
+    for target in plan.targets:
         make(target, tiny.store)
-    outcome = Outcome({stage.identity: "finished" for stage in all_stages(targets(study))})
-    collect(study, tiny.store, outcome, tmp_path)
+    outcome = Outcome({stage.identity: "finished" for stage in plan.stages})
+    collect(plan, tiny.store, outcome, tmp_path)
     expected = json.loads((tmp_path / "results.json").read_text())
     (tmp_path / "again").mkdir()
     for _ in moments_of_stages(make_results, study, tiny.store.root, outcome, tmp_path / "again"):

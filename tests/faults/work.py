@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aligngap.experiments.results import collect
+from aligngap.experiments.gather import collect
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.store import Store
@@ -24,4 +25,4 @@ def make_stage(stage: Stage, root: Path) -> None:
 
 def make_results(study: StudySpec, root: Path, outcome: Outcome, folder: Path) -> None:
     """What comes after the last stage."""
-    collect(study, Store(root), outcome, folder)
+    collect(Plan(study), Store(root), outcome, folder)

@@ -12,7 +12,8 @@ import json
 import pytest
 import torch
 
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.seeds import digest, uniforms
 from aligngap.sources.order import prompt_schedule
 from aligngap.tasks.spec import TaskSpec, make_pairs

@@ -9,6 +9,7 @@ people compare.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,10 @@ import polars as pl
 from pydantic import ValidationError
 
 from aligngap.errors import UserError
-from aligngap.experiments.bench import Bench
-from aligngap.experiments.results import yardstick
-from aligngap.experiments.spec import AnalysisSpec, StudySpec
-from aligngap.experiments.study import unknown_experiments
-from aligngap.report.load import OPPONENTS, ReportData, Task, load, with_readable_names
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.spec import AnalysisSpec
+from aligngap.pipeline.graph import Stage
+from aligngap.results import OPPONENTS, StudyResults, read, read_per_prompt
 
 #: What a run is called by; not what it does.
 _NAMES = ("name", "title", "description", "smoke")
@@ -31,38 +31,24 @@ _COMMON = {"pairs": "the pairs and prompts", "golden": "the golden judge", "sft"
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs. per_prompt: its outcomes; study: its settings, None where this version cannot read them."""
+    """One of the two runs. per_prompt: its outcomes; plan: None where this version cannot read its settings, or
+    where they name an experiment of a plugin, which is not imported to look at results.
+    """
 
     folder: Path
-    data: ReportData
+    data: StudyResults
     per_prompt: pl.DataFrame
-    study: StudySpec | None
+    plan: Plan | None
 
     @classmethod
     def read(cls, folder: Path) -> Side:
         """Raises UserError when the folder holds no results, or none that can be recomputed."""
-        data = load(folder)
-        path = folder / "per_prompt.parquet"
-        hint = "Run the study again, with the same command: what is in the store is not made again."
-        if not path.is_file():
-            raise UserError(
-                "the outcomes prompt by prompt are missing, and no interval can be made without them",
-                where=str(path),
-                hint=hint,
-            )
+        data, frame = read(folder), read_per_prompt(folder)
         try:
-            frame = pl.read_parquet(path)
-            if not frame.is_empty():
-                frame = with_readable_names(frame.with_columns(pl.col("prompt_number", "seed", "step").cast(pl.Int64)))
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"not readable: {error}", where=str(path), hint=hint) from error
-        try:
-            study = StudySpec.model_validate(data.study)
-        except ValidationError:
-            study = None
-        if study and unknown_experiments(study):  # of a plugin, which is not imported to look at results
-            study = None
-        return cls(folder, data, frame, study)
+            plan = Plan.recorded(data.study)
+        except UserError:
+            plan = None
+        return cls(folder, data, frame, plan)
 
     @property
     def title(self) -> str:
@@ -72,36 +58,33 @@ class Side:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting, with today's defaults for what an older version did not write down."""
-        return self.study.model_dump(mode="json") if self.study else self.data.study
+        return dict(self.plan.specification) if self.plan else self.data.study
 
     @property
     def analysis(self) -> AnalysisSpec:
         """By which split, opponent and judge the run's estimates are taken."""
-        if self.study:
-            return self.study.analysis
+        if self.plan:
+            return self.plan.analysis
         try:
             return AnalysisSpec.model_validate(self.data.study.get("analysis") or {})
         except ValidationError:
             return AnalysisSpec()
 
-    def task(self, name: str) -> Task:
-        return next(task for task in self.data.tasks if task.name == name)
-
     def yardstick(self, task: str) -> tuple[dict[str, str], str]:
         """Identities of what the task's numbers are measured with, and a caveat where they are not on record and were
         derived from the settings. Raises UserError when they cannot be.
         """
-        recorded = self.task(task).yardstick
+        recorded = self.data.task(task).yardstick
         if recorded:
             return recorded, ""
-        if self.study is None:
+        if self.plan is None:
             raise UserError(
                 "these results do not say what they were measured with, and this version cannot read their settings",
                 where=str(self.folder),
                 hint="Run the study again with this version.",
             )
         try:
-            found = yardstick(Bench(self.study, task))
+            found = self.plan.tasks[task].yardstick
         except UserError as error:
             raise UserError(
                 "these results do not say what they were measured with, and it cannot be told from their settings: "
@@ -173,7 +156,7 @@ def ground(first: Side, second: Side, task: str) -> Ground:
 def _same_weights(first: Side, second: Side, task: str) -> bool:
     """Whether the golden policies are the same bit for bit, however they came about (with more checkpoints, say)."""
     found = [
-        [arm.get("weights_sha256") for arm in side.task(task).arms if arm.get("family") == "golden_policy"]
+        [arm.weights_sha256 for arm in side.data.task(task).arms if arm.family == "golden_policy"]
         for side in (first, second)
     ]
     return found[0] == found[1] and all(found[0]) and bool(found[0])
@@ -183,8 +166,8 @@ def _because(first: Side, second: Side, keys: list[str]) -> str:
     a, b = (flat(side.settings) for side in (first, second))
     if keys:
         return "; ".join(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys)
-    revisions = [(side.data.revision or {}).get("commit") or "unknown" for side in (first, second)]
-    return f"made by different versions of the code, revisions {revisions[0][:12]} and {revisions[1][:12]}"
+    revisions = [side.data.revision.commit_or("unknown") for side in (first, second)]
+    return f"made by different versions of the code, revisions {revisions[0]} and {revisions[1]}"
 
 
 def _culprits(first: Side, second: Side, task: str, part: str) -> list[str]:
@@ -193,10 +176,10 @@ def _culprits(first: Side, second: Side, task: str, part: str) -> list[str]:
     Found by trying, with the code that the runs themselves use, so that no list of settings can fall behind it.
     """
     differing = [key for key, _, _ in settings_that_differ(first, second)]
-    if first.study is None or second.study is None:
+    if first.plan is None or second.plan is None:
         return differing
     try:
-        given, wanted = (getattr(Bench(study, task), part).identity for study in (first.study, second.study))
+        given, wanted = (_identity(plan, task, part) for plan in (first.plan, second.plan))
     except UserError:
         return differing
     if given == wanted:
@@ -204,7 +187,7 @@ def _culprits(first: Side, second: Side, task: str, part: str) -> list[str]:
     other = flat(second.settings)
     found = []
     for key in differing:
-        changed = first.settings
+        changed = deepcopy(first.settings)
         place, (*parents, last) = changed, key.split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
@@ -213,9 +196,14 @@ def _culprits(first: Side, second: Side, task: str, part: str) -> list[str]:
         else:
             place[last] = other.get(key)
             try:
-                study = StudySpec.model_validate(changed)
-                if task in study.tasks and getattr(Bench(study, task), part).identity != given:
+                plan = Plan.recorded(changed)
+                if task in plan.tasks and _identity(plan, task, part) != given:
                     found.append(key)
-            except (ValidationError, UserError):
+            except UserError:
                 continue  # a value that makes no sense without another setting
     return found or differing
+
+
+def _identity(plan: Plan, task: str, part: str) -> str:
+    stage: Stage = getattr(plan.tasks[task].bench, part)
+    return stage.identity

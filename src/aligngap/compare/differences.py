@@ -1,7 +1,7 @@
 """Second run minus first, with the interval of the difference: of every arm that both have, and of every experiment.
 
 Runs of one seed share prompts, order of data and noise of evaluation, so where both runs have a seed they are compared
-under it, and under the same resampled prompts (`stats.bootstrap`). Where they share no seed, all seeds of the one are
+under it, and under the same resampled prompts (`stats.intervals`). Where they share no seed, all seeds of the one are
 compared with all of the other under the same resampled prompts (`stats.unpaired`).
 
 An experiment's estimates are made anew for both runs, by its own analysis, on what both have. Its random streams are
@@ -19,20 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from aligngap.compare.comparable import Ground, Side, ground, settings_that_differ
+from aligngap.compare.comparable import Side, ground, settings_that_differ
+from aligngap.compare.matching import Matched, MatchedArm
 from aligngap.errors import UserError
 from aligngap.experiments.base import Finished, TaskData
+from aligngap.experiments.curves import runs_of
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import runs_of
 from aligngap.experiments.spec import AnalysisSpec
-from aligngap.experiments.study import arms
-from aligngap.report import charts
-from aligngap.report.load import Estimate as Published
+from aligngap.results import EstimateRecord
 from aligngap.seeds import numpy_stream
-from aligngap.stats.bootstrap import Estimate, Seed, estimates
-from aligngap.stats.curves import Curve, Run, average_gap, fall, peak
+from aligngap.stats.budget import Curve, Run
+from aligngap.stats.estimands import average_gap, fall, peak
+from aligngap.stats.intervals import Estimate, Seed, intervals
 from aligngap.stats.unpaired import difference_of_intervals, unpaired_estimates
 
 PAIRED = "paired by seed and prompt"
@@ -130,8 +129,9 @@ class Comparison:
         """Plain values, with null for what is not known."""
 
         def described(side: Side) -> dict[str, Any]:
-            facts = {"folder": str(side.folder), "title": side.title, "study": side.data.study.get("name")}
-            return facts | {"smoke": side.data.smoke, "revision": side.data.revision, "seeds": side.data.seeds}
+            data = side.data
+            facts = {"folder": str(side.folder), "title": side.title, "study": data.study.get("name")}
+            return facts | {"smoke": data.smoke, "revision": data.revision.model_dump(), "seeds": data.seeds}
 
         return {
             "schema": 1,
@@ -172,7 +172,7 @@ def compare(first: Path, second: Path) -> Comparison:
             hint="Give both runs the same data, judges and SFT policy; loss, optimiser, proxy, sweep and seeds may "
             "differ.",
         )
-    tasks = tuple(_task(a, b, found) for found in grounds if not found.refused)
+    tasks = tuple(_task(Matched(sides, found)) for found in grounds if not found.refused)
     if not any(task.arms for task in tasks):
         reasons = " ".join(dict.fromkeys(reason for task in tasks for reason in task.missing))
         raise UserError(f"no arm is finished in both runs. {reasons}", where=where)
@@ -193,11 +193,10 @@ def _notes(a: Side, b: Side) -> tuple[str, ...]:
     notes = []
     if a.data.smoke:
         notes.append("Both are smoke runs: their numbers mean nothing, nor does any difference.")
-    revisions = [side.data.revision or {} for side in (a, b)]
-    commits = [str(revision.get("commit") or "unknown")[:12] for revision in revisions]
+    commits = [side.data.revision.commit_or("unknown") for side in (a, b)]
     if commits[0] != commits[1]:
         notes.append(f"Made by different revisions of the code: {commits[0]} and {commits[1]}.")
-    elif any(revision.get("dirty") for revision in revisions):
+    elif any(side.data.revision.dirty for side in (a, b)):
         notes.append("Made with uncommitted changes to the code, which may differ between the runs.")
     lists = [{task.name for task in side.data.tasks} for side in (a, b)]
     if alone := sorted(lists[0] ^ lists[1]):
@@ -208,118 +207,18 @@ def _notes(a: Side, b: Side) -> tuple[str, ...]:
 # --- a task -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """All finished seeds of an arm, with their rows of outcomes."""
-
-    family: str
-    name: str
-    baseline: bool
-    rows: dict[int, pl.DataFrame]
-
-
-def _task(a: Side, b: Side, found: Ground) -> TaskComparison:
-    settings = a.analysis
-    notes = list(found.notes)
-    if settings.opponent not in found.opponents:
-        settings = settings.model_copy(update={"opponent": found.opponents[0]})
-    chosen = [(side.analysis.split, side.analysis.opponent, side.analysis.judge) for side in (a, b)]
-    if chosen[0] != chosen[1]:
-        notes.append(
-            f"The runs' own estimates are by different prompts, opponents or judges ({' '.join(chosen[0])}; "
-            f"{' '.join(chosen[1])}); here both are by the first run's."
-        )
-    prompts = _shared_prompts(a, b, found.task)
-    lost = [len(numbers) for split, numbers in prompts.items() if split == settings.split]
-    if not lost or not lost[0]:
-        notes.append(f"The runs share no {charts.SPLIT_NAMES.get(settings.split, settings.split)}.")
-    sides = [_arms(side, found.task, prompts) for side in (a, b)]
-    pairs = _matched(*sides)
-    compared = tuple(_arm_pair(found.task, one, other, settings) for one, other in pairs)
+def _task(walk: Matched) -> TaskComparison:
+    compared = tuple(_arm_pair(walk.task, *pair, walk.settings) for pair in walk.pairs)
     return TaskComparison(
-        found.task,
-        found.opponents,
-        settings.opponent,
-        settings.split,
-        tuple(notes),
+        walk.task,
+        walk.ground.opponents,
+        walk.settings.opponent,
+        walk.settings.split,
+        walk.notes,
         compared,
-        _experiments(a, b, found, settings, sides, pairs, compared),
-        _missing(a, b, found.task, sides, pairs),
+        _experiments(walk, same=walk.all_matched and all(pair.identical for pair in compared)),
+        walk.missing,
     )
-
-
-def _shared_prompts(a: Side, b: Side, task: str) -> dict[str, list[int]]:
-    """Numbers of the prompts that both runs were evaluated on, by split."""
-    asked = []
-    for side in (a, b):
-        frame = side.per_prompt
-        rows = frame.filter(pl.col("task") == task) if not frame.is_empty() else frame
-        asked.append(
-            {str(split): set(part["prompt_number"].to_list()) for (split,), part in rows.group_by("split")}
-            if not rows.is_empty()
-            else {}
-        )
-    return {split: sorted(numbers & asked[1].get(split, set())) for split, numbers in asked[0].items()}
-
-
-def _arms(side: Side, task: str, prompts: Mapping[str, Sequence[int]]) -> list[_Arm]:
-    """The finished arms of a task in the order of the results, on the shared prompts alone."""
-    frame = side.per_prompt
-    if frame.is_empty():
-        return []
-    kept = pl.any_horizontal(
-        [pl.lit(False)]
-        + [(pl.col("split") == split) & pl.col("prompt_number").is_in(numbers) for split, numbers in prompts.items()]
-    )
-    frame = frame.filter((pl.col("task") == task) & kept)
-    by_run = {
-        (str(family), str(arm), int(str(seed))): part
-        for (family, arm, seed), part in frame.group_by("family", "arm", "seed", maintain_order=True)
-    }
-    found: dict[tuple[str, str], _Arm] = {}
-    for arm in side.task(task).arms:
-        key = (str(arm.get("family")), str(arm.get("name")))
-        rows = by_run.get((*key, arm["seed"])) if arm["seed"] is not None else None
-        if arm.get("status") == "finished" and rows is not None:
-            entry = found.setdefault(key, _Arm(*key, bool(arm.get("baseline")), {}))
-            entry.rows[arm["seed"]] = rows
-    return list(found.values())
-
-
-def _matched(first: Sequence[_Arm], second: Sequence[_Arm]) -> list[tuple[_Arm, _Arm]]:
-    """Arms in the same place: a family's one baseline with the other run's, whatever its settings; others by name."""
-    pairs = []
-    taken = set[int]()
-    for arm in first:
-        others = [other for other in second if other.family == arm.family and other.baseline == arm.baseline]
-        ours = [other for other in first if other.family == arm.family and other.baseline == arm.baseline]
-        alone = arm.baseline and len(others) == len(ours) == 1
-        for other in others:
-            if (alone or other.name == arm.name) and id(other) not in taken:
-                taken.add(id(other))
-                pairs.append((arm, other))
-                break
-    return pairs
-
-
-def _missing(
-    a: Side, b: Side, task: str, sides: Sequence[Sequence[_Arm]], pairs: Sequence[tuple[_Arm, _Arm]]
-) -> tuple[str, ...]:
-    found = []
-    for place, (side, there) in enumerate(zip((a, b), sides, strict=True)):
-        run = ("first", "second")[place]
-        matched = {id(pair[place]) for pair in pairs}
-        found += [f"Only the {run} run has the arm {arm.name}." for arm in there if id(arm) not in matched]
-        for arm in side.task(task).arms:
-            if arm.get("status") != "finished":
-                reason = arm.get("reason") or "no reason recorded"
-                found.append(
-                    f"{run} run, arm {arm.get('name')}, seed {arm.get('seed')}: {arm.get('status')}, {reason}."
-                )
-    asked = [{experiment.name for experiment in side.task(task).experiments} for side in (a, b)]
-    if alone := sorted(asked[0] ^ asked[1]):
-        found.append(f"Asked in one run only: {', '.join(alone)}.")
-    return tuple(found)
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------
@@ -346,7 +245,7 @@ _PLACES = ("kl", "kl_first", "kl_second")
 _CONTRASTS = ("gap", *(f"{key}{which}" for key in _LEVELS for which in ("", "_first", "_second")))
 
 
-def _arm_pair(task: str, one: _Arm, other: _Arm, settings: AnalysisSpec) -> ArmPair:
+def _arm_pair(task: str, one: MatchedArm, other: MatchedArm, settings: AnalysisSpec) -> ArmPair:
     shared = sorted(one.rows.keys() & other.rows.keys())
     curves = [
         {seed: runs_of(arm.name, seed, rows) for seed, rows in arm.rows.items() if not shared or seed in shared}
@@ -361,7 +260,7 @@ def _arm_pair(task: str, one: _Arm, other: _Arm, settings: AnalysisSpec) -> ArmP
             continue
         rng = numpy_stream("compare", task, one.family, one.name, judge)
         if shared:
-            made = estimates(
+            made = intervals(
                 {"first": first, "second": second},
                 _of_seed,
                 _CONTRASTS,
@@ -388,7 +287,7 @@ def _same(a: Mapping[tuple[str, str, str], Run], b: Mapping[tuple[str, str, str]
     """Whether nothing that is compared differs; proxies may."""
 
     def equal(one: Run, other: Run) -> bool:
-        pairs = ((one.steps, other.steps), (one.kl, other.kl), (one.win, other.win))
+        pairs = ((one.steps, other.steps), (one.amount, other.amount), (one.win, other.win))
         return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in pairs)
 
     keys = {key for key in {*a, *b} if key[2] in JUDGES}
@@ -432,117 +331,69 @@ def _row(
 # --- experiments ------------------------------------------------------------------------------------------------------
 
 
-def _experiments(
-    a: Side,
-    b: Side,
-    found: Ground,
-    settings: AnalysisSpec,
-    sides: Sequence[Sequence[_Arm]],
-    pairs: Sequence[tuple[_Arm, _Arm]],
-    compared: Sequence[ArmPair],
-) -> tuple[Question, ...]:
-    """Every question that both runs asked."""
-    ours = [(one, other) for one, other in pairs if one.family != "golden_policy"]  # its seed is that of no study
-    paired = any(one.rows.keys() & other.rows.keys() for one, other in ours)
-    same = all(pair.identical for pair in compared) and all(len(there) == len(pairs) for there in sides)
-    data = [
-        _task_data(side, found.task, settings, there, _not_in_both(ours, place) if paired else set())
-        for place, (side, there) in enumerate(zip((a, b), sides, strict=True))
-    ]
-    # As published, the two are on one scale only if neither opponent, prompts nor judge had to be replaced.
-    own = [(side.analysis.split, side.analysis.opponent, side.analysis.judge) for side in (a, b)]
-    published = own[0] == own[1] == (settings.split, settings.opponent, settings.judge)
-    others = {experiment.name: experiment for experiment in b.task(found.task).experiments}
+def _experiments(walk: Matched, *, same: bool) -> tuple[Question, ...]:
+    """Every question that both runs asked. same: whether all their arms are identical."""
+    data = [_task_data(walk, place) for place in (0, 1)]
     questions = []
-    for experiment in a.task(found.task).experiments:
-        other = others.get(experiment.name)
-        if other is None:
-            continue
+    for one, other in walk.conclusions:
         made: list[dict[str, Estimate]] = [{}, {}]
-        known = EXPERIMENTS.get(experiment.name)
+        known = EXPERIMENTS.get(one.name)
         if known and data[0] and data[1]:
-            made = [
-                {key: value.estimate for key, value in known.analyse(part).estimates.items()} for part in data if part
-            ]
-        theirs = {estimate.key: estimate for estimate in other.estimates}
-        rows = (
-            _estimate_row(one, theirs[one.key], made, published, paired, same, settings.replicates)
-            for one in experiment.estimates
-            if one.key in theirs
-        )
-        verdicts = (experiment.verdict, other.verdict)
-        questions.append(Question(experiment.name, experiment.title, verdicts, tuple(row for row in rows if row)))
+            made = [{name: x.estimate for name, x in known.analyse(part).estimates.items()} for part in data if part]
+        theirs = {estimate.name: estimate for estimate in other.estimates}
+        rows = (_estimate_row(walk, x, theirs[x.name], made, same) for x in one.estimates if x.name in theirs)
+        verdicts = (one.verdict, other.verdict)
+        questions.append(Question(one.name, one.title, verdicts, tuple(row for row in rows if row)))
     return tuple(questions)
 
 
-def _not_in_both(pairs: Sequence[tuple[_Arm, _Arm]], place: int) -> set[tuple[str, str, int]]:
-    """(family, name, seed) of the runs of one side (`place` in each pair) whose counterpart is not there."""
-    found = set()
-    for pair in pairs:
-        arm, against = pair[place], pair[1 - place]
-        found |= {(arm.family, arm.name, seed) for seed in arm.rows.keys() - against.rows.keys()}
-    return found
-
-
-def _task_data(
-    side: Side, task: str, settings: AnalysisSpec, there: Sequence[_Arm], dropped: set[tuple[str, str, int]]
-) -> TaskData | None:
+def _task_data(walk: Matched, place: int) -> TaskData | None:
     """What an experiment analyses, rebuilt from a result folder; None where this version cannot read its settings."""
-    if side.study is None:
+    side = walk.sides[place]
+    if side.plan is None:
         return None
     try:
-        entries = {(entry.family, entry.name, entry.stage.seed): entry for entry in arms(side.study, task)}
+        planned = [arm.entry for arm in side.plan.tasks[walk.task].arms]
     except UserError:
         return None
-    recorded = {(arm.get("family"), arm.get("name"), arm.get("seed")): arm for arm in side.task(task).arms}
-    finished = []
-    for arm in there:
-        for seed, rows in arm.rows.items():
-            key = (arm.family, arm.name, seed)
-            if key in entries and key not in dropped:
-                facts = recorded[key]
-                finished.append(
-                    Finished(
-                        entries[key],
-                        runs_of(arm.name, seed, rows),
-                        str(facts.get("weights_sha256")),
-                        per_prompt=rows,
-                        parameters=int(facts.get("parameters") or 0),
-                    )
-                )
+    entries = {(entry.family, entry.name, entry.stage.seed): entry for entry in planned}
+    finished = [
+        Finished(
+            entries[arm.family, arm.name, seed],
+            runs_of(arm.name, seed, rows),
+            str(arm.records[seed].weights_sha256),
+            per_prompt=rows,
+            parameters=arm.records[seed].parameters or 0,
+        )
+        for arm in walk.arms[place]
+        for seed, rows in arm.rows.items()
+        if (arm.family, arm.name, seed) in entries and (not walk.paired or walk.in_both(arm, seed))
+    ]
     truth = any("true" in key for arm in finished for key in arm.runs)
-    return TaskData(task, settings, finished, truth=truth)
+    return TaskData(walk.task, walk.settings, finished, truth=truth)
 
 
 def _estimate_row(
-    one: Published,
-    two: Published,
-    made: Sequence[Mapping[str, Estimate]],
-    published: bool,
-    paired: bool,
-    same: bool,
-    replicates: int,
+    walk: Matched, one: EstimateRecord, two: EstimateRecord, made: Sequence[Mapping[str, Estimate]], same: bool
 ) -> Row | None:
-    """One estimate of both runs. None where neither run has a number on the common scale.
-
-    published: whether the runs' own estimates are on it; paired: whether the runs share seeds; same: whether all their
-    arms are identical, so that what is published alike is alike.
+    """One estimate of both runs. None where neither run has a number on the common scale. same: whether all arms of the
+    runs are identical, so that what is published alike is alike.
     """
-    anew = [side.get(one.key) for side in made]
+    anew = [side.get(one.name) for side in made]
     known = [found for found in anew if found is not None and math.isfinite(found.value)]
-    how, a, b = PAIRED if paired else INDEPENDENT, anew[0], anew[1]
-    if len(known) < 2 and published and one.value is not None and two.value is not None:
+    how, a, b = PAIRED if walk.paired else INDEPENDENT, anew[0], anew[1]
+    if len(known) < 2 and walk.published and one.value is not None and two.value is not None:
         how, a, b = PUBLISHED, _as_estimate(one), _as_estimate(two)
     elif not known:
         return None
     a, b = a or _NOTHING, b or _NOTHING
-    joint = _joint(a, b, replicates) if how == PAIRED else None
+    joint = _joint(a, b, walk.settings.replicates) if how == PAIRED else None
     if how == PUBLISHED and same and one == two:
         how, joint = IDENTICAL, (0.0, 0.0, 0.0)
     if joint is None:
         how, joint = how if how == PUBLISHED else INDEPENDENT, difference_of_intervals(a, b)
     return Row(
-        one.key,
+        one.name,
         one.label,
         one.unit,
         _number(a),
@@ -568,6 +419,6 @@ def _joint(a: Estimate, b: Estimate, replicates: int) -> tuple[float, float, flo
 _NOTHING = Estimate(math.nan, math.nan, math.nan, 0, 0, 0, "")
 
 
-def _as_estimate(published: Published) -> Estimate:
+def _as_estimate(published: EstimateRecord) -> Estimate:
     value, low, high = (math.nan if v is None else v for v in (published.value, published.low, published.high))
     return Estimate(value, low, high, published.n_seeds or 0, published.n_prompts or 0, 0, published.note)

@@ -1,4 +1,4 @@
-"""A comparison as one self-contained page, in the style of the report and drawn by its charts."""
+"""A comparison as one self-contained page, in the style of the report and drawn by its figures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import polars as pl
 
 from aligngap.compare import words
 from aligngap.compare.differences import ArmPair, Comparison, Number, Row, TaskComparison
-from aligngap.report import charts
-from aligngap.report.load import OPPONENTS, ReportData, Task
-from aligngap.report.page import Page, drawable, figure_context, packed, shared_by_scripts, whisker
+from aligngap.report.figures import Figure, reaches_far, splits_of, win_figure
+from aligngap.report.packing import drawable, packed
+from aligngap.report.page import Page, figure_context, shared_by_scripts, whisker
+from aligngap.report.style import JUDGE_NAMES, OPPONENT_NAMES, Style, Theme, family_name
+from aligngap.results import OPPONENTS, ArmRecord, StudyResults, Task
 
 #: Both runs of an arm in one figure, told apart by hue, shape and dash.
-_STYLES = (charts.Style(0, "circle"), charts.Style(1, "square", (6, 3)))
+_STYLES = (Style(0, "circle"), Style(1, "square", (6, 3)))
 _NAMES = ("First run", "Second run")
 
 
@@ -32,24 +34,24 @@ def render(comparison: Comparison) -> str:
     """The page as text."""
     data = _both(comparison)
     own = tuple((family, _NAMES[int(family[0]) - 1], _STYLES[int(family[0]) - 1]) for family in data.families)
-    look = charts.Look.for_page(data, own)
+    theme = Theme.for_page(data, own)
     tasks, parts = [], {}
     for index, (task, merged) in enumerate(zip(comparison.tasks, data.tasks, strict=True)):
-        figures = [figure for figure in _figures(task, data, look) if figure.panels]
+        figures = [figure for figure in _figures(task, data, theme) if figure.panels]
         tasks.append(_task(task, f"task-{index}", figures, data, merged))
         parts[f"task:{task.task}"] = packed(drawable(data, merged, figures))
     sides = (comparison.first, comparison.second)
     return Page(
         "compare.html.j2",
-        shared_by_scripts(data, look),
+        shared_by_scripts(data, theme),
         parts,
         title=" and ".join(dict.fromkeys(side.title for side in sides)),
         sides=[
             {
                 "title": side.title,
                 "folder": side.folder.name or str(side.folder),
-                "revision": str((side.data.revision or {}).get("commit") or "not known")[:12],
-                "dirty": bool((side.data.revision or {}).get("dirty")),
+                "revision": side.data.revision.commit_or("not known"),
+                "dirty": bool(side.data.revision.dirty),
                 "seeds": ", ".join(map(str, side.data.seeds)) or "none",
             }
             for side in sides
@@ -59,55 +61,54 @@ def render(comparison: Comparison) -> str:
         settings=[(key, words.setting_words(a), words.setting_words(b)) for key, a, b in comparison.settings],
         seeds=data.seeds,
         tasks=tasks,
-        opponents=charts.OPPONENT_NAMES,
-        judges=charts.JUDGE_NAMES,
+        opponents=OPPONENT_NAMES,
+        judges=JUDGE_NAMES,
     ).text()
 
 
-def _both(comparison: Comparison) -> ReportData:
+def _both(comparison: Comparison) -> StudyResults:
     """The compared arms of both runs as one study, whose families are `1 FAMILY` and `2 FAMILY`."""
-    points: list[pl.DataFrame] = []
-    runs: list[pl.DataFrame] = []
-    tasks = []
-    for number, side in enumerate((comparison.first, comparison.second), start=1):
-        for task in comparison.tasks:
-            names = [(pair.family, pair.first if number == 1 else pair.second) for pair in task.arms]
-            compared = pl.DataFrame(names, schema={"family": pl.String, "arm": pl.String}, orient="row")
-            for frame, into in ((side.data.points, points), (side.data.runs, runs)):
-                chosen = frame.filter(pl.col("task") == task.task).join(compared, on=["family", "arm"], how="semi")
-                into.append(
-                    chosen.with_columns(
-                        # No number of a run of the one study is that of a run of the other.
-                        run=2 * pl.col("run") + number - 1,
-                        family=f"{number} " + pl.col("family"),
-                        arm=f"{_NAMES[number - 1].lower()}: " + pl.col("arm"),
-                    )
-                )
+    tasks, points, before = [], [], 0
     for task in comparison.tasks:
+        arms: list[ArmRecord] = []
+        for place, side in enumerate((comparison.first, comparison.second)):
+            compared = {(pair.family, (pair.first, pair.second)[place]) for pair in task.arms}
+            names = {"family": f"{place + 1} ", "arm": f"{_NAMES[place].lower()}: "}
+            numbers = side.data.runs.filter(pl.col("task") == task.task)["run"].to_list()
+            renumbered = {}
+            for number, arm in zip(numbers, side.data.task(task.task).arms, strict=True):
+                if (arm.family, arm.name) in compared:
+                    renumbered[number] = before + len(arms)
+                    changed = {"family": names["family"] + arm.family, "name": names["arm"] + arm.name}
+                    arms.append(arm.model_copy(update=changed))
+            shown = side.data.points.filter(pl.col("run").is_in(list(renumbered)))
+            shown = shown.with_columns((pl.lit(text) + pl.col(column)).alias(column) for column, text in names.items())
+            points.append(shown.with_columns(pl.col("run").replace(renumbered)))
         # The budget of the golden policy, where the runs share it.
-        shared = comparison.first.task(task.task).golden_kl if len(task.opponents) == len(OPPONENTS) else {}
-        tasks.append(Task(task.task, (), {}, (), (), shared))
+        shared = comparison.first.data.task(task.task).golden_kl if len(task.opponents) == len(OPPONENTS) else {}
+        tasks.append(Task(name=task.task, arms=tuple(arms), golden_kl=shared))
+        before += len(arms)
     first = comparison.first.data
     both = pl.concat(points, how="diagonal")  # one of them may have measures of its own
-    return ReportData(first.study, first.smoke, None, tuple(tasks), both, pl.concat(runs), pl.DataFrame())
+    return StudyResults(study=first.study, smoke=first.smoke, tasks=tuple(tasks), points=both)
 
 
-def _figures(task: TaskComparison, data: ReportData, look: charts.Look) -> list[charts.Figure]:
+def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Figure]:
     """Win rate over KL, both runs in one figure: a figure a family."""
     points = data.points.filter(pl.col("task") == task.task)
     found = []
     for family in dict.fromkeys(pair.family for pair in task.arms):
-        both = [name for name in (f"1 {family}", f"2 {family}") if name in look.names]
+        both = [name for name in (f"1 {family}", f"2 {family}") if name in theme.names]
         pair = next(pair for pair in task.arms if pair.family == family)
         found.append(
-            charts.win_figure(
-                look,
+            win_figure(
+                theme,
                 points.filter(pl.col("family").is_in(both)),
                 both,
                 both,
                 task=task.task,
                 name=f"both-{family}",
-                title=charts.family_name(family) if len(task.arms) > 1 else words.arm_words(pair),
+                title=family_name(family) if len(task.arms) > 1 else words.arm_words(pair),
                 caption="",
             )
         )
@@ -115,7 +116,7 @@ def _figures(task: TaskComparison, data: ReportData, look: charts.Look) -> list[
 
 
 def _task(
-    task: TaskComparison, identifier: str, figures: Sequence[charts.Figure], data: ReportData, merged: Task
+    task: TaskComparison, identifier: str, figures: Sequence[Figure], data: StudyResults, merged: Task
 ) -> dict[str, Any]:
     runs = data.runs.filter(pl.col("task") == task.task)
     return {
@@ -125,14 +126,14 @@ def _task(
         "comparison": task,
         "judged": [
             {"judge": judge, "rows": rows}
-            for judge in charts.JUDGE_NAMES
+            for judge in JUDGE_NAMES
             if (rows := [_arm(pair, task.arms, judge) for pair in task.arms if pair.rows.get(judge)])
         ],
         "questions": [{"question": question, "rows": _rows(question.rows)} for question in task.experiments],
         "figures": [figure_context(figure, identifier, number) for number, figure in enumerate(figures, start=1)],
-        "splits": charts.splits_of(data, task.task),
-        "opponents": {name: charts.OPPONENT_NAMES[name] for name in task.opponents},
-        "far": charts.reaches_far(data, merged),
+        "splits": splits_of(data, task.task),
+        "opponents": {name: OPPONENT_NAMES[name] for name in task.opponents},
+        "far": reaches_far(data, merged),
         "has_sweep": not all(runs["baseline"].to_list()),
     }
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligngap.compare.differences import ArmPair, Comparison, Number, Row, TaskComparison
-from aligngap.report import charts
-from aligngap.report.page import text_of_number, text_of_share
+from aligngap.report.style import OPPONENT_NAMES, SPLIT_NAMES
+from aligngap.report.text import text_of_number, text_of_share
 
 RATIO = "kl_at_peak_ratio"
 HEADLINES = ("peak_difference", "average_gap", RATIO)
@@ -66,8 +66,8 @@ def arm_words(pair: ArmPair) -> str:
 
 def scale_words(task: TaskComparison) -> str:
     """What the win rates of a task are by."""
-    split = charts.SPLIT_NAMES.get(task.split, task.split)
-    return f"{split}, golden judge, win rates against the responses of {charts.OPPONENT_NAMES[task.opponent]}"
+    split = SPLIT_NAMES.get(task.split, task.split)
+    return f"{split}, golden judge, win rates against the responses of {OPPONENT_NAMES[task.opponent]}"
 
 
 def sections(comparison: Comparison) -> Iterator[str | Sheet]:

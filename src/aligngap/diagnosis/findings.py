@@ -19,7 +19,7 @@ from aligngap.measure.similarity import bigrams, edit_similarity, share_within
 from aligngap.measure.typicality import Typicality, typicality
 from aligngap.models.policy import Policy
 from aligngap.seeds import numpy_stream, uniforms
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
 from aligngap.stats.separation import higher, separating_rule
 from aligngap.types import PairBatch, TokenIds, Tokens
 

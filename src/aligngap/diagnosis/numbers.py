@@ -8,8 +8,8 @@ from math import isfinite, nan
 
 import numpy as np
 
-from aligngap.stats.bootstrap import mean_statistics
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
+from aligngap.stats.intervals import mean_statistics
 
 
 @dataclass(frozen=True)

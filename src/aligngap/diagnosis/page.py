@@ -13,7 +13,7 @@ from aligngap.diagnosis.findings import Findings
 from aligngap.diagnosis.report import Diagnosis
 from aligngap.diagnosis.terminal import cell, facts, row_label
 from aligngap.errors import UserError
-from aligngap.report.charts import HUES
+from aligngap.report.style import HUES
 
 _NAMES = {"chosen": "chosen", "rejected": "rejected", "own": "policy's own"}
 

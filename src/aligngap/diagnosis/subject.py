@@ -11,12 +11,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import SHIPPED, context_length, end_tokens, load_language_model, load_tokenizer
+from aligngap.models.build import SHIPPED, load_language_model
 from aligngap.models.check import check_vocabulary
+from aligngap.models.context import context_of
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
+from aligngap.store.contents import MANIFEST, check_artefact
 from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec, open_parts
 from aligngap.tasks.encode import make_dataset_pairs
@@ -43,17 +46,22 @@ def sft_checkpoint(name: str) -> Checkpoint:
     UserError.
     """
     if name in SHIPPED or not (Path(name) / "study.json").is_file():
+        home = Path(name).absolute().parent
+        if name not in SHIPPED and (home / MANIFEST).is_file():  # the model of an artefact in a store
+            check_artefact(home)
         return Checkpoint(path=name)
     run = RunDirectory.open(Path(name))
     made = {stage["identity"] for stage in run.status()["stages"] if stage["kind"] == "sft"}
     store = run.store_path()
-    found = sorted(identity for identity in made if store.is_dir() and Store(store).has(identity))
-    if len(found) != 1:
-        what = f"this run has {len(found)} SFT policies" if found else "this run has no SFT policy yet"
-        folders = ", ".join(str(store / identity / "model") for identity in found)
-        hint = f"Give one of {folders}." if found else f"Go on with the run, or give a model. Its store: {store}."
+    finished = sorted(identity for identity in made if store.is_dir() and Store(store, reading=True).has(identity))
+    if len(finished) != 1:
+        what = f"this run has {len(finished)} SFT policies" if finished else "this run has no SFT policy yet"
+        folders = ", ".join(str(store / identity / "model") for identity in finished)
+        hint = f"Give one of {folders}." if finished else f"Go on with the run, or give a model. Its store: {store}."
         raise UserError(what, where=name, hint=hint)
-    return Checkpoint(path=str(Store(store).get(found[0]).path / "model"))
+    home = Store(store, reading=True).get(finished[0]).path
+    check_artefact(home)
+    return Checkpoint(path=str(home / "model"))
 
 
 def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "cpu") -> Subject:
@@ -79,7 +87,7 @@ def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "
             hint="Give more data, or let --prompts be larger.",
         )
     pairs = pairs.take(chosen)
-    model = load_language_model(policy, device)
+    model = load_language_model(policy, device, tokenizer)
     about = {"policy": policy.path, **about, "max_response_tokens": limit}
     return Subject(Policy(model, end_tokens(tokenizer), limit), tokenizer, pairs, about)
 
@@ -103,25 +111,25 @@ def _of_world(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PairBatch,
 def _of_data(
     spec: DatasetSpec, policy: Checkpoint, tokenizer: PreTrainedTokenizerBase, prompts: int
 ) -> tuple[PairBatch, int, dict[str, Any]]:
-    context = context_length(policy)
-    response = min(spec.max_response_tokens, max(1, context // 2))
+    context = context_of(policy)
+    response = min(spec.max_response_tokens, context.response, max(1, context.room // 2))
     limits = {
         "max_response_tokens": response,
-        "max_prompt_tokens": min(spec.max_prompt_tokens, max(2, context - response)),
+        "max_prompt_tokens": min(spec.max_prompt_tokens, context.prompt, max(2, context.room - response)),
     }
     splits = {part.split for part in open_parts(spec)}
-    found = describe(spec, split=spec.split or ("train" if "train" in splits else None))
+    contents = describe(spec, split=spec.split or ("train" if "train" in splits else None))
     # One pair of every prompt comes before the second of any. A few more, because prompts may be the same once cut.
     wanted = prompts + prompts // 4 + 8
     made = make_dataset_pairs(spec.model_copy(update={**limits, "train_pairs": wanted}), tokenizer)
     about = {
         "data": spec.source,
-        "format": found.format,
-        "pairs": found.kept,
-        "prompts": found.prompts,
-        "repeated_pairs": found.repeated_pairs,
-        "rows_read": found.read,
-        "rows_dropped": {reason: entry["count"] for reason, entry in found.dropped.items()},
+        "format": contents.format,
+        "pairs": contents.kept,
+        "prompts": contents.prompts,
+        "repeated_pairs": contents.repeated_pairs,
+        "rows_read": contents.read,
+        "rows_dropped": {reason: entry["count"] for reason, entry in contents.dropped.items()},
         "cut_prompts": made.cuts.prompts,
         "cut_responses": made.cuts.responses,
         **limits,

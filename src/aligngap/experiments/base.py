@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import wraps
 
 import numpy as np
 import polars as pl
 
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.spec import AnalysisSpec
+from aligngap.pipeline.stages import SPLITS
+from aligngap.results import Figure as Figure
+from aligngap.results import FigurePoint as FigurePoint
+from aligngap.results import Verdict
 from aligngap.seeds import numpy_stream
-from aligngap.stats.bootstrap import Estimate, Groups, Seed, estimate, fraction_closed, gap_estimates, prompt_means
-from aligngap.stats.curves import Run
+from aligngap.stats.budget import KL, Budget, Run
+from aligngap.stats.estimands import fraction_closed, gap_estimates
+from aligngap.stats.intervals import Estimate, Groups, Seed, intervals, prompt_means
 from aligngap.stats.overoptimisation import Overoptimisation, overoptimisation
-from aligngap.stats.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -28,37 +32,6 @@ class Labelled:
     estimate: Estimate
     unit: str = "win rate"
     null: float | None = 0.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a figure. `low` and `high` are its 95% interval where there is one; `seed` is None for what is
-    pooled over seeds.
-    """
-
-    series: str
-    x: float | str
-    y: float
-    low: float | None = None
-    high: float | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What the report draws of an experiment, beside its win-rate curves: lines or points over numbers, or bars over
-    names. `x` and `y` are the axes' titles with their units; `families`, instead of points, asks for the win-rate
-    curves of these families of arms.
-    """
-
-    name: str
-    title: str
-    x: str = ""
-    y: str = ""
-    mark: Literal["line", "point", "bar"] = "line"
-    points: Sequence[Point] = ()
-    x_log: bool = False
-    families: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,8 @@ class Finished:
 
     per_pair: what it makes of `D_golden` pairs, with columns step, split, prompt_number, correct (1, 0 or 0.5) and
     drift (log pi/pi_sft of the preferred response, nats). per_prompt: step, split, prompt_number, kl, tokens, utility,
-    response_ids, win_*, margin_*. parameters: the policy's number of weights.
+    response_ids, win_*, margin_*. parameters: the policy's number of weights. costs: what it had cost at each step that
+    it kept, a column a budget (`stats.budget`).
     """
 
     entry: ArmEntry
@@ -87,6 +61,30 @@ class Finished:
     per_pair: pl.DataFrame = field(default_factory=pl.DataFrame)
     per_prompt: pl.DataFrame = field(default_factory=pl.DataFrame)
     parameters: int = 0
+    costs: pl.DataFrame = field(default_factory=pl.DataFrame)
+
+
+@dataclass(frozen=True)
+class View:
+    """On which prompts, against whom, by which judge and over which budget runs are compared; None is the study's own.
+    name: for the keys of estimates; empty for the primary view.
+    """
+
+    name: str = ""
+    split: str | None = None
+    opponent: str | None = None
+    judge: str | None = None
+    budget: Budget = KL
+
+    @property
+    def words(self) -> str:
+        """`train prompts`, or `by true utility`."""
+        if self.judge == "true":
+            return "by true utility"
+        return f"{(self.split or '').replace('_', '-')} prompts"
+
+
+PRIMARY = View()
 
 
 @dataclass(frozen=True)
@@ -113,35 +111,34 @@ class TaskData:
         chosen = [arm for arm in self.arms if arm.entry.family == family and baseline in (None, arm.entry.baseline)]
         return sorted(chosen, key=lambda arm: (arm.entry.stage.seed, arm.entry.name))
 
-    def runs(
-        self,
-        family: str,
-        *,
-        baseline: bool | None = None,
-        split: str | None = None,
-        opponent: str | None = None,
-        judge: str | None = None,
-    ) -> list[Run]:
-        """Curves of a family, by the study's primary split, opponent and judge unless others are asked for."""
+    def runs(self, family: str, view: View = PRIMARY, *, baseline: bool | None = None) -> list[Run]:
+        """Curves of a family: the study's primary split, opponent and judge, over KL, unless the view differs."""
         given = self.settings
-        key = (split or given.split, opponent or given.opponent, judge or given.judge)
+        key = (view.split or given.split, view.opponent or given.opponent, view.judge or given.judge)
         # On a task without a true utility, no arm has curves by it.
-        return [arm.runs[key] for arm in self.finished(family, baseline=baseline) if key in arm.runs]
+        arms = self.finished(family, baseline=baseline)
+        return [arm.runs[key].over(view.budget) for arm in arms if key in arm.runs]
+
+    @property
+    def other_split(self) -> str:
+        """The split that is not the study's primary one."""
+        return next(split for split in SPLITS if split != self.settings.split)
 
     def gap(self, a: Sequence[Run], b: Sequence[Run], *purpose: str) -> dict[str, Estimate]:
-        """All estimates that compare `a` (as online) with `b` (as offline); see `stats.bootstrap.gap_estimates`."""
+        """All estimates that compare `a` (as online) with `b` (as offline); see `stats.estimands.gap_estimates`."""
         return gap_estimates(a, b, self.rng(*purpose), replicates=self.settings.replicates)
 
     def share_closed(self, x: Sequence[Run], offline: Sequence[Run], online: Sequence[Run], *purpose: str) -> Estimate:
-        """Share of the online-offline gap that `x` closes; see `stats.bootstrap.fraction_closed`."""
+        """Share of the online-offline gap that `x` closes; see `stats.estimands.fraction_closed`."""
         return fraction_closed(x, offline, online, self.rng(*purpose), replicates=self.settings.replicates)
 
     def estimate(self, groups: Groups, statistic: Callable[[Seed], float], *purpose: str) -> Estimate:
-        """Any statistic of the curves of a seed's runs, by group; see `stats.bootstrap.estimate`."""
-        return estimate(groups, statistic, rng=self.rng(*purpose), replicates=self.settings.replicates)
+        """Any statistic of the curves of a seed's runs, by group; see `stats.intervals.intervals`."""
+        (found,) = intervals(groups, statistic, rng=self.rng(*purpose), replicates=self.settings.replicates).values()
+        return found
 
     def prompt_means(self, values: Mapping[str, tuple[pl.DataFrame, pl.Expr]], *purpose: str) -> dict[str, Estimate]:
-        """Means over prompts and seeds of per-prompt values; see `stats.bootstrap.prompt_means`.
+        """Means over prompts and seeds of per-prompt values; see `stats.intervals.prompt_means`.
 
         values: by name, a table with the columns seed and prompt_number, a row a seed and prompt, and the value as an
         expression of its columns. A table without rows is no data.
@@ -164,10 +161,21 @@ class TaskData:
         return numpy_stream("bootstrap", self.task, *purpose)
 
 
+def each_seed(arms: Callable[[Bench, int], Sequence[ArmEntry]]) -> Callable[[Bench], list[ArmEntry]]:
+    """Makes an experiment's `arms` of a function that names those of one seed."""
+
+    @wraps(arms)
+    def of_all(bench: Bench) -> list[ArmEntry]:
+        return [entry for seed in bench.study.seeds for entry in arms(bench, seed)]
+
+    return of_all
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A question of the study. `rule` is fixed here, in code, before any run, and quoted in the report. obstacle: why
-    the question cannot be asked on a task, in a sentence for the report; empty where it can.
+    the question cannot be asked on a task, in a sentence for the report; empty where it can. The name is also that of
+    the study that asks it alone (`experiments.shipped`).
     """
 
     name: str

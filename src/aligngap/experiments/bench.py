@@ -82,9 +82,23 @@ class Bench:
         return replace(self, size=None if size == self.study.models.policy else size)
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The study's seeds, of its arms and proxies."""
+        return self.study.seeds
+
+    @property
     def has_truth(self) -> bool:
         """Whether the task's true utility is known, and its raters can be asked again: in built-in worlds."""
         return self.task not in self.study.datasets
+
+    @property
+    def optimisers(self) -> dict[str, OptimSpec]:
+        """How long each stage that learns from this task's pairs alone trains, by its key in the study."""
+        study = self.study
+        given = {"golden": study.golden.optim, "proxy": study.proxy.optim, "baseline": study.baseline.optim}
+        if (study.sft_tasks or study.tasks) == (self.task,):
+            given["sft"] = study.sft
+        return {name: optim for name, optim in given.items() if optim is not None}
 
     @cached_property
     def policy_base(self) -> Base:
@@ -357,12 +371,12 @@ class Bench:
             pairs=spec.pairs,
             seed=arm.seed,
         )
-        return Evaluate.of(arm, start)
+        return Evaluate(arm=arm, start=start)
 
     def measured(self, entry: ArmEntry) -> list[Measured]:
         """The further measures of an arm that the study asks for."""
-        return [Measured.of(name, self.evaluation(entry)) for name in self.study.evaluation.measures]
+        return [Measured(measure=name, evaluation=self.evaluation(entry)) for name in self.study.evaluation.measures]
 
     def agreement(self, seed: int) -> Agreement:
         """How the judges of a seed agree."""
-        return Agreement(pairs=self.pairs, golden_pairs=self.golden_pairs, proxy=self.proxy(seed))
+        return Agreement(golden_pairs=self.golden_pairs, proxy=self.proxy(seed))

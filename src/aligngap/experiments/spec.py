@@ -227,8 +227,9 @@ class StudySpec(Section):
         datasets = {
             name: spec.model_copy(
                 update={
+                    # Less of either, and the same share held out.
                     "train_pairs": min(spec.train_pairs or 640, 640),
-                    "held_out_pairs": min(spec.held_out_pairs or 128, 128),
+                    "held_out_limit": min(spec.held_out_limit or 128, 128),
                 }
             )
             for name, spec in self.datasets.items()

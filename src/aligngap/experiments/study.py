@@ -1,57 +1,61 @@
-"""Studies: shipped or the user's own YAML, with overrides; and the stages that a study wants."""
+"""Reading studies: shipped or the user's own YAML, with overrides, or as a run has recorded them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
 from aligngap.errors import UserError, nearest
-from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.shipped import shipped, shipped_text
+from aligngap.experiments.shipped import alone, shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
-from aligngap.models.build import SHIPPED, load_config
-from aligngap.models.check import check_alike, check_vocabulary
-from aligngap.models.sharding import check_divisible
-from aligngap.pipeline.graph import Stage, all_stages
-from aligngap.pipeline.stages import Preference, Sft
+from aligngap.models.build import SHIPPED
 from aligngap.plugins import use_plugins
-
-T = TypeVar("T")
 
 _LARGEST = 100_000
 """Values in a study, far more than anybody writes."""
+_LONGEST_TEXT = 1 << 20
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
-    """A shipped study by name, or a YAML file by path, with `key=value` overrides (dotted keys).
+    """A shipped study or an experiment by name, or a YAML file by path, with `key=value` overrides (dotted keys).
+
+    An experiment is a study that asks it alone, on the settings of `paper`. A plugin's is one too where an override
+    names the plugin (`plugins=[my_ideas]`), which is looked for in the working folder.
 
     Raises UserError for an unknown study or key, unreadable YAML, or a value out of range; the message says where and
     how to fix it.
     """
-    known = shipped()
-    if name in known:
-        where, text = f"study '{name}'", shipped_text(name)
-        default = name
-    else:
-        path = Path(name)
-        if path.suffix not in (".yaml", ".yml"):
-            raise UserError(
-                f"there is no study '{name}'", hint=f"{nearest(name, known)} Or give a file that ends in .yaml."
-            )
+    folder: Path | None = None  # of a study that is not shipped
+    if name in shipped():
+        where, default = f"study '{name}'", name
+        content = _parse(shipped_text(name), where)
+    elif Path(name).suffix in (".yaml", ".yml"):
+        where, default, folder = name, Path(name).stem, Path(name).parent
         try:
-            where, text, default = name, path.read_text("utf-8"), path.stem
+            text = Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"the study file cannot be read: {error}", where=name, hint="Check the path and that it is UTF-8 text."
             ) from error
-    content = _parse(text, where)
-    if name not in known:
-        _placed(content, Path(name).parent)
+        content = _parse(text, where)
+        _placed(content, folder)
+    else:
+        where, default = f"experiment '{name}'", name
+        given: dict[str, Any] = {}
+        for override in overrides:
+            _set(given, override)
+        if "plugins" in given:
+            folder = Path()
+            use_plugins(_plugins(given, where), folder.resolve())
+        content = alone(name) or {}
+        if not content:
+            hint = f"{nearest(name, [*shipped(), *EXPERIMENTS])} Or give a file that ends in .yaml."
+            raise UserError(f"there is no study and no experiment '{name}'", hint=hint)
     content = _extended(content, where)
     content.setdefault("name", default)
     for override in overrides:
@@ -60,25 +64,42 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
         if seeds < 1:
             raise UserError(f"{seeds} seeds are too few", where="--seeds", hint="Give a number from 1 on.")
         content["seeds"] = list(range(seeds))
-    plugins = content.get("plugins") or []
-    if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
-        raise UserError("plugins are a list of modules", where=f"{where}, plugins", hint="As in plugins: [my_losses].")
-    use_plugins(plugins, None if name in known else Path(name).resolve().parent)
+    use_plugins(_plugins(content, where), folder and folder.resolve())
     try:
         study = StudySpec.model_validate(content)
-        if name not in known:
-            study = study.placed(Path(name).resolve().parent)
+        if folder is not None:
+            study = study.placed(folder.resolve())
     except ValidationError as error:
         raise _explained(error, where) from None
-    for unknown in unknown_experiments(study):
-        hint = nearest(unknown, EXPERIMENTS)
-        raise UserError(f"there is no experiment '{unknown}'", where=f"{where}, experiments", hint=hint)
+    _know_experiments(study, f"{where}, experiments")
     return study.shrunk() if smoke else study
 
 
-def unknown_experiments(study: StudySpec) -> list[str]:
-    """Experiments of a study that nobody has registered: a misspelt one's, or a plugin's that has not been imported."""
-    return [name for name in study.experiments if name not in EXPERIMENTS]
+def _plugins(content: dict[str, Any], where: str) -> list[str]:
+    plugins = content.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(module, str) for module in plugins):
+        raise UserError("plugins are a list of modules", where=f"{where}, plugins", hint="As in plugins: [my_losses].")
+    return plugins
+
+
+def resolved_study(specification: Mapping[str, Any], folder: Path | None = None) -> StudySpec:
+    """A study as a run has recorded it, with every setting. No plugin is imported. folder: where its file lies.
+
+    Raises UserError for what this version cannot read, and for an experiment that nobody has registered: it may be a
+    plugin's that has not been imported.
+    """
+    try:
+        study = StudySpec.model_validate(specification)
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"]) from error
+    _know_experiments(study)
+    return study.placed(folder) if folder else study
+
+
+def _know_experiments(study: StudySpec, where: str | None = None) -> None:
+    for name in study.experiments:
+        if name not in EXPERIMENTS:
+            raise UserError(f"there is no experiment '{name}'", where=where, hint=nearest(name, EXPERIMENTS))
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -91,13 +112,13 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise UserError(
             f"this is not valid YAML: {problem}",
             where=f"{where}{line}",
-            hint="Mend the file; compare with a shipped study.",
+            hint="Fix the file; compare with a shipped study.",
         ) from None
     if not isinstance(content, dict):
         raise UserError(
             "a study is a mapping of keys to values",
             where=where,
-            hint="Compare with a shipped study (docs/studies.md).",
+            hint="Compare with a shipped study, or write one with `aligngap init` (docs/tutorial.md).",
         )
     return content
 
@@ -105,7 +126,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     """What a YAML text says. Raises yaml.YAMLError for all that cannot be read, or would fill the memory once read."""
     try:
-        content = yaml.safe_load(text)
+        if len(text) > _LONGEST_TEXT or text.count("\n") + text.count(",") > _LARGEST:
+            raise yaml.YAMLError("it is far longer than any study")
+        content = yaml.load(text, _UniqueKeys)
         if _expanded(content, {}) > _LARGEST:
             raise yaml.YAMLError("its aliases unfold to too much")
     except RecursionError:
@@ -114,6 +137,22 @@ def _yaml(text: str) -> Any:
         # Of the library's own readers of dates and numbers.
         raise yaml.YAMLError(f"a value cannot be read: {error}") from None
     return content
+
+
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's plain values alone. A key that is given twice is an error: the first value would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines and isinstance(key.value, str) and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value}' is given twice, in lines {lines[key.value]} and {line}",
+                    problem_mark=key.start_mark,
+                )
+            lines |= {key.value: line} if isinstance(key.value, str) else {}
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
 def _expanded(value: Any, known: dict[int, int | None]) -> int:
@@ -235,79 +274,3 @@ def _known_keys(path: Sequence[str]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field else None
     return sorted(getattr(model, "model_fields", {}))
-
-
-def obstacles(study: StudySpec, task: str) -> dict[str, str]:
-    """The study's experiments that cannot be asked on a task, and why."""
-    bench = Bench(study, task)
-    found = {name: _said(name, "obstacle", EXPERIMENTS[name].obstacle, bench) for name in study.experiments}
-    return {name: reason for name, reason in found.items() if reason}
-
-
-def _said(name: str, what: str, ask: Callable[[Bench], T], bench: Bench) -> T:
-    """What an experiment says of a bench. Raises UserError when it is a plugin's and fails to."""
-    try:
-        return ask(bench)
-    except Exception as error:
-        if isinstance(error, UserError) or EXPERIMENTS.code(name) is None:
-            raise
-        raise UserError(
-            f"the experiment '{name}' cannot say its {what} on {bench.task}: {type(error).__name__}: {error}",
-            where=EXPERIMENTS.place(name, error),
-            hint="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
-        ) from error
-
-
-def asked(study: StudySpec, task: str) -> list[str]:
-    """The study's experiments that can be asked on a task."""
-    hindered = obstacles(study, task)
-    return [name for name in study.experiments if name not in hindered]
-
-
-def arms(study: StudySpec, task: str) -> list[ArmEntry]:
-    """Every arm that the study's experiments ask for on a task, each once, the golden policy last."""
-    bench = Bench(study, task)
-    entries = [entry for name in asked(study, task) for entry in _said(name, "arms", EXPERIMENTS[name].arms, bench)]
-    entries.append(ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True))
-    return list({(entry.family, entry.stage.identity): entry for entry in entries}.values())
-
-
-def measures(study: StudySpec, task: str) -> list[Measure]:
-    """Every measure that the study's experiments ask for on a task, each once."""
-    bench = Bench(study, task)
-    entries = [
-        entry for name in asked(study, task) for entry in _said(name, "measures", EXPERIMENTS[name].measures, bench)
-    ]
-    return list({(entry.name, entry.stage.identity): entry for entry in entries}.values())
-
-
-def targets(study: StudySpec) -> list[Stage]:
-    """What the study wants made: every arm's evaluation, the experiments' measures, and the judges' agreement.
-
-    Raises UserError for a model that cannot be had, that reads other tokens than the policy, or that cannot be divided
-    where the study divides models.
-    """
-    wanted: list[Stage] = []
-    for task in study.tasks:
-        bench = Bench(study, task)
-        wanted += [bench.agreement(seed) for seed in study.seeds]
-        for entry in arms(study, task):
-            wanted += [bench.evaluation(entry), *bench.measured(entry)]
-        wanted += [entry.stage for entry in measures(study, task)]
-    bases = [stage.base for stage in all_stages(wanted) if isinstance(stage, Sft | Preference)]
-    checkpoints = list({base.digest: base.checkpoint for base in bases}.values())
-    for checkpoint in checkpoints:
-        check_vocabulary(checkpoint)
-        if study.parallel.sharding == "full":
-            check_divisible(load_config(checkpoint))
-    check_alike(study.models.policy, checkpoints)
-    return wanted
-
-
-def asked_by(study: StudySpec) -> dict[str, list[str]]:
-    """For each stage's identity, the experiments of the study that need it, in the study's order."""
-    found: dict[str, list[str]] = {}
-    for name in study.experiments:
-        for stage in all_stages(targets(study.model_copy(update={"experiments": (name,)}))):
-            found.setdefault(stage.identity, []).append(name)
-    return found

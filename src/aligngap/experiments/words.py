@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isnan
 
-from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.intervals import Estimate
 
 
 def interval_words(estimate: Estimate, *, signed: bool = False) -> str:

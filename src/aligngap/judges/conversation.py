@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from aligngap.models.build import written_by_template
+from aligngap.models.tokenizer import written_by_template
 from aligngap.types import TokenIds
 
 Turn = dict[str, str]

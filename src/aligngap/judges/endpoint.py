@@ -62,12 +62,16 @@ Which answer is better? Reply with nothing but A, B or tie."""
 ANSWER = r"\W*(A|B|tie)\W*"
 
 _VERDICTS = {"a": 1, "b": -1, "tie": 0}
+_REFUSED = 2
+"""Kept in a verdict's place for a question that the endpoint did not take."""
 # Statuses that pass: the request took too long, came too early or too often; so do those of the server's own trouble.
 _PASSING = frozenset({408, 409, 425, 429})
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _LARGEST_BODY = 4 << 20
 # Shares are of at least so many questions: one odd answer among a few is no sign that the endpoint cannot judge.
 _FEW = 20
+# So many first questions refused, and none answered, are the request's fault and not the questions'.
+_FIRST = 3
 _JITTER = random.Random()
 
 
@@ -216,6 +220,10 @@ class _Question:
     trouble: str = "no answer yet"
 
 
+class _Refused(Exception):
+    """The endpoint does not take this one question: a content filter, say, or too long a text."""
+
+
 class EndpointJudge(TextJudge):
     """Asks an endpoint about both orders of every pair.
 
@@ -223,8 +231,9 @@ class EndpointJudge(TextJudge):
     in the other), 0 (ties, or each order prefers another response), and so on. A pair of which one order is undecided
     is a tie.
 
-    `spent`: requests (all that were sent), cached (questions that needed none), undecided, prompt_tokens and
-    completion_tokens (by the endpoint's own count), unmetered (replies without one); cost, if there are prices.
+    `spent`: requests (all that were sent), cached (questions that needed none), undecided, refused (of those),
+    prompt_tokens and completion_tokens (by the endpoint's own count), unmetered (replies without one); cost, if there
+    are prices.
 
     Raises UserError when the endpoint refuses, stays away, or gives no decision on too many questions.
     """
@@ -240,8 +249,8 @@ class EndpointJudge(TextJudge):
         self.spec, self._key, self._cache = spec, key, cache
         self._pattern = re.compile(spec.answer, re.IGNORECASE)
         self._asked = 0
-        self._reached = False
-        names = ("requests", "cached", "undecided", "prompt_tokens", "completion_tokens", "unmetered")
+        self._reached = self._answered = False
+        names = ("requests", "cached", "undecided", "refused", "prompt_tokens", "completion_tokens", "unmetered")
         self.spent = dict.fromkeys((*names, "cost") if spec.prices else names, 0.0)
 
     def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
@@ -288,9 +297,14 @@ class EndpointJudge(TextJudge):
         with _Cache.opened(self._cache) as cache:
             verdicts = {key: verdict for key in questions if (verdict := cache.get(key)) is not None}
             self.spent["cached"] += len(verdicts)
+            for key, verdict in verdicts.items():
+                if verdict == _REFUSED:
+                    self.spent["refused"] += 1
+                    questions[key].trouble = "the endpoint had refused it in an earlier run"
+                    self._count_undecided(questions[key])
             if left := [question for key, question in questions.items() if key not in verdicts]:
                 verdicts |= _run(lambda: self._ask(left, cache))
-        return {key: verdicts.get(key) for key in questions}
+        return {key: None if (verdict := verdicts.get(key)) == _REFUSED else verdict for key in questions}
 
     async def _ask(self, questions: Sequence[_Question], cache: _Cache) -> dict[str, int]:
         """The decisions there are. The first failure ends all that is under way."""
@@ -300,9 +314,17 @@ class EndpointJudge(TextJudge):
         places = anyio.CapacityLimiter(self.spec.concurrency)
         verdicts: dict[str, int] = {}
 
+        refused: list[_Question] = []
+
         async def answer(question: _Question) -> None:
             async with places:
-                verdict = await self._decided(client, question)
+                try:
+                    verdict = await self._decided(client, question)
+                except _Refused:
+                    refused.append(question)
+                    if not self._answered and len(refused) >= _FIRST:
+                        self._fail(question.trouble, "request")
+                    return
             if verdict is None:
                 self._count_undecided(question)
             else:
@@ -316,6 +338,13 @@ class EndpointJudge(TextJudge):
         ):
             for question in questions:
                 group.start_soon(answer, question)
+        if refused and not self._answered:
+            self._fail(refused[-1].trouble, "request")
+        for question in refused:
+            # Kept only now: where the endpoint takes no question at all, that says nothing of any one of them.
+            verdicts[question.key] = cache.keep(question.key, _REFUSED)
+            self.spent["refused"] += 1
+            self._count_undecided(question)
         return verdicts
 
     def _sign(self, request: Request) -> Request:
@@ -360,13 +389,16 @@ class EndpointJudge(TextJudge):
             else:
                 self._reached = True
                 if 200 <= status < 300:
+                    self._answered = True
                     return self._message(body), body.decode(errors="replace")
                 question.trouble = f"HTTP status {status}, {self._quoted(body.decode(errors='replace'))}"
                 if 300 <= status < 400:  # not followed: the key and the texts are for this address alone
                     elsewhere = self._quoted(headers.get("Location", ""))
                     self._fail(f"HTTP status {status}: it sends us on to {elsewhere}", "url")
                 if status not in _PASSING and status < 500:
-                    self._fail(question.trouble, "key" if status in (401, 403) else "request")
+                    if status in (401, 405) or (status in (403, 404) and not self._answered):
+                        self._fail(question.trouble, "key" if status in (401, 403) else "request")
+                    raise _Refused
                 told_to_wait = _retry_after(headers.get("Retry-After", ""))
             if retry == self.spec.retries:
                 break
@@ -395,7 +427,7 @@ class EndpointJudge(TextJudge):
             if prices := self.spec.prices:
                 millionths = bill.prompt_tokens * prices.prompt + bill.completion_tokens * prices.completion
                 self.spent["cost"] += millionths / 1e6
-        return (completion.choices[0].message.content if completion is not None else None) or ""
+        return completion.choices[0].message.text if completion is not None else ""
 
     def _count_undecided(self, question: _Question) -> None:
         self.spent["undecided"] += 1
@@ -512,8 +544,19 @@ def _retry_after(value: str) -> float:
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
+class _Part(BaseModel):
+    text: str = ""
+
+
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[_Part] | None = None
+
+    @property
+    def text(self) -> str:
+        """Content may be a list of parts, of which those of text count."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 class _Choice(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import field_validator
@@ -14,16 +14,28 @@ from aligngap import ranks
 from aligngap.errors import UserError, out_of_memory
 from aligngap.judges.base import Against, Judge, Orders, decision, same_rows, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
-from aligngap.models.build import base_path, load_tokenizer
+from aligngap.models.build import base_path
 from aligngap.models.check import alike
-from aligngap.models.opponents import Opponents, opponents_of
+from aligngap.models.folder import ModelFolder
+from aligngap.models.opponents import KeptOpponents
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
+from aligngap.models.tokenizer import load_tokenizer
+from aligngap.plugins import Registered
+from aligngap.store.contents import MANIFEST, check_artefact
 from aligngap.timings import spending
 from aligngap.types import Tokens
 
 
 class ModelJudge(Judge):
     """Decides by the sign of r(x, y1, y2) - r(x, y2, y1) (Tang et al. 2024, appendix A)."""
+
+    keeps_opponents: ClassVar[bool] = True
+    """Whether what the model has read of opponents may be kept. Not inherited: what is derived may compare in another
+    way."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.keeps_opponents = vars(cls).get("keeps_opponents", False)
 
     def __init__(self, model: PreferenceModel, chunk: int | None = None) -> None:
         super().__init__()
@@ -43,10 +55,10 @@ class ModelJudge(Judge):
     def against(self, prompts: Tokens, opponents: Sequence[Tokens]) -> Against:
         """Where it can be, what is read of prompts and opponents is kept."""
         device, plain = self.model.device, super().against(prompts, opponents)
-        if type(self) is not ModelJudge:  # it may compare in another way
+        if not self.keeps_opponents:
             return plain
-        kept = opponents_of(self.model, prompts.to(device), [tokens.to(device) for tokens in opponents])
-        return plain if kept is None else _Remembering(self, kept, plain)
+        kept = self.model.keep(prompts.to(device), [tokens.to(device) for tokens in opponents])
+        return plain if kept is None else _KeptAgainst(self, kept, plain)
 
     def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders | None:
         """Whether r(x, y1, y2) and 1 - r(x, y2, y1) are above one half; None for a point-wise model."""
@@ -60,7 +72,7 @@ class ModelJudge(Judge):
         """Log-odds for the response read first: the first's, then the second's; [n] each."""
         asked, device = prompts.ids.device, self.model.device
         prompts, first, second = (tokens.to(device) for tokens in (prompts, first, second))
-        if len(prompts.ids) <= self.chunk:  # these very tokens are laid out once for judge, reference and policy
+        if len(prompts.ids) <= self.chunk:  # the very same tensors are laid out once for judge, reference and policy
             forward, backward = self.model.both_orders(prompts, first, second)
             return forward.to(asked), backward.to(asked)
         found = []
@@ -73,10 +85,10 @@ class ModelJudge(Judge):
         return forward, backward
 
 
-class _Remembering(Against):
+class _KeptAgainst(Against):
     """What the model has read of prompts and opponents is not read again."""
 
-    def __init__(self, judge: ModelJudge, kept: Opponents, plain: Against) -> None:
+    def __init__(self, judge: ModelJudge, kept: KeptOpponents, plain: Against) -> None:
         super().__init__(judge, plain.prompts, plain.opponents)
         self._kept, self._chunk, self._device = kept, judge.chunk, judge.model.device
 
@@ -111,6 +123,8 @@ class PreferenceJudgeSpec(JudgeSpec):
     wrote. model: its form. base: the base it was trained from, whose tokens it reads: they must be the policy's.
     """
 
+    registered: ClassVar[Registered] = {"model": PREFERENCE_MODELS}
+
     kind: Literal["preference"] = "preference"
 
     folder: str
@@ -124,17 +138,23 @@ class PreferenceJudgeSpec(JudgeSpec):
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """The weights' digests. What else an artefact's folder holds, its record among it, has times in it."""
-        folder, code = self._folder(search), PREFERENCE_MODELS.code(self.model)
+        folder = self._folder(search)
         return {
             "kind": self.kind,
             "model": self.model,
             "backbone": digest_of(folder / "backbone"),
             "readout": digest_of(folder / "readout.safetensors"),
             "separator": separator_of(self._tokenizer(search)),
-            **({"model_code": code} if code else {}),
         }
 
+    def check(self, search: Path | None = None) -> None:
+        folder = self._folder(search)
+        if (folder / MANIFEST).is_file():  # of a store
+            check_artefact(folder.absolute())
+        ModelFolder.of(folder / "backbone").check()
+
     def build(self, given: JudgeIngredients) -> ModelJudge:
+        self.check(given.search)
         own, folder = self._tokenizer(given.search), self._folder(given.search)
         if not alike(own, given.tokenizer):
             raise UserError(

@@ -75,5 +75,5 @@ class GivenJudge(BaseModel):
 
 
 def _identity(spec: JudgeSpec, search: Path | None) -> dict[str, Any]:
-    code = JUDGES.code(spec.kind)
+    code = JUDGES.code(spec.kind) or spec.code
     return spec.identity(search) | ({"code": code} if code else {})

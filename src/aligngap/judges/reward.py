@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,16 @@ from aligngap.errors import UserError
 from aligngap.judges.conversation import ConversationReader
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.judges.text import TextJudge, prompt_text
-from aligngap.models.build import SHIPPED, WHOLE, attempt, base_path, whole_model, written_by_template
+from aligngap.models.build import SHIPPED, base_path, check_rows, read_model
+from aligngap.models.context import positions
+from aligngap.models.folder import attempt, check_weights
+from aligngap.models.tokenizer import written_by_template
 from aligngap.types import TokenIds, Tokens
 
 Form = Literal["chat", "joined", "pair"]
+
+_FIRST, _FEW, _UNDECIDED = 3, 20, 0.05
+"""A template that refuses so many first texts, or more than this share of at least so many, is not the texts' fault."""
 
 
 class RewardJudge(TextJudge):
@@ -48,9 +54,13 @@ class RewardJudge(TextJudge):
         self.model, self.form, self.batch, self.name = model, form, batch, name
         self.own: Any = own
         self.own.truncation_side = "left"
-        self._kinds = "token_type_ids" in inspect.signature(model.forward).parameters
+        # A GPT-2 takes token types, too, and has no embeddings of them: types of 0 would be another word everywhere.
+        takes = "token_type_ids" in inspect.signature(model.forward).parameters
+        learned = getattr(model.config.get_text_config(), "type_vocab_size", 0) > 0
+        self._kinds = takes and (learned or "token_type_ids" in self.own("a", verbose=False))
         self.longest = longest or longest_input(model, own)
-        self.spent = {"texts_scored": 0.0, "texts_cut": 0.0}
+        self.spent = {"texts_scored": 0.0, "texts_cut": 0.0, "undecided": 0.0}
+        self._asked = 0
         self._conversations = ConversationReader(tokenizer)
 
     def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
@@ -62,18 +72,37 @@ class RewardJudge(TextJudge):
 
     def read_prompt(self, ids: TokenIds) -> str:
         """In form `chat` the turns as JSON, else the text."""
-        text = prompt_text(self.tokenizer, ids)
         if self.form != "chat":
-            return text
-        return json.dumps(self._conversations.read(ids) or [{"role": "user", "content": text}])
+            return super().read_prompt(ids)
+        alone = [{"role": "user", "content": prompt_text(self.tokenizer, ids)}]
+        return json.dumps(self._conversations.read(ids) or alone)
 
     def compare_texts(self, prompts: list[str], first: list[str], second: list[str]) -> torch.Tensor:
         """Difference of the scores; float32 [n]."""
         sides = [list(zip(prompts, side, strict=True)) for side in (first, second)]
         distinct = list(dict.fromkeys((*sides[0], *sides[1])))
-        scores = dict(zip(distinct, self.scores([self._encoded(*text) for text in distinct]), strict=True))
-        a, b = (torch.tensor([scores[text] for text in side]) for side in sides)
-        return a - b
+        inputs = {text: fields for text in distinct if (fields := self._read(*text)) is not None}
+        scores = dict(zip(inputs, self.scores(list(inputs.values())), strict=True))
+        a, b = (torch.tensor([scores.get(text, math.nan) for text in side]) for side in sides)
+        return (a - b).nan_to_num(0.0)  # a text that the template refuses leaves its pair undecided, a tie
+
+    def _read(self, prompt: str, response: str) -> dict[str, list[int]] | None:
+        """A text's fields; None, and counted, where the model's template refuses it. Raises UserError where it refuses
+        all of the first texts, or many: then it is no single text's fault.
+        """
+        self._asked += 1
+        try:
+            return self._encoded(prompt, response)
+        except TemplateError as error:
+            self.spent["undecided"] += 1
+            refused = int(self.spent["undecided"])
+            if (refused == self._asked and refused >= _FIRST) or refused > _UNDECIDED * max(self._asked, _FEW):
+                raise UserError(
+                    f"the reward model's chat template refuses {refused} of the first {self._asked} texts: {error}",
+                    where=self.name,
+                    hint="Use text: joined, or repair the template.",
+                ) from error
+            return None
 
     @torch.no_grad()
     def scores(self, inputs: list[dict[str, list[int]]]) -> list[float]:
@@ -129,17 +158,10 @@ class RewardJudge(TextJudge):
             config.pad_token_id = own_padding
 
     def _encoded(self, prompt: str, response: str) -> dict[str, list[int]]:
-        """One text's fields: `input_ids`, and `token_type_ids` for models that read them."""
+        """One text's fields: `input_ids`, and `token_type_ids` for models that read them. Raises TemplateError."""
         if self.form == "chat":
             turns = [*json.loads(prompt), {"role": "assistant", "content": response}]
-            try:
-                text = written_by_template(self.own, turns, open_end=False)
-            except TemplateError as error:
-                raise UserError(
-                    f"the reward model's chat template refuses a conversation: {error}",
-                    where=self.name,
-                    hint="Use text: joined, or hint the template.",
-                ) from error
+            text = written_by_template(self.own, turns, open_end=False)
             ids = self.own(text, add_special_tokens=False, verbose=False)["input_ids"]
             if len(ids) > self.longest:
                 self.spent["texts_cut"] += 1
@@ -165,14 +187,18 @@ class RewardJudge(TextJudge):
         return fields
 
 
+def _score_in_fp32(model: Any) -> None:
+    """The head alone in fp32: half precision rounds scores of good answers to the same number, a tie that is none."""
+    for name, head in model.named_children():
+        if name != model.base_model_prefix:
+            head.float().register_forward_pre_hook(
+                lambda _, given: tuple(part.float() if torch.is_tensor(part) else part for part in given)
+            )
+
+
 def longest_input(model: Any, tokenizer: Any) -> int:
     """The most tokens that model and tokenizer say they can take."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    # RoBERTa's kin count positions from behind their padding's number.
-    padding = getattr(table, "padding_idx", None)
-    unused = 0 if padding is None else padding + 1
-    return int(min(positions - unused, tokenizer.model_max_length))
+    return int(min(positions(model.base_model, model.config), tokenizer.model_max_length))
 
 
 class RewardJudgeSpec(JudgeSpec):
@@ -198,26 +224,45 @@ class RewardJudgeSpec(JudgeSpec):
         weights = digest_of(Path(path)) if Path(path).is_dir() else f"hub:{path}@{self.revision or 'main'}"
         return {"model": weights, **self.model_dump(include={"kind", "text", "dtype", "max_length"})}
 
+    def check(self, search: Path | None = None) -> None:
+        self._tokenizer_and_config(self._path(search))
+
     def build(self, given: JudgeIngredients) -> RewardJudge:
         path = self._path(given.search)
-        source: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        config: Any = attempt(AutoConfig.from_pretrained, path, "reward model", **source)
+        own, config = self._tokenizer_and_config(path)
+        dtype, kind = getattr(torch, self.dtype), AutoModelForSequenceClassification
+        model: Any = read_model(kind, path, config, dtype, what="reward model", **self._source)
+        form = self.text or ("chat" if own.chat_template else "joined")
+        if form == "chat" and not own.chat_template:
+            raise UserError("the tokenizer has no chat template", where=path, hint="Use text: joined or text: pair.")
+        if dtype is not torch.float32:
+            _score_in_fp32(model)
+        model = model.eval().requires_grad_(False).to(given.device)
+        return RewardJudge(
+            given.tokenizer, model, own, form, longest=self.max_length, batch=self.batch, name=f"reward model {path}"
+        )
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def _tokenizer_and_config(self, path: str) -> tuple[Any, Any]:
+        """What is known of the model without its weights. Raises UserError for one that cannot be a reward model, and
+        for weights that are not to be read.
+        """
+        config: Any = attempt(AutoConfig.from_pretrained, path, "reward model", **self._source)
         if config.num_labels != 1:
             raise UserError(
                 f"a reward model has one label, and this model has {config.num_labels}",
                 where=path,
                 hint="Give a sequence classifier that was trained with num_labels=1.",
             )
-        own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **source)
-        kind, dtype = AutoModelForSequenceClassification, getattr(torch, self.dtype)
-        model = whole_model(attempt(kind.from_pretrained, path, "reward model", **source, **WHOLE, dtype=dtype), path)
-        form = self.text or ("chat" if own.chat_template else "joined")
-        if form == "chat" and not own.chat_template:
-            raise UserError("the tokenizer has no chat template", where=path, hint="Use text: joined or text: pair.")
-        model = model.eval().requires_grad_(False).to(given.device)
-        return RewardJudge(
-            given.tokenizer, model, own, form, longest=self.max_length, batch=self.batch, name=f"reward model {path}"
-        )
+        check_weights(path, config, path, **self._source)
+        own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **self._source)
+        # A padding token that was added later is never looked up.
+        tokens = 1 + max(token for token in own.get_vocab().values() if token != own.pad_token_id)
+        check_rows(tokens, getattr(config.get_text_config(), "vocab_size", None), path)
+        return own, config
 
     def _path(self, search: Path | None) -> str:
         path = beside(self.model, search)

@@ -6,11 +6,12 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
 from aligngap.judges.base import Judge
+from aligngap.plugins import Pluggable
 from aligngap.store.identity import content_digest
 from aligngap.tasks.worlds.base import World
 
@@ -32,7 +33,7 @@ class JudgeIngredients:
     world: World | None = None
 
 
-class JudgeSpec(BaseModel):
+class JudgeSpec(Pluggable):
     """Names a judge and its settings in a study. Subclasses add `kind: Literal["..."]` with its name as the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,6 +47,9 @@ class JudgeSpec(BaseModel):
 
         Raises UserError when what the spec names is not there.
         """
+
+    def check(self, search: Path | None = None) -> None:
+        """Raises UserError for what can be known to be wrong without building the judge."""
 
     @abstractmethod
     def build(self, given: JudgeIngredients) -> Judge:

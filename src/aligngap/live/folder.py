@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.errors import UserError
+from aligngap.pipeline import REPORT
 from aligngap.pipeline.executors.progress import ENDED
 from aligngap.pipeline.rundir import RunDirectory
 
@@ -39,8 +40,9 @@ class Look:
 
     @property
     def closing(self) -> bool:
-        """Whether a run that goes on has no stage left, and is writing its results."""
-        return self.state == "running" and bool(self.stages) and all(s["status"] in ENDED for s in self.stages)
+        """Whether a run that goes on has no stage left but the report, and is writing its results."""
+        made = [stage for stage in self.stages if stage["kind"] != REPORT]
+        return self.state == "running" and bool(made) and all(stage["status"] in ENDED for stage in made)
 
 
 class Watched:

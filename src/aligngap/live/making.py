@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
 import os
 import signal
 import time
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING
 from aligngap.errors import UserError
 from aligngap.live.folder import Look, Watched
 from aligngap.pipeline.executors.progress import ENDED
+from aligngap.pipeline.processes import GRACE, Child
 
 if TYPE_CHECKING:
-    from aligngap.experiments.results import Gathered
-    from aligngap.experiments.spec import StudySpec
+    from aligngap.experiments.gather import Gathered
+    from aligngap.experiments.plan import Plan
     from aligngap.pipeline.graph import Outcome, Stage
-    from aligngap.report.load import ReportData
+    from aligngap.results import StudyResults
     from aligngap.store import Store
 
 _NICENESS = 5  # beside a run on all cores, about a quarter of one
@@ -80,18 +80,18 @@ class Maker:
     """Makes pages, and remembers of each task what it has gathered: most of the time only one has changed."""
 
     def __init__(self) -> None:
-        self._study: tuple[Mapping[str, object], StudySpec, dict[str, list[Stage]]] | None = None
+        self._plan: tuple[Mapping[str, object], Plan] | None = None
         self._gathered: dict[str, tuple[object, Gathered]] = {}
 
     def make(self, request: Request) -> Page | NoPage:
         """A page, unless it would be made of what the last one was made of. Reads only."""
-        from aligngap.report.load import load
+        from aligngap.results import read
 
         start = time.process_time()
         try:
             if request.results is not None:
                 of_what: object = _stamp(request.results)
-                data = None if of_what == request.known else load(request.results)
+                data = None if of_what == request.known else read(request.results)
             else:
                 of_what, data = self._unfinished(request)
             if data is None:
@@ -105,50 +105,38 @@ class Maker:
             traceback.print_exc()
             return NoPage(f"{type(error).__name__}: {error}", time.process_time() - start)
 
-    def _unfinished(self, request: Request) -> tuple[object, ReportData | None]:
-        import polars as pl
-
-        from aligngap.experiments.results import assemble, gather
-        from aligngap.report.load import parsed
+    def _unfinished(self, request: Request) -> tuple[object, StudyResults | None]:
+        from aligngap.experiments.gather import assemble, gather
+        from aligngap.results import for_readers
         from aligngap.store import Store
 
-        study, reads = self._loaded(request.study, request.file)
+        plan = self._planned(request.study, request.file)
         store = Store(request.store, reading=True)
         outcome = _outcome(request)
-        there = {task: _there(stages, store, outcome) for task, stages in reads.items()}
+        there = {name: _there(task.reads, store, outcome) for name, task in plan.tasks.items()}
         if there == request.known or not any(visible for visible, _ in there.values()):
             return there, None
         for task, state in there.items():
             if task not in self._gathered or self._gathered[task][0] != state:
-                self._gathered[task] = (state, gather(study, task, store, outcome))
-        gathered = {task: self._gathered[task][1] for task in there}
-        samples = [frame for found in gathered.values() for frame in found.samples]
-        results = assemble(study, store, outcome, gathered)
-        return there, parsed(results, pl.concat(samples) if samples else pl.DataFrame())
+                self._gathered[task] = (state, gather(plan.tasks[task], store, outcome))
+        gathered = [self._gathered[task][1] for task in there]
+        return there, for_readers(assemble(plan, store, outcome, gathered))
 
-    def _loaded(self, given: Mapping[str, object], file: Path | None) -> tuple[StudySpec, dict[str, list[Stage]]]:
-        from pydantic import ValidationError
+    def _planned(self, given: Mapping[str, object], file: Path | None) -> Plan:
+        from aligngap.experiments.plan import Plan
+        from aligngap.experiments.study import load_study
 
-        from aligngap.experiments.results import reads
-        from aligngap.experiments.spec import StudySpec
-        from aligngap.experiments.study import load_study, unknown_experiments
-
-        if self._study is None or self._study[0] != given:
+        if self._plan is None or self._plan[0] != given:
             # What a folder names is not imported: it may be anyone's. A file that the user gives is the user's own.
             place = load_study(str(file)).folder if file else None
             try:
-                study = StudySpec.model_validate(_without_trust(given))
-                study = study.placed(place) if place else study
-                for unknown in unknown_experiments(study):
-                    raise UserError(f"there is no experiment '{unknown}'")
-                self._study = (given, study, {task: reads(study, task) for task in study.tasks})
-            except (ValidationError, UserError) as error:
-                what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                self._plan = given, Plan.recorded(_without_trust(given), place)
+            except UserError as error:
                 hint = "Watch with the version of aligngap that runs it" + (
                     "." if file else "; if it has plugins or judges of its own, say --study FILE."
                 )
-                raise UserError(f"the study cannot be read: {what}", hint=hint) from error
-        return self._study[1:]
+                raise UserError(f"the study cannot be read: {error.what}", hint=hint) from error
+        return self._plan[1]
 
 
 def _without_trust(given: Mapping[str, object]) -> dict[str, object]:
@@ -163,8 +151,8 @@ def _without_trust(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def _outcome(request: Request) -> Outcome:
-    from aligngap.experiments.results import PENDING
     from aligngap.pipeline.graph import Outcome
+    from aligngap.results import PENDING
 
     outcome = Outcome()
     for identity in request.pending:
@@ -195,10 +183,10 @@ def _stamp(folder: Path) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_size
 
 
-def _page(data: ReportData, of_what: object, final: bool, start: float) -> Page:
+def _page(data: StudyResults, of_what: object, final: bool, start: float) -> Page:
     from aligngap.report.page import content_policy, render
 
-    arms = data.runs["status"].to_list()
+    arms = [arm.status for task in data.tasks for arm in task.arms]
     html = render(data).encode()
     return Page(html, content_policy(), of_what, final, arms.count("finished"), len(arms), time.process_time() - start)
 
@@ -208,7 +196,7 @@ def serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # a folder must not make anyone's machine fetch
     # What is imported once is neither held back nor counted as work that asks for rest.
-    for module in ("aligngap.experiments.results", "aligngap.report.page", "altair", "vl_convert"):
+    for module in ("aligngap.experiments.gather", "aligngap.report.page", "altair", "vl_convert"):
         importlib.import_module(module)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
@@ -231,8 +219,7 @@ class Renewal:
         self.problem: str | None = None
         self.making = False
         self._watched = watched
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._connection: Connection | None = None
+        self._child: Child | None = None
         self._next = self._asked = 0.0
 
     @property
@@ -249,11 +236,8 @@ class Renewal:
 
     def close(self) -> None:
         """End the process."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        if self._child is not None:
+            self._child.end()
 
     def _ask(self, look: Look) -> None:
         waiting = {stage["identity"] for stage in look.stages if stage["status"] not in ENDED}
@@ -269,18 +253,20 @@ class Renewal:
         watched = self._watched
         request = Request(watched.study, watched.file, look.store, results, frozenset(waiting), ended, known)
         try:
-            self._started().send(request)
+            if self._child is None:
+                self._child = Child(serve, name="aligngap-watch-pages", daemon=True)
+            self._child.pipe.send(request)
         except OSError:
             self._died()
         else:
             self.making, self._asked = True, time.monotonic()
 
     def _take(self) -> None:
-        assert self._connection is not None
+        assert self._child is not None
         try:
-            if not self._connection.poll():
+            if not self._child.pipe.poll():
                 return
-            answer = self._connection.recv()
+            answer = self._child.pipe.recv()
         except (EOFError, OSError):
             self._died()
             return
@@ -291,21 +277,8 @@ class Renewal:
         elif isinstance(answer, NoPage):
             self.problem = answer.problem
 
-    def _started(self) -> Connection:
-        if self._connection is None:
-            # Not forked: this process has threads.
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=serve, args=(theirs,), name="aligngap-watch-pages", daemon=True)
-            self._process.start()
-            theirs.close()
-        return self._connection
-
     def _died(self) -> None:
-        assert self._process is not None
-        self._process.join()
-        self.problem = (
-            f"the process that makes the figures ended with code {self._process.exitcode}; it is started anew"
-        )
-        self.making, self._process, self._connection = False, None, None
+        assert self._child is not None
+        self.problem = f"the process that makes the figures was lost ({self._child.end(GRACE)}); it is started again"
+        self.making, self._child = False, None
         self._next = time.monotonic() + _AFTER_A_DEATH

@@ -1,48 +1,38 @@
-"""Where models and tokenizers come from: shipped bases, folders and hub ids, or random weights."""
+"""Where models come from: shipped bases, folders and hub ids, or random weights; and whether they are read as saved."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2.exceptions import TemplateError
+import transformers
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForTextEncoding,
-    AutoTokenizer,
-    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import logging as hf_logging
 
-from aligngap.errors import UserError, nearest, out_of_memory
-from aligngap.models.sharding import sharded
+from aligngap import ranks
+from aligngap.errors import UserError, nearest
+from aligngap.models.folder import ModelFolder, attempt, check_weights, load_config, path_of, source_of
+from aligngap.models.sharding import sharded, state_of
+from aligngap.models.tokenizer import token_count
 from aligngap.seeds import torch_seed
-from aligngap.store.contents import is_pickle, is_pointer
 
 if TYPE_CHECKING:
     from aligngap.models.spec import Checkpoint
-
-hf_logging.disable_progress_bar()  # a bar per loaded checkpoint drowns the study's own progress
-
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 
 
 class Architecture(BaseModel):
@@ -75,45 +65,6 @@ SHIPPED: dict[str, Architecture] = {
 """Bases shipped with the package. The first three, smallest first, speak an older language than the others: the two
 kinds have different tokens, and no study mixes them.
 """
-
-
-def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A Hugging Face tokenizer with one token a word; prompts start with `<bos>`."""
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys((*SPECIAL_TOKENS, *words)))}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        sep_token="<sep>",
-        unk_token="<unk>",
-    )
-
-
-def byte_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most so many tokens, trained on texts; prompts start with `<bos>`. No text is
-    unknown to it, and every text comes back as it was.
-    """
-    special = [token for token in SPECIAL_TOKENS if token != "<unk>"]
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(texts, trainer)
-    core.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", special.index("<bos>"))]
-    )
-    names = {f"{token.strip('<>')}_token": token for token in special}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 def random_model(shape: Architecture, vocabulary: int, seed: int, purpose: str = "pretrain") -> LlamaForCausalLM:
@@ -150,14 +101,7 @@ def base_path(name: str) -> str:
             )
         return str(folder)
     if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise UserError(
-                "this folder holds no Hugging Face model (no config.json)",
-                where=name,
-                hint="Merge the adapters into their base (`merge_and_unload`) and save that."
-                if (Path(name) / "adapter_config.json").is_file()
-                else "Give a folder saved by `save_pretrained`.",
-            )
+        ModelFolder.of(Path(name)).check_config()
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
@@ -166,190 +110,125 @@ def base_path(name: str) -> str:
     )
 
 
-def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside a model, with a pad token and left padding. UserError when it cannot be read, or has
-    no end token.
+def load_language_model(
+    checkpoint: str | Checkpoint, device: str = "cpu", tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel:
+    """A decoder or an encoder-decoder in evaluation mode, in the checkpoint's dtype (fp32 for a path).
 
-    Its `eos_token` is the one token that closes a response, in data as in samples: what its chat template writes behind
-    an answer, else the end token that it came with. `end_tokens` says what else ends a sampled response.
+    tokenizer: whose tokens alone the model is to predict. Rows of its embedding beyond them, which pad it to a round
+    size, are taken off: so they are in no sample, and in no sum over the vocabulary, here and in whatever is saved.
+
+    Raises UserError when it cannot be read, holds other weights than its architecture has, or is quantised.
     """
-    said = _attempt(get_tokenizer_config, model, "tokenizer")
-    # A tokenizer of no model's own kind is what its file says. `AutoTokenizer` would put that of the model's type in
-    # its place, which cuts texts otherwise and may have tokens that the model does not know.
-    own = said.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    kind = PreTrainedTokenizerFast if own else AutoTokenizer
-    tokenizer: Any = _attempt(kind.from_pretrained, model, "tokenizer")
-    for how in ("is_local", "local_files_only"):  # it was read, which is saved with it: artefacts would differ
-        tokenizer.init_kwargs.pop(how, None)
-    given_end = tokenizer.eos_token_id
-    closing = _template_end(tokenizer)
-    if closing is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(closing)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-sequence token: a response could not end",
-            where=_path(model),
-            hint="Set `eos_token` and save the tokenizer again.",
-        )
-    config = load_config(model)
-    if not config.is_encoder_decoder and given_end is not None:
-        _leave_prompts_open(tokenizer, given_end, _path(model))
-    tokenizer.ends = _ends(tokenizer, [given_end, *_taught_ends(model, config)])
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    return tokenizer  # type: ignore[no-any-return]
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What ends a response: the closing token (`eos_token`), and then what else the model was taught to end with
-    (`generation_config.eos_token_id`), which a policy may sample. No response goes on behind any of them.
-    """
-    words: Any = tokenizer
-    return getattr(words, "ends", None) or (int(words.eos_token_id),)
-
-
-_ANSWER = "\ue000"  # private use: no template contains it, none changes it
-
-
-def written_by_template(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, open_end: bool) -> str:
-    """A conversation as the tokenizer's chat template writes it; open_end: with what begins an answer behind it. Raises
-    TemplateError whatever goes wrong in the template, which is somebody else's program.
-    """
-    try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=open_end))
-    except TemplateError:
-        raise
-    except Exception as error:
-        raise TemplateError(f"{type(error).__name__}: {error}") from error
-
-
-def _template_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes behind an answer, if it writes one."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        _, found, behind = written_by_template(tokenizer, turns, open_end=False).rpartition(_ANSWER)
-    except TemplateError:
-        return None
-    ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if found else []
-    return int(ids[0]) if ids and ids[0] in _special(tokenizer) else None
-
-
-def _leave_prompts_open(tokenizer: Any, end: int, path: str) -> None:
-    """A decoder goes on behind its prompt; a tokenizer that closes every text with an end token would keep it from
-    that. Raises UserError where it cannot be told not to.
-    """
-
-    ids = tokenizer("a")["input_ids"]
-    if ids[-1:] == [end]:
-        tokenizer.add_bos_token = ids[0] == tokenizer.bos_token_id  # what it did by other means goes with them
-        tokenizer.add_eos_token = False
-        if tokenizer("a")["input_ids"] != ids[:-1]:
-            raise UserError(
-                "the tokenizer closes every text with the end token, so that a decoder cannot go on behind a prompt",
-                where=path,
-                hint="Save it with add_eos_token=False, or without that part of its post-processor.",
-            )
-
-
-def _taught_ends(model: str | Checkpoint, config: Any) -> list[int | None]:
-    """The end tokens that a model's configurations name, some of them perhaps by a default."""
-    found: list[int | None] = []
-    try:
-        taught = [_attempt(GenerationConfig.from_pretrained, model, "generation configuration"), config]
-    except UserError:  # there need not be one
-        taught = [config]
-    for said in taught:
-        value = getattr(said, "eos_token_id", None)
-        found += value if isinstance(value, list | tuple) else [value]
-    return found
-
-
-def _ends(tokenizer: Any, candidates: Sequence[int | None]) -> tuple[int, ...]:
-    # A configuration's default may name any token: what stands for text, or begins or parts it, is no end.
-    roles = ("bos_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
-    ends = _special(tokenizer) - {getattr(tokenizer, role, None) for role in roles}
-    others = [token for token in candidates if token is not None and token in ends]
-    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *others]))
-
-
-def _special(tokenizer: Any) -> set[int]:
-    """Ids that stand for no text."""
-    added = {token for token, written in tokenizer.added_tokens_decoder.items() if written.special}
-    return added | set(tokenizer.all_special_ids)
-
-
-def load_config(model: str | Checkpoint) -> PretrainedConfig:
-    """A model's configuration. UserError when it cannot be read."""
-    return _attempt(AutoConfig.from_pretrained, model, "model")  # type: ignore[no-any-return]
-
-
-def context_length(model: str | Checkpoint) -> int:
-    """How many tokens a model takes; a large number where its configuration sets no limit. UserError as above."""
-    config: Any = load_config(model).get_text_config(decoder=True)
-    if hasattr(config, "relative_attention_num_buckets"):  # T5; what its configuration calls positions limits nothing
-        return 1 << 30
-    # Under these names by the kinds of models.
-    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-    return next((limit for limit in found if isinstance(limit, int) and limit > 0), 1 << 30)
-
-
-def load_language_model(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
-    """A decoder or an encoder-decoder in evaluation mode, in the checkpoint's dtype (fp32 for a path). Raises UserError
-    when it cannot be read or some of its weights are missing.
-    """
-    seq2seq = load_config(checkpoint).is_encoder_decoder
-    return _load(AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM, checkpoint, device)
+    model = _read(_language_model(checkpoint), checkpoint)
+    if tokenizer is not None:
+        _take_off_padding(model, tokenizer, path_of(checkpoint))
+    return _ready(model, checkpoint, device)
 
 
 def load_backbone(checkpoint: str | Checkpoint, device: str = "cpu") -> PreTrainedModel:
-    """A model without its head: all of a decoder, the encoder of an encoder-decoder. Else as `load_language_model`."""
+    """A model without its head: all of a decoder, the encoder of an encoder-decoder. Raises as the other."""
+    return _ready(_read(_backbone(checkpoint), checkpoint), checkpoint, device)
+
+
+def check_read_back(model: PreTrainedModel, saved: Checkpoint, *, backbone: bool = False) -> None:
+    """Raises UserError unless a folder, read as later stages read it, gives a model's weights bit for bit. Of several
+    ranks the first looks, and all must ask.
+    """
+    state = state_of(model)
+    if not ranks.first():
+        return
+    written = {name: weight.detach().cpu() for name, weight in state.items()}
+    again = _read((_backbone if backbone else _language_model)(saved), saved).state_dict()
+    wrong = [name for name, weight in written.items() if name not in again or not torch.equal(again[name], weight)]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(state)} weights are not read back as they were saved: {', '.join(wrong[:4])}",
+            where=saved.path,
+            hint=f"`transformers` {transformers.__version__} does not keep this architecture; take another model.",
+        )
+
+
+def _language_model(checkpoint: str | Checkpoint) -> Any:
+    return AutoModelForSeq2SeqLM if load_config(checkpoint).is_encoder_decoder else AutoModelForCausalLM
+
+
+def _backbone(checkpoint: str | Checkpoint) -> Any:
     config = load_config(checkpoint)
     # The encoder alone, once it is saved, no longer says that it was part of an encoder-decoder.
     alone = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     if not config.is_encoder_decoder and not alone:
-        return _load(AutoModel, checkpoint, device)
+        return AutoModel
     if type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
         raise UserError(
             f"an encoder-decoder of type '{config.model_type}' is not read by its encoder alone",
-            where=_path(checkpoint),
+            where=path_of(checkpoint),
             hint="Take a decoder, or a model of the T5 family, as preference model.",
         )
-    return _load(AutoModelForTextEncoding, checkpoint, device)
+    return AutoModelForTextEncoding
 
 
-def _load(kind: Any, checkpoint: str | Checkpoint, device: str) -> PreTrainedModel:
+def _read(kind: Any, checkpoint: str | Checkpoint) -> PreTrainedModel:
     dtype = torch.float32 if isinstance(checkpoint, str) else getattr(torch, checkpoint.dtype)
-    model = whole_model(_attempt(kind.from_pretrained, checkpoint, "model", **WHOLE, dtype=dtype), _path(checkpoint))
+    place = checkpoint if isinstance(checkpoint, str) else checkpoint.location
+    source = source_of(checkpoint)
+    return read_model(kind, place, load_config(checkpoint), dtype, where=path_of(checkpoint), **source)
+
+
+def _ready(model: PreTrainedModel, checkpoint: str | Checkpoint, device: str) -> PreTrainedModel:
+    """The model, ready to compute on a device."""
     if not isinstance(checkpoint, str) and checkpoint.gradient_checkpointing:
         _checkpoint_gradients(model)
     # Divided before it is moved: no device need hold all of it.
     return sharded(model).to(device).eval()  # type: ignore[no-any-return,arg-type]
 
 
-WHOLE: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Options of `from_pretrained` for `whole_model`: no weights are unpickled, and what does not fit is told by name."""
+def read_model(
+    kind: Any, place: str, config: Any, dtype: torch.dtype, *, what: str = "model", where: str = "", **source: Any
+) -> PreTrainedModel:
+    """The whole model that a folder or hub id holds, on the CPU: policies, preference and reward models alike.
 
-
-def whole_model(loaded: tuple[PreTrainedModel, dict[str, Any]], where: str) -> PreTrainedModel:
-    """A model that was loaded with the options `WHOLE`. Raises UserError when the checkpoint has not all of its
-    weights, or has weights of other shapes or that are no numbers.
+    kind: the loader of `transformers`; config: the model's; what, where: as for `attempt`; source: revision and the
+    like. Raises UserError when it cannot be read, when it is not clear which weights are meant, and when they are
+    not all of the model's, others than the model's, of other shapes, quantised, or no numbers.
     """
-    model, found = loaded
-    if found["mismatched_keys"]:
-        name, there, said = min(found["mismatched_keys"])
+    where = where or place
+    check_weights(place, config, where, **source)
+    model, loading = attempt(
+        kind.from_pretrained,
+        place,
+        what,
+        where,
+        use_safetensors=True,  # no weights are unpickled
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named below
+        dtype=dtype,
+        **source,
+    )
+    _check_loaded(model, loading, where)
+    return model  # type: ignore[no-any-return]
+
+
+def _check_loaded(model: PreTrainedModel, loading: dict[str, Any], where: str) -> None:
+    if loading["mismatched_keys"]:
+        name, stored, expected = min(loading["mismatched_keys"])
         raise UserError(
-            f"weights are of another shape than config.json says: {name} is {list(there)}, not {list(said)}",
+            f"weights are of another shape than config.json says: {name} is {list(stored)}, not {list(expected)}",
             where=where,
             hint="Save model and configuration together again.",
         )
-    if found["missing_keys"]:
+    if loading["missing_keys"]:
         raise UserError(
-            f"weights are missing from the checkpoint: {', '.join(sorted(found['missing_keys'])[:4])}",
+            f"weights are missing from the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}",
             where=where,
             hint="Save the whole model again, with its head; what is missing would have been random.",
+        )
+    if unexpected := _unexpected(model, loading["unexpected_keys"]):
+        raise UserError(
+            f"{len(unexpected)} weights in the checkpoint are no part of a {model.config.model_type} model: "
+            f"{', '.join(unexpected[:4])}",
+            where=where,
+            hint="They would be left out: save the model again in its own architecture, merged and unquantised.",
         )
     if broken := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise UserError(
@@ -357,59 +236,68 @@ def whole_model(loaded: tuple[PreTrainedModel, dict[str, Any]], where: str) -> P
             where=where,
             hint="Take an earlier checkpoint; a model that was saved in half precision may have overflowed.",
         )
-    return model
 
 
-def _attempt(load: Callable[..., Any], model: str | Checkpoint, what: str, **options: Any) -> Any:
-    """What one of the loaders of `transformers` gives, with the checkpoint's options; UserError when it fails."""
-    if isinstance(model, str):
-        return attempt(load, model, what, **options)
-    options |= {"trust_remote_code": model.trust_remote_code, "revision": model.revision}
-    return attempt(load, model.location, what, model.path, **options)
+_COMPUTED = ("rotary_emb.inv_freq", "position_ids", "attn.masked_bias", "attention.masked_bias")
+"""Ends of names that earlier releases saved of what a model works out by itself."""
 
 
-def attempt(load: Callable[..., Any], place: str, what: str, where: str | None = None, **options: Any) -> Any:
-    """What one of the loaders of `transformers` gives. what: is to be read, for people; where: what they call it, if
-    that is not its place. Raises UserError, on whatever broken files make of the libraries that read them.
+def _unexpected(model: PreTrainedModel, names: Collection[str]) -> list[str]:
+    """Names of weights, of those that loading left out, that neither the model nor its head has a use for."""
+    if not names:
+        return []
+    known = {name for name, _ in model.named_buffers()}
+    for architecture in model.config.architectures or ():
+        if (kind := getattr(transformers, architecture, None)) is not None:
+            with torch.device("meta"):
+                known |= kind(model.config).state_dict().keys()
+    return sorted(name for name in names if name not in known and not name.endswith(_COMPUTED))
+
+
+def _take_off_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Leave a model one row of its embedding, and of its head, for each of a tokenizer's tokens, in place: rows that
+    were shared stay shared, and those that were not stay apart. Raises UserError where it has fewer, or its decoder
+    starts with another token.
     """
-    where = where or place
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # what it reports of unused weights is as meant; what matters is an error here
-    try:
-        # Never None, which would ask the person at the terminal.
-        return load(place, **{"trust_remote_code": False} | options)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                "the checkpoint brings Python code of its own, which is not run unless you say so",
-                where=where,
-                hint="Read the code; if you trust it, write {path: ..., trust_remote_code: true} in place of the path.",
-            ) from error
-        raise _unreadable(error, what, Path(place), where) from error
-    finally:
-        hf_logging.set_verbosity(level)
+    tokens = token_count(tokenizer)
+    tables: list[Any] = [part.get_input_embeddings() for part in model.modules() if isinstance(part, PreTrainedModel)]
+    tables.append(model.get_output_embeddings())
+    rows = [len(table.weight) for table in tables if table is not None]
+    check_rows(tokens, min(rows), where)
+    if max(rows) == tokens:
+        return
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if isinstance(start, int) and start >= tokens:
+        raise UserError(
+            f"the decoder starts with token {start}, which the tokenizer does not have",
+            where=where,
+            hint="Save the tokenizer that belongs to the model.",
+        )
+    biases = [value for name, value in model.named_buffers() if name.endswith("final_logits_bias")]  # BART's kin
+    for value in biases:
+        value.data = value.data[:, :tokens].clone()
+    for table in tables:
+        for part in (getattr(table, "weight", None), getattr(table, "bias", None)):
+            if part is not None and len(part) > tokens:
+                part.data = part.data[:tokens].clone()
+        for name in ("num_embeddings", "out_features"):
+            if hasattr(table, name):
+                setattr(table, name, tokens)
+    for config in (model.config, model.config.get_text_config(), model.config.get_text_config(decoder=True)):
+        config.vocab_size = tokens
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if isinstance(token := getattr(config, name, None), int) and token >= tokens:
+                setattr(config, name, getattr(tokenizer, name))
 
 
-def _unreadable(error: Exception, what: str, place: Path, where: str) -> UserError:
-    """What the libraries say, on one line, and what is likely to help."""
-    words = " ".join(str(error).split())[:400]
-    if isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError) or not words:
-        words = f"{type(error).__name__}: {words}".rstrip(": ")
-    hint = "Check the hub id, and the network."
-    if place.is_dir():
-        files = [path for path in sorted(place.iterdir()) if path.is_file()]
-        hint = "Save it again with `save_pretrained`, or get all of its files again."
-        if pointers := [path.name for path in files if is_pointer(path)]:
-            words, hint = f"{pointers[0]} is a pointer of Git LFS, and not the file", "git lfs pull"
-        elif "no file named model.safetensors" in words and (found := [f.name for f in files if is_pickle(f.name)]):
-            hint = f"{found[0]} is a pickle, which may hold code and is not read: save it as safetensors."
-    return UserError(f"the {what} cannot be read: {words}", where=where, hint=hint)
-
-
-def _path(model: str | Checkpoint) -> str:
-    return model if isinstance(model, str) else model.path
+def check_rows(tokens: int, rows: int | None, where: str) -> None:
+    """Raises UserError where a tokenizer has tokens that a model's embedding, of so many rows, has not."""
+    if rows is not None and tokens > rows:
+        raise UserError(
+            f"the tokenizer has {tokens} tokens, but the model's embedding has {rows} rows",
+            where=where,
+            hint="Save the tokenizer that belongs to the model, or resize the model's embedding and train it.",
+        )
 
 
 def _checkpoint_gradients(model: PreTrainedModel) -> None:

@@ -7,12 +7,17 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import SHIPPED, context_length, load_config, load_tokenizer
+from aligngap.models.build import SHIPPED, check_rows
+from aligngap.models.context import NO_LIMIT, context_of
+from aligngap.models.folder import check_weights, load_config, source_of
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import load_tokenizer, token_count
 
 
 def check_vocabulary(checkpoint: Checkpoint) -> None:
-    """Raises UserError where the tokenizer has tokens that the model has no embedding of, or cannot be read."""
+    """Raises UserError where the tokenizer has tokens that the model has no embedding of, where either cannot be
+    read, and for weights that are not to be read (see `check_weights`).
+    """
     if checkpoint.path not in SHIPPED:
         _checked(checkpoint.as_loaded, checkpoint.digest())
 
@@ -20,16 +25,10 @@ def check_vocabulary(checkpoint: Checkpoint) -> None:
 @lru_cache(maxsize=64)
 def _checked(checkpoint: Checkpoint, digest: str) -> PreTrainedTokenizerBase:
     """The tokenizer, of a checkpoint whose vocabulary was checked. Once a process for the same files."""
-    tokenizer = load_tokenizer(checkpoint)
-    rows = getattr(load_config(checkpoint).get_text_config(), "vocab_size", None)
-    # The largest id, not their number: a vocabulary may have gaps.
-    size = max(tokenizer.get_vocab().values()) + 1
-    if rows is not None and size > rows:
-        raise UserError(
-            f"the tokenizer has {size} tokens, but the model's embedding has {rows} rows",
-            where=checkpoint.path,
-            hint="Save the tokenizer that belongs to the model, or resize the model's embedding and train it.",
-        )
+    tokenizer, config = load_tokenizer(checkpoint), load_config(checkpoint)
+    check_weights(checkpoint.location, config, checkpoint.path, **source_of(checkpoint))
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    check_rows(token_count(tokenizer), rows, checkpoint.path)
     return tokenizer
 
 
@@ -57,21 +56,32 @@ def alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
 
 
 def check_lengths(
-    checkpoint: Checkpoint, prompt: int, response: int, *, task: str, own_data: bool, both: bool = False
+    checkpoint: Checkpoint,
+    prompt: int,
+    response: int,
+    *,
+    task: str,
+    own_data: bool,
+    backbone: bool = False,
+    both: bool = False,
 ) -> None:
-    """Raises UserError when a prompt with a response is longer than the model's context.
+    """Raises UserError when a model cannot read a prompt with a response (`context_of`).
 
-    prompt, response: tokens of the longest ones. both: whether the model reads two responses and a separator behind
-    each. task: the pairs'; own_data: whether it is a data set of the study, whose limits can be lowered.
+    prompt, response: tokens of the longest ones. backbone: whether it reads them as a preference model does; both:
+    whether it then reads two responses and a separator behind each. task: the pairs'; own_data: whether it is a data
+    set of the study, whose limits can be lowered.
     """
-    limit = context_length(checkpoint)
-    needed = prompt + (2 * (response + 1) if both else response)
-    if needed <= limit:
+    context = context_of(checkpoint, backbone=backbone)
+    follows = 2 * (response + 1) if both else response
+    if context.fits(prompt, follows):
         return
     read = f"both responses of up to {response} and two separators" if both else f"a response of up to {response}"
+    takes = f"takes {context.together}"
+    if context.together == NO_LIMIT:
+        takes = f"takes a prompt of {context.prompt} and a response of {context.response}"
     hint = f"Lower datasets.{task}.max_prompt_tokens or datasets.{task}.max_response_tokens, or take a longer model."
     raise UserError(
-        f"a prompt of {prompt} tokens with {read} is {needed} tokens; '{checkpoint.name}' takes {limit}",
+        f"a prompt of {prompt} tokens with {read} is {prompt + follows} tokens; '{checkpoint.name}' {takes}",
         where=f"datasets.{task}" if own_data else f"task {task}",
         hint=hint if own_data else "Take a model with a longer context.",
     )

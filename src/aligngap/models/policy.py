@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -11,11 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from aligngap import ranks
-from aligngap.models import lean
-from aligngap.models.layout import Layout, decode_uncached, detect, reads_apart
+from aligngap.models.layout import Layout
 from aligngap.models.lora import adapters, adapters_off, copied, load_trained_state, trained_state
-from aligngap.models.packing import pack
-from aligngap.models.sampling import by_noise, decode_cached, decode_generated
+from aligngap.models.reader import Reader
+from aligngap.models.sampling import by_noise
 from aligngap.models.sharding import load_weights, parts, save_weights
 from aligngap.timings import spending
 from aligngap.types import Tokens
@@ -25,7 +24,9 @@ class Policy:
     """A language model, decoder or encoder-decoder, seen as a distribution over responses.
 
     A response is a sequence of at most `max_new_tokens` tokens; it ends with one of `ends`, unless it ran into that
-    limit. layout: how the model is read (found out if not given).
+    limit. layout: which ways of reading hold for the model (found out if not given).
+
+    Shapes: B prompts, S segments behind each, T tokens of the longest one, V tokens in the vocabulary.
     """
 
     def __init__(
@@ -33,93 +34,56 @@ class Policy:
     ) -> None:
         self.model, self.max_new_tokens = model, max_new_tokens
         self.ends = (ends,) if isinstance(ends, int) else tuple(ends)
-        self.layout = detect(model) if layout is None else layout
+        self.reader = Reader(model, layout)
+
+    @property
+    def layout(self) -> Layout:
+        """Which ways of reading hold for the model."""
+        return self.reader.layout
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return self.model.device
 
+    def weights_in_place(self) -> AbstractContextManager[None]:
+        """Entered around each call that reads the model; puts weights in place that are not the model's own."""
+        return nullcontext()
+
     def next_token_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
         """Logits that predict each token of each segment behind its prompt.
 
-        Returns per segment [n, width, vocabulary]; padding positions hold arbitrary values.
+        Returns per segment [B, T, V]; padding positions hold arbitrary values.
         """
-        if self.layout.reads_lean(self.model):
-            return lean.next_token_logits(self.model, prompts, segments)
-        if not self.layout.packs(prompts, segments):
-            return reads_apart(self.model, prompts, segments)
-        logits, columns = self._packed_logits(prompts, segments)
-        return [logits[:, index] for index in columns]
+        with self.weights_in_place():
+            return self.reader.next_token_logits(prompts, segments)
 
     def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
-        """log pi(segment | prompt), summed over each segment's real tokens; per segment [n]."""
-        if self.layout.reads_lean(self.model):
-            return lean.log_probs(self.model, prompts, segments)
-        if not self.layout.packs(prompts, segments):
-            said = zip(reads_apart(self.model, prompts, segments), segments, strict=True)
-            return [
-                ((logits.gather(2, segment.ids[..., None])[..., 0] - logits.logsumexp(-1)) * segment.mask()).sum(-1)
-                for logits, segment in said
-            ]
-        logits, columns = self._packed_logits(prompts, segments)
-        normaliser = logits.logsumexp(-1)
-        rows = torch.arange(len(prompts.ids), device=logits.device)[:, None]
-        return [
-            ((logits[rows, index, segment.ids] - normaliser[:, index]) * segment.mask()).sum(-1)
-            for segment, index in zip(segments, columns, strict=True)
-        ]
-
-    def _packed_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits at the positions that predict a response token, and for each segment which of them are its own.
-
-        Nothing is computed at other prompt positions: the head is the larger part of a small model.
-        """
-        packed = pack(prompts, segments)
-        device = packed.ids.device
-        keep, columns = [torch.tensor([packed.prompt_width - 1])], []
-        at = 1
-        for start, segment in zip(packed.starts, segments, strict=True):
-            rest = segment.ids.shape[1] - 1
-            keep.append(torch.arange(start, start + rest))
-            columns.append(torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(at, at + rest)]).to(device))
-            at += rest
-        output = self.model(
-            input_ids=packed.ids,
-            attention_mask=packed.mask,
-            position_ids=packed.positions,
-            use_cache=False,
-            logits_to_keep=torch.cat(keep).to(device),
-        )
-        return output.logits.float(), columns
+        """log pi(segment | prompt), summed over each segment's real tokens, in nats; per segment [B]."""
+        with self.weights_in_place():
+            return self.reader.log_probs(prompts, segments)
 
     @spending("sampling")
     def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
         """`samples` responses to each prompt, rows grouped by prompt.
 
-        noise: uniform numbers, [n * samples, max_new_tokens]; the responses are a function of weights, prompts and
+        noise: uniform numbers, [B * samples, max_new_tokens]; the responses are a function of weights, prompts and
         noise, so several ranks can share the prompts. Another engine (continuous batching, vLLM) would stand here.
         """
-        return ranks.spread(
-            lambda prompts, noise: self._sample(prompts, samples, noise.flatten(0, 1)),
-            prompts,
-            noise.unflatten(0, (len(prompts.ids), samples)),
-        )
+        with self.weights_in_place():
+            return ranks.spread(
+                lambda prompts, noise: self._sample(prompts, samples, noise.flatten(0, 1)),
+                prompts,
+                noise.unflatten(0, (len(prompts.ids), samples)),
+            )
 
     def _sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
-        limit = noise.shape[1]
-        if self.layout.reads_lean(self.model) and lean.plain(self.model):
-            decode = lean.decode
-        elif self.layout.packs(prompts, [], more=limit):
-            decode = decode_cached
-        else:
-            decode = decode_generated if self.layout.generates else decode_uncached
-        return decode(self.model, prompts, samples, limit, by_noise(noise, self.device), self.ends)
+        return self.reader.decode(prompts, samples, noise.shape[1], by_noise(noise, self.device), self.ends)
 
     def frozen_copy(self) -> Policy:
         """A copy that later training does not change. With adapters, it shares the weights beneath them."""
         if ranks.sharded():
-            return Remembered(self)
+            return ShardedCopy(self)
         model = copied(self.model)
         return Policy(model.requires_grad_(False), self.ends, self.max_new_tokens, self.layout)
 
@@ -156,30 +120,21 @@ class Policy:
 class WithoutAdapters(Policy):
     """What a policy with adapters is with them off: the policy it started from, in the same memory."""
 
-    def next_token_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
-        with adapters_off(self.model):
-            return super().next_token_logits(prompts, segments)
-
-    def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
-        with adapters_off(self.model):
-            return super().log_probs(prompts, segments)
-
-    def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
-        with adapters_off(self.model):
-            return super().sample(prompts, samples, noise)
+    def weights_in_place(self) -> AbstractContextManager[None]:
+        return adapters_off(self.model)
 
 
-class Remembered(Policy):
+class ShardedCopy(Policy):
     """A sharded policy as it was: such a model cannot be copied. It has this rank's part of the weights of then, which
     take the place of the live ones around each call.
     """
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy.model, policy.ends, policy.max_new_tokens, policy.layout)
-        self._then = [part.clone() for part in parts(self.model)]
+        self._copies = [part.clone() for part in parts(self.model)]
 
     @contextmanager
-    def _as_then(self) -> Iterator[None]:
+    def weights_in_place(self) -> Iterator[None]:
         self._swap()
         try:
             yield
@@ -187,31 +142,19 @@ class Remembered(Policy):
             self._swap()
 
     def _swap(self) -> None:
-        for live, then in zip(parts(self.model), self._then, strict=True):
+        for live, copy in zip(parts(self.model), self._copies, strict=True):
             now = live.clone()
-            live.copy_(then)
-            then.copy_(now)
+            live.copy_(copy)
+            copy.copy_(now)
 
     def load_from(self, other: Policy) -> None:
-        for then, part in zip(self._then, parts(other.model), strict=True):
-            then.copy_(part)
+        for copy, part in zip(self._copies, parts(other.model), strict=True):
+            copy.copy_(part)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        with self._as_then():
+        with self.weights_in_place():
             return {name: weight.clone() for name, weight in super().state_dict().items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        with self._as_then():
+        with self.weights_in_place():
             super().load_state_dict(state)
-
-    def next_token_logits(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
-        with self._as_then():
-            return super().next_token_logits(prompts, segments)
-
-    def log_probs(self, prompts: Tokens, segments: Sequence[Tokens]) -> list[torch.Tensor]:
-        with self._as_then():
-            return super().log_probs(prompts, segments)
-
-    def sample(self, prompts: Tokens, samples: int, noise: torch.Tensor) -> Tokens:
-        with self._as_then():
-            return super().sample(prompts, samples, noise)

@@ -3,14 +3,15 @@
 `PairwiseModel` reads (x, y1, y2) together and gives r(x, y1, y2) in [0, 1]. Position bias is never fully removed, and
 policies exploit it, so the decision is always the sign of r(x, y1, y2) - r(x, y2, y1). `PointwiseModel` is a Bradley-
 Terry reward model r(x, y), the more controlled comparison. Golden and proxy are the same classes with other data and
-sizes.
+sizes. Shapes are those of `models.engine`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,10 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from aligngap import ranks
-from aligngap.models import lean
 from aligngap.models.build import load_backbone
-from aligngap.models.layout import Layout, detect, reads_apart
-from aligngap.models.packing import pack
+from aligngap.models.layout import Layout
+from aligngap.models.opponents import KeptOpponents, KeptPairwise, KeptPointwise, fits
+from aligngap.models.reader import Reader
 from aligngap.models.sharding import fill, save_folder, sharded, written
 from aligngap.models.spec import Checkpoint
 from aligngap.plugins import Registry, kind_of
@@ -29,8 +30,8 @@ from aligngap.types import Tokens
 
 
 class PreferenceModel(nn.Module):
-    """A Hugging Face decoder, or the encoder of an encoder-decoder, with a linear read-out. layout: how it is read
-    (found out if not given).
+    """A Hugging Face decoder, or the encoder of an encoder-decoder, with a linear read-out. layout: which ways of
+    reading hold for it (found out if not given).
 
     The score is read at the segment's last token and, summed, at the response's tokens: a small decoder cannot gather
     at one token what it only works out at its last layer.
@@ -39,11 +40,18 @@ class PreferenceModel(nn.Module):
     kind: ClassVar[str]
     reads_order: ClassVar[bool]
     """Whether it reads both responses together, one before the other."""
+    kept: ClassVar[type[KeptOpponents] | None] = None
+    """What keeps for its models what they have read of opponents. Not inherited: what is derived may compare in another
+    way."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.kept = vars(cls).get("kept")
 
     def __init__(self, backbone: PreTrainedModel, separator: int, layout: Layout | None = None) -> None:
         super().__init__()
         self.backbone, self.separator = backbone, separator
-        self.layout = detect(backbone, predicting=False) if layout is None else layout
+        self.reader = Reader(backbone, layout, predicting=False)
         width = int(backbone.config.hidden_size)
         # Zero weights: training starts at r = 1/2 everywhere, whatever the seed.
         self.readout = nn.ModuleDict({name: nn.Linear(width, 1, bias=False) for name in ("end", "first", "second")})
@@ -52,25 +60,28 @@ class PreferenceModel(nn.Module):
 
     @abstractmethod
     def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
-        """Log-odds that `first` is preferred, read in the order given; [n]. What is trained."""
+        """Log-odds that `first` is preferred, read in the order given; [B]. What is trained."""
 
     @abstractmethod
     def both_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-odds of r(x, y1, y2) and r(x, y2, y1), each for the response read first; [n] and [n], in one pass."""
+        """Log-odds of r(x, y1, y2) and r(x, y2, y1), each for the response read first; [B] and [B], in one pass."""
 
     def hidden(self, prompts: Tokens, segments: list[Tokens]) -> list[torch.Tensor]:
-        """Last hidden states over each segment, [n, width, hidden]."""
-        if self.layout.reads_lean(self.backbone):
-            return lean.segment_states(self.backbone, prompts, segments)
-        if not self.layout.packs(prompts, segments):
-            return reads_apart(self.backbone, prompts, segments, predicting=False)
-        packed = pack(prompts, segments)
-        states = self.backbone(
-            input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
-        ).last_hidden_state
-        return [
-            states[:, start : start + part.ids.shape[1]] for start, part in zip(packed.starts, segments, strict=True)
-        ]
+        """Last hidden states over each segment, [B, T, E]."""
+        return self.reader.hidden_states(prompts, segments)
+
+    def keep(self, prompts: Tokens, answers: Sequence[Tokens]) -> KeptOpponents | None:
+        """What is kept of opponents' answers to prompts, all on the model's device. None for a model that can keep
+        nothing, or of which it would be too much.
+        """
+        if self.kept is None or not self.reader.reads_varlen:
+            return None
+        return self.kept(self, prompts, answers) if fits(self, prompts, answers) else None
+
+    @property
+    def layout(self) -> Layout:
+        """Which ways of reading hold for the backbone."""
+        return self.reader.layout
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +89,7 @@ class PreferenceModel(nn.Module):
         return self.backbone.device
 
     def read(self, head: str, states: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """Sum of a linear head over the marked positions, [n]."""
+        """Sum of a linear head over the marked positions (`where`, [B, T]) of states, [B, T, E]; [B]."""
         values: torch.Tensor = self.readout[head](states.float()).squeeze(-1)
         return (values * where).sum(-1)
 
@@ -102,6 +113,7 @@ class PairwiseModel(PreferenceModel):
 
     kind: ClassVar[str] = "pairwise"
     reads_order: ClassVar[bool] = True
+    kept: ClassVar[type[KeptOpponents] | None] = KeptPairwise
 
     def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         return self._logits(prompts, [(first, second)])[0]
@@ -129,6 +141,7 @@ class PointwiseModel(PreferenceModel):
 
     kind: ClassVar[str] = "pointwise"
     reads_order: ClassVar[bool] = False
+    kept: ClassVar[type[KeptOpponents] | None] = KeptPointwise
 
     def logit(self, prompts: Tokens, first: Tokens, second: Tokens) -> torch.Tensor:
         rewards = self.rewards(prompts, [first, second])
@@ -139,12 +152,12 @@ class PointwiseModel(PreferenceModel):
         return difference, -difference
 
     def rewards(self, prompts: Tokens, responses: list[Tokens]) -> list[torch.Tensor]:
-        """r(x, y) of each response, [n] each."""
+        """r(x, y) of each response, [B] each."""
         hidden = self.hidden(prompts, responses)
         return [self.reward(states, tokens) for states, tokens in zip(hidden, responses, strict=True)]
 
     def reward(self, states: torch.Tensor, response: Tokens) -> torch.Tensor:
-        """r(x, y) of a response, from its hidden states, [n, width, hidden]; [n]."""
+        """r(x, y) of a response, from its hidden states, [B, T, E]; [B]."""
         last = torch.nn.functional.one_hot(response.lengths - 1, response.ids.shape[1])
         return self.read("end", states, last) + self.read("first", states, response.mask())
 
@@ -156,7 +169,7 @@ PREFERENCE_MODELS: Registry[type[PreferenceModel]] = Registry(
 
 
 def join(first: Tokens, second: Tokens, separator: int) -> tuple[Tokens, torch.Tensor, torch.Tensor]:
-    """`y1 <sep> y2 <sep>` without padding inside; and bool masks of y1's and y2's tokens, [n, width]."""
+    """`y1 <sep> y2 <sep>` without padding inside; and bool masks of y1's and y2's tokens, [B, T]."""
     lengths = first.lengths + second.lengths + 2
     shape = (len(lengths), int(lengths.max()))
     ids = torch.full(shape, separator, dtype=torch.int64, device=first.ids.device)

@@ -57,8 +57,8 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
 
 def parts(model: torch.nn.Module) -> list[torch.Tensor]:
     """This rank's part of every parameter of a sharded model: the memory itself, without gradients."""
-    found: list[Any] = [parameter.detach() for parameter in model.parameters()]
-    return [part.to_local() for part in found]
+    weights: list[Any] = [parameter.detach() for parameter in model.parameters()]
+    return [part.to_local() for part in weights]
 
 
 def fill(weight: torch.Tensor, value: torch.Tensor) -> None:
@@ -68,21 +68,21 @@ def fill(weight: torch.Tensor, value: torch.Tensor) -> None:
 
 def divided(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole value, divided as `like` is, on its device. All ranks must have the same."""
-    found = value.to(like.device, copy=True)
+    copy = value.to(like.device, copy=True)
     if not hasattr(like, "full_tensor"):
-        return found
+        return copy
     from torch.distributed.tensor import distribute_tensor
 
     weight: Any = like
-    return distribute_tensor(found, weight.device_mesh, weight.placements)
+    return distribute_tensor(copy, weight.device_mesh, weight.placements)
 
 
 def written(tensor: torch.Tensor) -> torch.Tensor:
     """As `whole`, for a file: on the first rank's CPU; the others, which write none, give their memory back."""
     if not hasattr(tensor, "full_tensor"):
         return tensor
-    found = whole(tensor)
-    return found.cpu() if ranks.first() else found.new_empty(0)
+    complete = whole(tensor)
+    return complete.cpu() if ranks.first() else complete.new_empty(0)
 
 
 def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -150,5 +150,5 @@ def _tied(model: torch.nn.Module) -> dict[str, str]:
     """Of each name in the model's state the first name of the same tensor."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first: dict[int, str] = {}
-    found = {name: first.setdefault(id(tensor), name) for name, tensor in named}
-    return {name: found[name] for name in model.state_dict()}
+    tied_to = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    return {name: tied_to[name] for name in model.state_dict()}

@@ -32,6 +32,7 @@ from typing import IO, Any
 
 from aligngap import __version__
 from aligngap.errors import UserError
+from aligngap.pipeline import REPORT
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store.contents import is_code, is_inside, is_pickle, verify_folder
 from aligngap.store.identity import file_digest, identity, is_name
@@ -68,7 +69,8 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
     """
     if file.exists():
         raise UserError("there is a file of this name already", where=str(file), hint="Give another name.")
-    wanted = [str(stage["identity"]) for stage in run.status()["stages"]]
+    # Without the report, which can hold anything that a browser runs: who unpacks makes it again.
+    wanted = [str(stage["identity"]) for stage in run.status()["stages"] if stage["kind"] != REPORT]
     made = [name for name in wanted if store.has(name)]
     if problems := store.verify(made):
         raise UserError(
@@ -344,13 +346,17 @@ def _check_artefact(name: str, path: Path, file: Path) -> None:
         named = identity(record["kind"], record["version"], record["specification"], record["inputs"])
     except (FileNotFoundError, UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _refused(file, f"the record of {name} is not one: {error}") from error
+    if record["kind"] == REPORT:
+        raise _refused(file, f"{name} is a report, which is made where it is read")
     if named != name:
         raise _refused(file, f"{name} was made from what should be called {named}")
 
 
 def _point(status: Path, store: Path, folder: Path) -> None:
-    """Say in status.json where the artefacts are now."""
+    """Say in status.json where the artefacts are now, and nothing of the report, which is not among them."""
     value = read_json(status)
+    if isinstance(stages := value.get("stages"), list):
+        value["stages"] = [stage for stage in stages if not isinstance(stage, dict) or stage.get("kind") != REPORT]
     value["store"] = Path(os.path.relpath(store, folder)).as_posix()
     write_json(status, value)
 

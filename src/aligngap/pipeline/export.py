@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from aligngap.errors import UserError, nearest
-from aligngap.models.build import end_tokens, load_language_model, load_tokenizer
+from aligngap.models.build import check_read_back, load_language_model
 from aligngap.models.lora import add_adapters, merge_adapters, save_adapters
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
+from aligngap.results import FINISHED, ArmRecord, read
+from aligngap.store.contents import RECORD, all_but_weights, check_artefact, everything
 from aligngap.store.store import Store, new_folder, read_json
 
 SFT = "sft"
@@ -52,42 +55,92 @@ def export(
     the run's folder says of that does not count, since it may be somebody else's. adapter: write the adapters alone, in
     `peft`'s format, instead of merging them.
 
-    Raises UserError for what is not there, and for a folder that is not empty.
+    Raises UserError for what is not there or is damaged, and for a folder that is not empty.
     """
-    found, task = _chosen(run, arm, task, seed)
-    kept = Store(run.store_path(store))
-    artefact = kept.get(found["identity"])
-    inputs: Any = artefact.record()["inputs"]
-    sft = kept.get(inputs["sft"])
-    specification: Any = sft.record()["specification"]
+    entry, task = _chosen(run, arm, task, seed)
+    arm_folder, sft_folder, limit = _artefacts(Store(run.store_path(store), reading=True), entry.identity, arm)
+    specification: Any = read_json(sft_folder / RECORD)["specification"]
     options = {name: value for name, value in specification["base"].items() if name != "digest"}
-    checkpoint = Checkpoint(path=str(sft.path / "model"), trust_remote_code=trust_remote_code, **options)
-    tokenizer, model = load_tokenizer(checkpoint), load_language_model(checkpoint)
+    checkpoint = Checkpoint(path=str(sft_folder / "model"), trust_remote_code=trust_remote_code, **options)
     if adapter and (arm == SFT or checkpoint.lora is None):
         raise UserError(
             "the SFT policy is whole" if arm == SFT else "this arm trained all of its weights",
             where="--adapter",
             hint="Leave --adapter out.",
         )
-    limit = int(read_json(kept.get(inputs["task"]).path / "task.json")["max_new_tokens"])
-    if arm == SFT:
-        step = 0
-    else:
-        steps = {int(path.stem): path for path in (artefact.path / "steps").glob("*.safetensors")}
-        step = max(steps) if step is None else step
-        if step not in steps:
-            close = min(steps, key=lambda known: abs(known - step))
-            raise UserError(
-                f"the arm kept no step {step}; the nearest is {close}",
-                where="--step",
-                hint=f"Known: {', '.join(map(str, sorted(steps)))}.",
-            )
+    tokenizer = load_tokenizer(checkpoint)
+    step, weights = (0, None) if arm == SFT else _kept_step(arm_folder, step)
+    model = _exported(checkpoint, tokenizer, weights, limit, merged=not adapter)
+    what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {entry.base}"
+    if checkpoint.lora and arm != SFT:
+        what += ": adapters of it, to be loaded onto the exported arm `sft`" if adapter else ", adapters merged"
+    name = f"{task}: {arm}, step {step}, seed {entry.seed}"
+    with new_folder(out) as half:
+        if adapter:
+            save_adapters(model, half)
+        else:
+            model.save_pretrained(half)
+            check_read_back(model, checkpoint.at(half))
+        tokenizer.save_pretrained(half)
+        text = _README.format(
+            title=name,
+            what=what,
+            study=run.study["title"],
+            task=task,
+            arm=arm,
+            step=step,
+            seed=entry.seed,
+            identity=(sft_folder if arm == SFT else arm_folder).name,
+            limit=limit,
+        )
+        (half / "README.md").write_text(text, "utf-8")
+    return name
+
+
+def _artefacts(store: Store, identity: str, arm: str) -> tuple[Path, Path, int]:
+    """Folders of an arm and of the SFT policy that it started from, and the limit of its responses. What is used of
+    them is compared with its checksum, once. Raises UserError for what is damaged or not there.
+    """
+    home = store.root / identity
+    check_artefact(home, all_but_weights if arm == SFT else everything)
+    inputs: Any = read_json(home / RECORD)["inputs"]
+    sft, pairs = store.root / inputs["sft"], store.root / inputs["task"]
+    check_artefact(sft)
+    check_artefact(pairs, all_but_weights)
+    return home, sft, int(read_json(pairs / "task.json")["max_new_tokens"])
+
+
+def _exported(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, weights: Path | None, limit: int, *, merged: bool
+) -> Any:
+    """The SFT policy's model, or that of an arm whose file of weights is given."""
+    model: Any = load_language_model(checkpoint, tokenizer=tokenizer)
+    if weights is not None:
         if checkpoint.lora:
             add_adapters(model, checkpoint.lora, 0)
-        Policy(model, end_tokens(tokenizer), limit).load_weights(steps[step])
-        if not adapter:
+        Policy(model, end_tokens(tokenizer), limit).load_weights(weights)
+        if merged:
             merge_adapters(model)
-    model.generation_config = GenerationConfig(
+    model.generation_config = _as_the_study_samples(tokenizer, limit)
+    return model
+
+
+def _kept_step(folder: Path, step: int | None) -> tuple[int, Path]:
+    """A step whose weights an arm has kept, the last if none is named, and their file. Raises UserError."""
+    steps = {int(path.stem): path for path in (folder / "steps").glob("*.safetensors")}
+    step = max(steps) if step is None else step
+    if step not in steps:
+        close = min(steps, key=lambda known: abs(known - step))
+        raise UserError(
+            f"the arm kept no step {step}; the nearest is {close}",
+            where="--step",
+            hint=f"Known: {', '.join(map(str, sorted(steps)))}.",
+        )
+    return step, steps[step]
+
+
+def _as_the_study_samples(tokenizer: PreTrainedTokenizerBase, limit: int) -> GenerationConfig:
+    return GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
@@ -97,54 +150,29 @@ def export(
         eos_token_id=list(end_tokens(tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
-    what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {found['base']}"
-    if checkpoint.lora and arm != SFT:
-        what += ": adapters of it, to be loaded onto the exported arm `sft`" if adapter else ", adapters merged"
-    text = _README.format(
-        title=f"{task}: {arm}, step {step}, seed {found['seed']}",
-        what=what,
-        study=run.study["title"],
-        task=task,
-        arm=arm,
-        step=step,
-        seed=found["seed"],
-        identity=sft.identity if arm == SFT else artefact.identity,
-        limit=limit,
-    )
-    with new_folder(out) as half:
-        if adapter:
-            save_adapters(model, half)
-        else:
-            model.save_pretrained(half)
-        tokenizer.save_pretrained(half)
-        (half / "README.md").write_text(text, "utf-8")
-    return f"{task}: {arm}, step {step}, seed {found['seed']}"
 
 
-def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[dict[str, Any], str]:
-    """The arm's entry in results.json, and its task."""
-    path = run.folder / "results.json"
-    if not path.is_file():
-        raise UserError("it has not been written yet", where=str(path), hint="Give the `aligngap run` command again.")
-    tasks: dict[str, Any] = read_json(path)["tasks"]
+def _chosen(run: RunDirectory, arm: str, task: str | None, seed: int | None) -> tuple[ArmRecord, str]:
+    """What the results say of the arm, and its task."""
+    tasks = {entry.name: entry for entry in read(run.folder).tasks}
     if task is not None and task not in tasks:
         raise UserError(f"there is no task '{task}'", where="--task", hint=nearest(task, tasks))
-    listed = [(entry, name) for name in ([task] if task else tasks) for entry in tasks[name]["arms"]]
-    names = {entry["name"] for entry, _ in listed}
+    listed = [(record, name) for name in ([task] if task else tasks) for record in tasks[name].arms]
+    names = {record.name for record, _ in listed}
     if arm != SFT:
-        listed = [(entry, name) for entry, name in listed if entry["name"] == arm]
+        listed = [(record, name) for record, name in listed if record.name == arm]
     if not listed:
         raise UserError(f"there is no arm '{arm}'", where="ARM", hint=nearest(arm, {*names, SFT}))
-    seeds = sorted({entry["seed"] for entry, _ in listed})
+    seeds = sorted({record.seed for record, _ in listed if record.seed is not None})
     if seed is not None and seed not in seeds:
         known = ", ".join(map(str, seeds))
         raise UserError(f"the arm '{arm}' has no seed {seed}", where="--seed", hint=f"Known: {known}.")
-    listed = [(entry, name) for entry, name in listed if seed in (None, entry["seed"])]
-    finished = [(entry, name) for entry, name in listed if entry["status"] in ("finished", "cached")]
+    listed = [(record, name) for record, name in listed if seed in (None, record.seed)]
+    finished = [(record, name) for record, name in listed if record.status == FINISHED]
     if not finished:
         raise UserError(
-            f"the arm '{arm}' did not come to its end: {listed[0][0]['reason']}",
-            where=str(path),
+            f"the arm '{arm}' did not come to its end: {listed[0][0].reason}",
+            where=str(run.folder),
             hint="Give the `aligngap run` command again.",
         )
     return finished[0]

@@ -7,16 +7,16 @@ machine or the study that asked: two studies that need the same SFT policy share
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from aligngap.errors import UserError
-from aligngap.plugins import IDENTITY, code_of
+from aligngap.plugins import IDENTITY, Pluggable
 from aligngap.store.identity import identity
 
 CHECKPOINT_SECONDS = 120.0
@@ -30,13 +30,12 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 class Context:
     """What a running stage is given.
 
-    inputs: folder of each input's artefact, by input name (one folder, or a list of folders in the order of the
-    stage's inputs). out: folder to write to; partial: folder for step checkpoints that survive a kill; progress: to be
-    called as work goes on; checkpoint_seconds: how much work a kill may cost; cache: folder for answers that cost
-    something, shared by all stages.
+    folders: where the artefacts of the stage's `parents` lie, by identity. out: folder to write to; partial: folder for
+    step checkpoints that survive a kill; progress: to be called as work goes on; checkpoint_seconds: how much work a
+    kill may cost; cache: folder for answers that cost something, shared by all stages.
     """
 
-    inputs: Mapping[str, Path | list[Path]]
+    folders: Mapping[str, Path]
     out: Path
     partial: Path
     progress: Progress
@@ -44,20 +43,20 @@ class Context:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     cache: Path | None = None
 
-    def one(self, name: str) -> Path:
-        """The folder of an input that is a single artefact."""
-        value = self.inputs[name]
-        assert isinstance(value, Path)
-        return value
+    def folder(self, stage: Stage) -> Path:
+        """The folder of a stage's artefact: of an input, or of what `Stage.reads` names. Raises UserError for others:
+        they need not be on this machine.
+        """
+        if stage.identity not in self.folders:
+            raise UserError(
+                f"a stage reads what it has not declared: '{stage.label}'",
+                where=f"{stage.kind} {stage.identity}",
+                hint="Make it a field of the stage that reads it; if it is an input of an input, name it in `reads`.",
+            )
+        return self.folders[stage.identity]
 
-    def many(self, name: str) -> list[Path]:
-        """The folders of an input that is a list of artefacts."""
-        value = self.inputs[name]
-        assert isinstance(value, list)
-        return value
 
-
-class Stage(BaseModel):
+class Stage(Pluggable):
     """A step of the pipeline. Fields whose values are stages (or tuples of stages) are its inputs; all others are its
     specification.
 
@@ -78,6 +77,10 @@ class Stage(BaseModel):
     together: ClassVar[bool] = False
     activity: ClassVar[str] = "evaluation"
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Another stage with some fields changed, checked as any; pydantic's own copy would keep the old identity."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {}))
+
     @abstractmethod
     def run(self, context: Context) -> None:
         """Make the artefact: write its files into `context.out`."""
@@ -95,19 +98,35 @@ class Stage(BaseModel):
     @property
     def inputs(self) -> dict[str, Stage | tuple[Stage, ...]]:
         """Input stages by field name."""
-        found: dict[str, Stage | tuple[Stage, ...]] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Stage) or (
-                isinstance(value, tuple) and value and all(isinstance(part, Stage) for part in value)
-            ):
-                found[name] = value
-        return found
+        return {
+            name: value
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Stage)
+            or (isinstance(value, tuple) and value and all(isinstance(part, Stage) for part in value))
+        }
 
     @property
+    def reads(self) -> Sequence[Stage]:
+        """Whose artefacts `run` reads beside those of the inputs: inputs of inputs, at any depth, which identity covers
+        already (the SFT policy of an input arm, say). Only what it does read: each is brought to the node that runs it.
+        """
+        return ()
+
+    @cached_property
     def parents(self) -> list[Stage]:
-        """Input stages, flat."""
-        return [stage for value in self.inputs.values() for stage in (value if isinstance(value, tuple) else (value,))]
+        """All stages whose artefacts `run` may read, once each: the inputs, then `reads`. They are made before it.
+
+        Raises UserError for one in `reads` on which no input rests: the identity would not say what the result is of.
+        """
+        inputs = [part for value in self.inputs.values() for part in (value if isinstance(value, tuple) else (value,))]
+        reads = {stage.identity: stage for stage in self.reads}
+        for other in reads.keys() - {stage.identity for stage in all_stages(inputs if reads else ())}:
+            raise UserError(
+                f"a stage reads what none of its inputs rests on: '{reads[other].label}'",
+                where=f"{type(self).__name__}.reads",
+                hint="Make it a field of the stage, so that the stage's identity covers it.",
+            )
+        return list(({stage.identity: stage for stage in inputs} | reads).values())
 
     @cached_property
     def identity(self) -> str:
@@ -135,19 +154,13 @@ class Stage(BaseModel):
     @property
     def specification(self) -> dict[str, object]:
         """Everything but the inputs, as plain JSON values. Identity and record both come from here."""
-        found = self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
-        return found | ({"code": self.code} if self.code else {})
-
-    @property
-    def code(self) -> str | None:
-        """The digest of the plugin that the stage, or what it runs, is of; None for what is ours."""
-        return code_of(type(self).__module__)
+        return self.model_dump(mode="json", exclude=set(self.inputs), context={IDENTITY: True})
 
 
 @dataclass(frozen=True)
 class Event:
     """What happened to a stage: started, progress, finished, cached, failed (with its reason) or blocked by a failed
-    input; damaged, when its artefact is found so and will be made anew; waiting, when that artefact was its input;
+    input; damaged, when its artefact turns out to be so and will be made again; waiting, when that was its input's;
     vanished, when its process was lost and it will be tried again.
     """
 
@@ -176,7 +189,7 @@ class Outcome:
 
 
 def all_stages(targets: Iterable[Stage]) -> list[Stage]:
-    """Targets and all they need, each identity once, inputs before what uses them."""
+    """Targets and all they rest on, each identity once, inputs before what uses them."""
     seen: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> Iterator[Stage]:

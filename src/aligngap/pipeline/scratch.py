@@ -9,13 +9,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from aligngap.errors import UserError
-from aligngap.models.build import Architecture, byte_tokenizer, end_tokens, parameter_count, random_model
+from aligngap.models.build import Architecture, parameter_count, random_model
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import byte_tokenizer, end_tokens
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.store import new_folder
+from aligngap.tasks.chat import prompt_text
 from aligngap.tasks.datasets import DatasetSpec, Tally
-from aligngap.tasks.encode import Encoded, encode, prompt_text, train_pairs
+from aligngap.tasks.encode import Encoded, encode, train_pairs
 from aligngap.train.step import OptimSpec
 from aligngap.train.supervised import Report, fit, sft_loss
 from aligngap.types import PairBatch, Tokens

@@ -103,7 +103,8 @@
       tellOutside(chart, own.xmax);
       spec.params = spec.params.map((param) => ({ ...param, value: own[param.name] ?? param.value }));
       spec.datasets = rowsFor(chart);
-      Object.assign(spec, { width: "container", height: "container", autosize: { type: "fit", contains: "padding" } });
+      // Without a description Vega puts a name of its own in the place of the chart's.
+      Object.assign(spec, { description: chart.element.ariaLabel, width: "container", height: "container", autosize: { type: "fit", contains: "padding" } });
       chart.view?.finalize();
       const result = await vegaEmbed(chart.element, spec, {
         mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, config: shared.config,

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import base64
 import functools
-import gzip
 import hashlib
 import html
 import itertools
-import json
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,20 +20,33 @@ from typing import TYPE_CHECKING, Any, Protocol
 import polars as pl
 
 from aligngap.pipeline.executors.progress import Spent, time_spent
-from aligngap.report import charts
-from aligngap.report.images import Images, Painters
-from aligngap.report.load import (
+from aligngap.report.drawing import measures
+from aligngap.report.figures import (
+    Figure,
+    experiment_figures,
+    rate_columns,
+    reaches_far,
+    splits_of,
+    task_figures,
+)
+from aligngap.report.images import Images
+from aligngap.report.packing import drawable, json_in_html, packed
+from aligngap.report.samples import samples
+from aligngap.report.still import draw, file_name, image_svg
+from aligngap.report.style import GLYPHS, HUES, JUDGE_NAMES, OPPONENT_NAMES, Theme, config, family_name
+from aligngap.report.text import seeds_note, text_of_number, text_of_setting, text_of_share
+from aligngap.results import (
     FAILED,
+    FINISHED,
     PENDING,
     UNFINISHED,
     VERDICTS,
-    Estimate,
-    Experiment,
-    ReportData,
+    Conclusion,
+    EstimateRecord,
+    StudyResults,
     Task,
-    load,
     number,
-    shortened,
+    read,
 )
 
 if TYPE_CHECKING:
@@ -56,45 +66,21 @@ _AGREEMENTS = {
     "rater_true": "Raters and true utility",
 }
 
-#: The shapes of Vega, as paths about the origin.
-_GLYPHS = {
-    "circle": "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0",
-    "square": "M-4,-4H4V4H-4Z",
-    "triangle-up": "M0,-5L5,4H-5Z",
-    "triangle-down": "M0,5L5,-4H-5Z",
-    "triangle-right": "M5,0L-4,5V-5Z",
-    "triangle-left": "M-5,0L4,5V-5Z",
-    "diamond": "M0,-5.5L4.5,0L0,5.5L-4.5,0Z",
-    "cross": "M-2,-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z",
-    "stroke": "M-5,-1.5H5V1.5H-5Z",
-}
 
-
-def publish(folder: Path, processes: int | None = None, painters: Painters | None = None) -> Path:
+def publish(folder: Path, into: Path | None = None, processes: int | None = None) -> Path:
     """The figures of each task as a whole as PNG and SVG, and the page, from the results in a run's folder; the page's
-    path. processes, painters: as `Images` takes them.
+    path. into: the folder to write to; None: the run's. processes: as `Images` takes them.
     """
-    data = load(folder)
-    with Images(folder / "charts", ("png", "svg"), processes, painters) as images:
-        charts.draw(images, data, choose=charts.task_figures)
+    data, into = read(folder), into or folder
+    with Images(into / "charts", ("png", "svg"), processes) as images:
+        draw(images, data, choose=task_figures)
         page = render(data)  # while they are painted
-    return _put(page, folder)  # the last file: whoever finds it finds the others
-
-
-def prepare(arms: Sequence[tuple[str, int]]) -> None:
-    """Do ahead what `publish` will need whatever the numbers are, which is most of its time. arms: family and seed of
-    those to be drawn, in the results' order; were they others, the report would be the same and take longer.
-    """
-    runs = pl.DataFrame(arms, {"family": pl.String, "seed": pl.Int64}, orient="row")
-    nothing = pl.DataFrame()
-    charts.prepare(ReportData({}, False, None, (), points=nothing, runs=runs, samples=nothing))
-    _template("template.html.j2")
-    _runtime()
+    return _put(page, into)  # the last file: whoever finds it finds the others
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` beside the `results.json` of a folder."""
-    return _put(render(load(folder)), folder)
+    return _put(render(read(folder)), folder)
 
 
 def _put(page: str, folder: Path) -> Path:
@@ -106,22 +92,23 @@ def _put(page: str, folder: Path) -> Path:
     return path
 
 
-def render(data: ReportData) -> str:
+def render(data: StudyResults) -> str:
     """The page as text."""
-    look = charts.Look.for_page(data)
+    theme = Theme.for_page(data)
     fallbacks = _fallbacks(data)
     contexts, parts = [], {}
     for index, task in enumerate(data.tasks):
-        figures = charts.task_figures(data, task, look)
-        own = {x.name: charts.experiment_figures(data, task, x, look) for x in task.experiments}
+        figures = task_figures(data, task, theme)
+        own = {x.name: experiment_figures(data, task, x, theme) for x in task.experiments}
         contexts.append(_task_context(data, task, f"task-{index}", figures, own, fallbacks.get(task.name)))
         parts[f"task:{task.name}"] = packed(
             drawable(data, task, [*figures, *(f for found in own.values() for f in found)])
         )
-    verdicts, spent, spent_on = _verdicts(contexts), _spent(data), _activities(data)
+    verdicts, spent = _verdicts(contexts), _spent(data)
+    activities = {name: seconds for name, seconds in data.timings.activities.items() if seconds is not None}
     page = Page(
         "template.html.j2",
-        shared_by_scripts(data, look),
+        shared_by_scripts(data, theme),
         parts,
         title=data.study.get("title") or data.study.get("name") or "Study",
         data=data,
@@ -133,18 +120,18 @@ def render(data: ReportData) -> str:
         incomplete=[context for context in contexts if context["missing"]],
         spent=spent,
         total_seconds=sum(row.seconds for row in spent),
-        activities=spent_on,
-        all_seconds=sum(spent_on.values()),
+        activities=activities,
+        all_seconds=sum(activities.values()),
         pending=data.pending,
         seeds_note=seeds_note(len(data.seeds)),
-        opponents=charts.OPPONENT_NAMES,
-        judges=charts.JUDGE_NAMES,
+        opponents=OPPONENT_NAMES,
+        judges=JUDGE_NAMES,
     )
     room = _PAGE_BYTES - page.size
     for task in data.tasks:
-        samples = _samples(data, task.name, min(_SAMPLE_BYTES, room) // len(data.tasks))
-        if samples is not None:
-            parts[f"samples:{task.name}"] = packed(samples)
+        shown = samples(data, task.name, min(_SAMPLE_BYTES, room) // len(data.tasks))
+        if shown is not None:
+            parts[f"samples:{task.name}"] = packed(shown)
     return page.text()
 
 
@@ -180,64 +167,21 @@ class Page:
         return "\n".join([self._body, *elements, "</body>", "</html>", ""])
 
 
-def shared_by_scripts(data: ReportData, look: charts.Look) -> dict[str, Any]:
+def shared_by_scripts(data: StudyResults, theme: Theme) -> dict[str, Any]:
     """What the script needs to know of all tasks."""
     return {
-        "config": charts.config(look),
+        "config": config(theme),
         "seeds": data.seeds,
-        "judges": charts.JUDGE_NAMES,
-        "measures": data.measures,
-        "splits": {task.name: next(iter(charts.splits_of(data, task.name)), None) for task in data.tasks},
+        "judges": JUDGE_NAMES,
+        "measures": measures(data),
+        "splits": {task.name: next(iter(splits_of(data, task.name)), None) for task in data.tasks},
     }
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def text_of_number(value: object) -> str:
-    """Three significant digits, whole numbers in full, a real minus; "no data" for what is not a finite number."""
-    plain = number(value)
-    if plain is None:
-        return "no data"
-    if isinstance(value, int) or (plain.is_integer() and abs(plain) < 1e15):
-        return f"{int(plain):,}".replace(",", "\u202f").replace("-", "−")
-    if abs(plain) >= 100:
-        return f"{plain:,.0f}".replace(",", "\u202f").replace("-", "−")
-    text = f"{plain:.3g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return text.replace("-", "−")
-
-
-def text_of_setting(value: object) -> str:
-    """A setting in full: rounding it would make the page useless for a repetition."""
-    return "no data" if number(value) is None else str(value)
-
-
-def text_of_share(value: object) -> str:
-    plain = number(value)
-    return "no data" if plain is None else f"{plain * 100:.1f}%".replace("-", "−")
-
-
-def seeds_note(n_seeds: int) -> str:
-    """What the number of seeds lets a reader conclude."""
-    if n_seeds == 0:
-        return "No run of this study has a seed: no data."
-    if n_seeds == 1:
-        return (
-            "One seed. Every interval covers the choice of prompts only: another run of the same study could land "
-            "elsewhere by more than the intervals show. Read the verdicts as a description of this run."
-        )
-    if n_seeds < 5:
-        return (
-            f"{n_seeds} seeds, fewer than five. Intervals cover seeds and prompts, by t quantiles for so few seeds: "
-            "they are wide, and cost a lot of power."
-        )
-    return f"{n_seeds} seeds. Intervals resample seeds, paired between arms, and prompts."
-
-
-def _covers(estimate: Estimate) -> str:
+def _covers(estimate: EstimateRecord) -> str:
     """What the interval covers, where the note does not say the same."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return ""
@@ -249,55 +193,13 @@ def _covers(estimate: Estimate) -> str:
     return "Seeds and prompts; fewer than five seeds." if few else "Seeds and prompts."
 
 
-def _counts(data: ReportData) -> str:
+def _counts(data: StudyResults) -> str:
     arms = data.runs.select("task", "arm").unique().height
     parts = ((len(data.tasks), "task"), (arms, "arm"), (len(data.seeds), "seed"), (data.runs.height, "run"))
     return ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in parts)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
-
-
-def json_in_html(value: object) -> str:
-    """JSON that no HTML or script parser can be led out of, with null for what is not a finite number."""
-    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # A lone surrogate, which a broken tokenizer can produce, has no UTF-8.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def packed(value: Any) -> str:
-    """JSON, compressed, in letters that HTML gives no meaning to; the page unpacks a task's when it is looked at."""
-    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0)).decode("ascii")
-
-
-def _columns(rows: list[dict[str, Any]], without: Collection[str] = ()) -> dict[str, Any]:
-    """Names once instead of in every row, and no column that is empty."""
-    names = [n for n in rows[0] if n not in without and any(row[n] is not None for row in rows)] if rows else []
-    return {"columns": names, "rows": [[row[name] for name in names] for row in rows]}
-
-
-def _without_legends(node: Any) -> Any:
-    """The page has its own legend, which a keyboard can reach."""
-    if isinstance(node, dict):
-        return {key: None if key == "legend" else _without_legends(value) for key, value in node.items()}
-    return [_without_legends(value) for value in node] if isinstance(node, list) else node
-
-
-def _has_mapping(value: Any) -> bool:
-    return any(isinstance(item, Mapping) for item in value)
 
 
 def _resource(name: str) -> str:
@@ -318,7 +220,6 @@ def _template(name: str) -> jinja2.Template:
         "exact": text_of_setting,
         "number": text_of_number,
         "percent": text_of_share,
-        "has_mapping": _has_mapping,
     }
     return environment.get_template(name)
 
@@ -345,20 +246,20 @@ def content_policy() -> str:
 
 def _hues() -> str:
     def rule(ground: int) -> str:
-        return ":root{" + "".join(f"--hue-{index}:{pair[ground]};" for index, pair in enumerate(charts.HUES)) + "}"
+        return ":root{" + "".join(f"--hue-{index}:{pair[ground]};" for index, pair in enumerate(HUES)) + "}"
 
     return f"{rule(0)}\n@media screen and (prefers-color-scheme: dark){{{rule(1)}}}\n"
 
 
-def _fallbacks(data: ReportData) -> dict[str, str]:
+def _fallbacks(data: StudyResults) -> dict[str, str]:
     """Figure 1 of each task as an image, for readers without scripts, as far as it fits."""
     found: dict[str, str] = {}
     room = _FALLBACK_BYTES
     for task in data.tasks:
-        figures = charts.task_figures(data, task, charts.Look.for_images(data))
-        splits = charts.splits_of(data, task.name)
+        figures = task_figures(data, task, Theme.for_images(data))
+        splits = splits_of(data, task.name)
         if figures and splits:
-            svg = charts.image_svg(data, figures[0], split=splits[0]).encode()
+            svg = image_svg(data, figures[0], split=splits[0]).encode()
             uri = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
             if len(uri) <= room:
                 found[task.name] = uri
@@ -366,33 +267,12 @@ def _fallbacks(data: ReportData) -> dict[str, str]:
     return found
 
 
-def drawable(data: ReportData, task: Task, figures: list[charts.Figure]) -> dict[str, Any]:
-    """What the script draws a task's figures from: each table and each specification once, figures by reference."""
-    tables = charts.datasets(data, task)
-    of_run = set(tables["runs"][0]) & {"arm", "family", "seed", "baseline", "base"} if tables["runs"] else ()
-    panels = [panel for figure in figures for panel in figure.panels]
-    return {
-        # The script gives each point what its run says.
-        "tables": {name: _columns(rows, of_run if name == "points" else ()) for name, rows in tables.items()},
-        "specs": {panel.key: _without_legends(panel.build()) for panel in {p.key: p for p in panels}.values()},
-        "figures": {
-            figure.name: {
-                "panels": [{"spec": panel.key, "params": panel.params} for panel in figure.panels],
-                "shown": figure.shown,
-                "span": figure.span,
-                "against": figure.against,
-            }
-            for figure in figures
-        },
-    }
-
-
 def _task_context(
-    data: ReportData,
+    data: StudyResults,
     task: Task,
     identifier: str,
-    figures: list[charts.Figure],
-    own: dict[str, list[charts.Figure]],
+    figures: list[Figure],
+    own: dict[str, list[Figure]],
     fallback: str | None,
 ) -> dict[str, Any]:
     runs = data.runs.filter(pl.col("task") == task.name)
@@ -406,8 +286,8 @@ def _task_context(
         "figures": shown,
         "series": _legend(families) if families else [],
         "fallback": fallback,
-        "splits": charts.splits_of(data, task.name),
-        "far": charts.reaches_far(data, task),
+        "splits": splits_of(data, task.name),
+        "far": reaches_far(data, task),
         "has_sweep": not all(runs["baseline"].to_list()),
         "agreement": _agreement(task),
         "experiments": [
@@ -431,9 +311,9 @@ def _task_context(
     }
 
 
-def figure_context(figure: charts.Figure, identifier: str, index: int) -> dict[str, Any]:
+def figure_context(figure: Figure, identifier: str, index: int) -> dict[str, Any]:
     return {
-        "id": f"{identifier}-{charts.file_name(figure.name)}",
+        "id": f"{identifier}-{file_name(figure.name)}",
         "key": figure.name,
         "number": index,
         "title": figure.title,
@@ -445,7 +325,7 @@ def figure_context(figure: charts.Figure, identifier: str, index: int) -> dict[s
     }
 
 
-def _legend(figure: charts.Figure) -> list[dict[str, Any]]:
+def _legend(figure: Figure) -> list[dict[str, Any]]:
     """What a figure shows, or can show: its name, label, colour, shape and dash."""
     return [
         {
@@ -453,7 +333,7 @@ def _legend(figure: charts.Figure) -> list[dict[str, Any]]:
             "label": label,
             "shown": name in figure.shown,
             "colour": f"var(--hue-{figure.styles[name].hue})",
-            "glyph": _GLYPHS[figure.styles[name].shape],
+            "glyph": GLYPHS[figure.styles[name].shape],
             "dash": " ".join(map(str, figure.styles[name].dash)),
         }
         for name, label in figure.series.items()
@@ -478,37 +358,30 @@ def _tally(verdicts: list[dict[str, Any]]) -> str:
     return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in shown)
 
 
-def _rests(experiment: Experiment) -> dict[str, Any] | None:
+def _rests(experiment: Conclusion) -> dict[str, Any] | None:
     """On which of its arms and measures the estimates rest, and which are not among them; None where all are."""
     found: dict[str, list[str]] = {"finished": [], "failed": [], PENDING: []}
-    count = {state: sum(len(row.get(state) or []) for row in experiment.inputs) for state in found}
+    count = {state: sum(len(getattr(row, state)) for row in experiment.inputs) for state in found}
     if count["finished"] == sum(count.values()):
         return None
     for row in experiment.inputs:
-        name = f"{'measure ' if row.get('what') == 'measure' else ''}{row.get('name')}"
+        name = f"{'measure ' if row.what == 'measure' else ''}{row.name}"
         for state, names in found.items():
-            if seeds := row.get(state):
+            if seeds := getattr(row, state):
                 names.append(f"{name} (seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))})")
     words = {state: "; ".join(names) for state, names in found.items()}
     return {"count": count["finished"], "total": sum(count.values()), **words}
 
 
-def _spent(data: ReportData) -> list[Spent]:
+def _spent(data: StudyResults) -> list[Spent]:
     """Where time went, by kind of stage."""
-    stages = data.timings.get("stages") or []
-    return time_spent((str(stage.get("kind")), number(stage.get("seconds"))) for stage in stages)
+    return time_spent((stage.kind, stage.seconds) for stage in data.timings.stages)
 
 
-def _activities(data: ReportData) -> dict[str, float]:
-    """Where time went, by activity; empty where the results do not say."""
-    found = data.timings.get("activities")
-    return {str(name): float(seconds) for name, seconds in found.items()} if isinstance(found, dict) else {}
-
-
-def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:
+def _missing(data: StudyResults, task: Task) -> list[dict[str, Any]]:
     """Everything that was asked for and has no number: what, which seed, and why. Nothing is computed in its place."""
     runs = data.runs.filter(pl.col("task") == task.name)
-    rate = pl.any_horizontal(pl.col(charts.rate_columns()).is_not_null())
+    rate = pl.any_horizontal(pl.col(rate_columns()).is_not_null())
     lacking = (
         data.points.filter(pl.col("task") == task.name)
         .group_by("run")
@@ -526,10 +399,9 @@ def _missing(data: ReportData, task: Task) -> list[dict[str, Any]]:
         elif count < asked:
             rows.append(row | {"reason": f"{asked - count} of its {asked} points lack a KL or a win rate"})
     for measure in task.measures:
-        if measure.get("status") != "finished":
-            what = {"what": f"measure {measure.get('name')}", "seed": measure.get("seed")}
-            reason = measure.get("reason") or "no reason recorded"
-            rows.append(what | {"status": str(measure.get("status")), "reason": reason})
+        if measure.status != FINISHED:
+            what = {"what": f"measure {measure.name}", "seed": measure.seed}
+            rows.append(what | {"status": measure.status, "reason": measure.reason or "no reason recorded"})
     return rows
 
 
@@ -543,7 +415,7 @@ def _agreement(task: Task) -> list[dict[str, Any]]:
     return rows
 
 
-def _estimate_rows(experiment: Experiment) -> list[dict[str, Any]]:
+def _estimate_rows(experiment: Conclusion) -> list[dict[str, Any]]:
     return [
         {
             "estimate": e,
@@ -592,117 +464,16 @@ def _arm_rows(runs: pl.DataFrame) -> list[dict[str, Any]]:
         pl.len().alias("total"),
         *(pl.col(m).filter(finished).mean() for m in measures),
     )
-    return [row | {"family": charts.family_name(row["family"])} for row in rows.to_dicts()]
+    return [row | {"family": family_name(row["family"])} for row in rows.to_dicts()]
 
 
 def _arm_settings(task: Task) -> list[dict[str, Any]]:
     """One entry an arm, its seeds together: only the weights differ between them."""
     entries: dict[str, dict[str, Any]] = {}
     for arm in task.arms:
-        name = str(arm.get("name"))
-        settings = {key: arm.get(key) for key in ("source", "loss", "settings")}
-        entry = entries.setdefault(name, {"name": name, "seeds": [], "settings": settings | {"weights, SHA-256": {}}})
-        seed = "not known" if arm.get("seed") is None else arm["seed"]
+        settings = {"source": arm.source, "loss": arm.loss, "settings": arm.settings, "weights, SHA-256": {}}
+        entry = entries.setdefault(arm.name, {"name": arm.name, "seeds": [], "settings": settings})
+        seed = "not known" if arm.seed is None else arm.seed
         entry["seeds"].append(seed)
-        entry["settings"]["weights, SHA-256"][f"seed {seed}"] = arm.get("weights_sha256") or "no data"
+        entry["settings"]["weights, SHA-256"][f"seed {seed}"] = arm.weights_sha256 or "no data"
     return list(entries.values())
-
-
-# --- samples --------------------------------------------------------------------------------------------------------
-
-
-#: Checkpoints and seeds of which samples are shown, the fullest choice first, and what the page says of each.
-_CHOICES = (
-    (False, False, ""),
-    (True, False, "first, peak and last checkpoint of each run"),
-    (True, True, "first, peak and last checkpoint of each arm’s first seed"),
-)
-_FEW_PROMPTS = 12
-
-
-def _samples(data: ReportData, task: str, budget: int) -> dict[str, Any] | None:
-    """Prompts of a task in their order, as many as fit `budget` bytes of the page, with the responses to them.
-
-    Prompts are never chosen by what was answered: a choice by the outcome would mislead. Where only a few would fit,
-    fewer checkpoints and then fewer seeds are shown of each arm.
-    """
-    frame = data.samples.filter(pl.col("task") == task)
-    policy = frame.filter(pl.col("who") == "policy")
-    if policy.is_empty():
-        return None
-    runs = data.runs.filter(pl.col("task") == task)
-    keys = policy.select("split", "prompt_number").unique().sort("split", "prompt_number").rows()
-    # Both splits come to the reader, however few fit.
-    by_split = [[key for key in keys if key[0] == split] for split in dict.fromkeys(key[0] for key in keys)]
-    keys = [group[i] for i in range(max(map(len, by_split))) for group in by_split if i < len(group)]
-    for few_steps, first_seed, words in _CHOICES:
-        chosen = _thinned(frame, runs, few_steps=few_steps, first_seed=first_seed)
-        kept = _that_fit(chosen, keys, budget)
-        left_out = [f"first {len(kept)} of {len(keys)} prompts"] * (len(kept) < len(keys)) + [words] * bool(words)
-        if len(kept) >= min(_FEW_PROMPTS, len(keys)):
-            break
-    note = f"To keep this page small: the {'; the '.join(left_out)}. All are in samples.parquet." if left_out else ""
-    return {**_arranged(chosen, runs, kept), "note": note}
-
-
-def _thinned(frame: pl.DataFrame, runs: pl.DataFrame, *, few_steps: bool, first_seed: bool) -> pl.DataFrame:
-    policy = frame.filter(pl.col("who") == "policy")
-    if first_seed:
-        policy = policy.filter(pl.col("seed").is_null() | (pl.col("seed") == pl.col("seed").min().over("arm")))
-    if few_steps:
-        marks = runs.select("arm", "seed", "peak_step").unique(["arm", "seed"])
-        steps = pl.col("step")
-        ends = [steps.min().over("arm", "seed"), steps.max().over("arm", "seed"), pl.col("peak_step")]
-        policy = policy.join(marks, on=["arm", "seed"], how="left", nulls_equal=True)
-        policy = policy.filter(pl.any_horizontal(steps.eq_missing(end) for end in ends)).drop("peak_step")
-    return pl.concat([frame.filter(pl.col("who") != "policy"), policy])
-
-
-def _that_fit(frame: pl.DataFrame, keys: list[tuple[Any, Any]], budget: int) -> list[tuple[Any, Any]]:
-    """The first prompts that fit, by the packed size of a few of them."""
-    tried = keys[: 2 * _FEW_PROMPTS]
-    size = len(packed(_arranged(frame, pl.DataFrame(schema=_MARKS), tried)))
-    # A twentieth is kept back, because other prompts may be longer.
-    return keys[: max(0, int(0.95 * budget * len(tried) / size))]
-
-
-def _sample_text(text: str | None) -> str | None:
-    return None if text is None else shortened(text, 8000)
-
-
-_MARKS = {"arm": pl.String, "seed": pl.Int64, "peak_step": pl.Int64, "end_step": pl.Int64}
-
-
-def _arranged(frame: pl.DataFrame, runs: pl.DataFrame, keys: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """Prompts with the fixed policies' answers, and for each run and checkpoint its answers by the prompt's place."""
-    position = {key: index for index, key in enumerate(keys)}
-    order = pl.DataFrame(
-        {"split": [key[0] for key in keys], "prompt_number": [key[1] for key in keys]},
-        schema={"split": pl.String, "prompt_number": pl.Int64},
-    )
-    prompts: list[dict[str, Any]] = [
-        {"split": split, "number": n, "text": None, "sft": None, "golden_policy": None} for split, n in keys
-    ]
-    found: dict[tuple[Any, Any, Any], list[list[Any]]] = {}
-    for row in frame.join(order, on=["split", "prompt_number"], how="semi").iter_rows(named=True):
-        index = position[row["split"], row["prompt_number"]]
-        scores = [row[name] for name in ("utility", "margin_golden", "margin_proxy", "win_golden_policy_golden")]
-        cells = [
-            _sample_text(row["response"]),
-            row["ended"],
-            *(None if s is None else float(f"{s:.4g}") for s in scores),
-        ]
-        prompts[index]["text"] = _sample_text(row["prompt"])
-        if row["who"] == "policy":
-            found.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells])
-        elif row["who"] in prompts[index]:
-            prompts[index][row["who"]] = cells
-    marks = {(row["arm"], row["seed"]): row for row in runs.to_dicts()}
-    place = {arm: index for index, arm in enumerate(dict.fromkeys(runs["arm"].to_list()))}
-    entries = []
-    for arm, seed, step in sorted(found, key=lambda key: (place.get(key[0], len(place)), key[1] or 0, key[2] or 0)):
-        mark = marks.get((arm, seed), {})
-        peak, end = (step is not None and step == mark.get(f"{what}_step") for what in ("peak", "end"))
-        rows = sorted(found[arm, seed, step], key=lambda cells: int(cells[0]))
-        entries.append({"arm": arm, "seed": seed, "step": step, "rows": rows, "peak": peak, "end": end})
-    return {"prompts": prompts, "runs": entries}

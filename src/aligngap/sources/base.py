@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict
 
 from aligngap.judges.base import Judge
 from aligngap.models.policy import Policy
-from aligngap.plugins import code_of, with_code
+from aligngap.plugins import Pluggable
 from aligngap.types import PairBatch, Prompt
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Ingredients:
     ends: tuple[int, ...] | None = None
 
 
-class SourceSpec(BaseModel):
+class SourceSpec(Pluggable):
     """Names a source and its settings in a study. Each source's file defines one; `sources.registry` lists them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -82,10 +82,6 @@ class SourceSpec(BaseModel):
     kind: str
     needs_judge: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
-
-    @model_serializer(mode="wrap")
-    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return with_code(handler(self), code_of(type(self).__module__), info)
 
     @abstractmethod
     def build(self, given: Ingredients) -> PairSource:

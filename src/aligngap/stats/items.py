@@ -1,6 +1,6 @@
 """Intervals for means of items that belong to one seed each, such as the pairs of an online run's own stream.
 
-Items are *nested* in seeds, unlike evaluation prompts, which all seeds share (`stats.bootstrap` is for those). The
+Items are *nested* in seeds, unlike evaluation prompts, which all seeds share (`stats.intervals` is for those). The
 spread of the seeds' means then already holds the items' noise, so with several seeds the interval is the t interval of
 their mean. With one seed it is a bootstrap over the items, and says so.
 """
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from aligngap.stats.bootstrap import FEW_SEEDS, Estimate
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
+from aligngap.stats.intervals import Estimate, Resampler, few_seeds
 
 ONE_SEED = "1 seed: interval covers items only"
 
@@ -43,8 +43,7 @@ def item_estimate(
     Raises:
         ValueError: a bad `replicates` or `level`.
     """
-    if replicates < 2 or not 0 < level < 1:
-        raise ValueError(f"need replicates >= 2 and 0 < level < 1, got {replicates}, {level}")
+    Resampler(rng, replicates, level)  # refuses bad settings
     kept = {seed: found[np.isfinite(found)] for seed, found in values.items()}
     present = [found for found in kept.values() if len(found)]
     notes = [f"{len(kept) - len(present)} seed(s) without data left out"] if len(present) < len(kept) else []
@@ -56,7 +55,6 @@ def item_estimate(
         weights = rng.multinomial(count, np.full(count, 1 / count), size=replicates)
         draws = weights @ present[0] / count
         low, high = np.quantile(draws, [tail, 1 - tail]).tolist()
-        notes.insert(0, ONE_SEED)
     else:
         from scipy import stats
 
@@ -64,8 +62,7 @@ def item_estimate(
         quantiles = stats.t.ppf((rng.permutation(replicates) + 0.5) / replicates, n_seeds - 1)
         draws = means.mean() + error * quantiles
         low, high = (float(means.mean() + side * error * stats.t.ppf(1 - tail, n_seeds - 1)) for side in (-1, 1))
-        if n_seeds < 5:
-            notes.insert(0, FEW_SEEDS["t"])
+    notes = [*few_seeds(n_seeds, one=ONE_SEED), *notes]
     return Estimate(
         float(means.mean()), low, high, n_seeds, count, replicates, "; ".join(notes), np.asarray(draws), means
     )

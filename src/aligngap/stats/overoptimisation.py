@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 
-from aligngap.stats.bootstrap import Estimate, Interval, Seed, estimates
-from aligngap.stats.curves import Floats, Run, curve
+from aligngap.stats.budget import Floats, Run, curve
+from aligngap.stats.intervals import Estimate, Resampling, Seed, intervals
 
 MIN_DISTANCE = 0.3  # square root of nats
 
@@ -75,29 +76,25 @@ def overoptimisation(
     *,
     reference: float = 0.5,
     min_distance: float = MIN_DISTANCE,
-    replicates: int = 1000,
-    level: float = 0.95,
-    interval: Interval = "t",
+    **how: Unpack[Resampling],
 ) -> Overoptimisation:
-    """Fit the law to each seed (all its runs together) and average; gain = win rate - `reference`.
+    """Fit the law to each seed (all its runs together, over KL) and average; gain = win rate - `reference`.
 
     `reference` is .5 when the opponent is the SFT policy, otherwise SFT's own win rate against that opponent. Intervals
-    are those of `bootstrap.estimate`. `peak_d` is averaged as ln d, and only over seeds whose b is positive: the note
-    counts the others, and the interval is withheld when b <= 0 in more than 10% of the replicates.
+    are those of `intervals`. `peak_d` is averaged as ln d, and only over seeds whose b is positive: the note counts the
+    others, and the interval is withheld when b <= 0 in more than 10% of the replicates.
     """
 
     def of_seed(seed: Seed) -> dict[str, float]:
-        kl = np.concatenate([np.exp(c.kappa) for c in seed["arm"]])
+        kl = np.concatenate([np.exp(c.x) for c in seed["arm"]])
         gain = np.concatenate([c.win for c in seed["arm"]]) - reference
         f = fit(kl, gain, min_distance)
         # A peak that underflows to 0 lies before anything measured: a fall from the start, not a peak.
         ln_d = float(np.log(f.peak_d)) if f.peak_d > 0 else np.nan
         return {"a": f.a, "b": f.b, "ln_d": ln_d, "r2": f.r2}
 
-    result = estimates(
-        {"arm": runs}, of_seed, ("a", "b", "ln_d", "r2"), rng=rng, replicates=replicates, level=level, interval=interval
-    )
-    distances = np.concatenate([np.exp(curve(run).kappa / 2) for run in runs]) if runs else np.empty(0)
+    result = intervals({"arm": runs}, of_seed, ("a", "b", "ln_d", "r2"), rng=rng, **how)
+    distances = np.concatenate([np.exp(curve(run).x / 2) for run in runs]) if runs else np.empty(0)
     furthest = float(distances.max()) if len(distances) else np.nan
     peak = result["ln_d"].exponential()
     if peak.value > furthest:

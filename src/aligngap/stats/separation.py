@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
 
 RIDGE = 0.01
 """Penalty on the rule's squared weights, of standardised features, beside the mean log-loss."""

@@ -3,7 +3,7 @@
 A statistic compares a run of the one side with a run of the other, and is averaged over all pairs of such runs (a
 two-sample U-statistic). Its variance over seeds is that of the mean over either side's runs (Hoeffding's projections);
 each side then adds a t distribution with its own degrees of freedom, as Welch's test does, and what the prompts do to
-all runs alike is added as in `stats.bootstrap`, whose bootstrap over prompts this shares.
+all runs alike is added as in `stats.intervals`, whose bootstrap over prompts this shares.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from aligngap.stats.bootstrap import MAX_UNDEFINED, Estimate, _check, _weights
-from aligngap.stats.curves import Curve, Floats, Run, curves
+from aligngap.stats.budget import Curve, Floats, Run, curves
+from aligngap.stats.intervals import MAX_UNDEFINED, Estimate, Resampler
 
 
 def unpaired_estimates(
@@ -34,22 +34,19 @@ def unpaired_estimates(
     Raises:
         ValueError: runs with different numbers of prompts, or a bad `replicates` or `level`.
     """
-    _check(replicates, level, "t")
-    sizes = {run.n_prompts for run in (*first, *second)}
-    if len(sizes) > 1:
-        raise ValueError(f"runs that are compared must share their prompts; found {sorted(sizes)} prompts")
-    n = sizes.pop() if sizes else 0
+    resampler = Resampler(rng, replicates, level)
+    weights = resampler.prompts({run.n_prompts for run in (*first, *second)})
+    n = weights.shape[1]
     if n == 0 or not first or not second:
         return {name: Estimate(np.nan, np.nan, np.nan, 0, n, 0, "no data") for name in names}
-    weights = _weights(n, rng, replicates)
     drawn = [[curves(run, weights) for run in side] for side in (first, second)]
     rows = [[[statistic(*pair) for pair in zip(a, b, strict=True)] for b in drawn[1]] for a in drawn[0]]
     values = np.array([[[[row[name] for name in names] for row in cell] for cell in line] for line in rows])
     prompts = int(np.any([np.isfinite(run.win).any(axis=0) for run in (*first, *second)], axis=0).sum())
-    return {name: _estimated(values[..., m], prompts, rng, level) for m, name in enumerate(names)}
+    return {name: _estimated(values[..., m], prompts, resampler) for m, name in enumerate(names)}
 
 
-def _estimated(values: Floats, prompts: int, rng: np.random.Generator, level: float) -> Estimate:
+def _estimated(values: Floats, prompts: int, resampler: Resampler) -> Estimate:
     """Values of one statistic, [first, second, 1 + replicates], those of the prompts as observed at index 0."""
     defined = np.isfinite(values[..., 0])
     sides = [defined.any(axis=1 - side) for side in (0, 1)]
@@ -83,14 +80,14 @@ def _estimated(values: Floats, prompts: int, rng: np.random.Generator, level: fl
         if size == 1:
             continue
         means = (values.sum(axis=1 - side) / np.maximum(defined.sum(axis=1 - side), 1)[:, None])[present]
-        quantiles = (rng.permutation(len(draws)) + 0.5) / len(draws)
+        quantiles = (resampler.rng.permutation(len(draws)) + 0.5) / len(draws)
         draws += stats.t.ppf(quantiles, size - 1) * means[:, 0].std(ddof=1) / np.sqrt(size)
         # The seeds' scatter already holds the noise of the prompts that each seed has for itself.
         alone = means[:, 1:][:, usable].var(axis=1, ddof=1).mean()
         counted += (alone - prompt_se**2) / (size - 1)
     share = float(np.clip(1 - counted / prompt_se**2, 0, 1)) if prompt_se > 0 else 0.0
     draws += np.sqrt(share) * (resampled[usable] - resampled[usable].mean())
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    low, high = resampler.quantiles(draws)
     note = "; ".join(notes)
     return Estimate(observed, low, high, min(counts), prompts, len(draws), note, draws, prompt_se=prompt_se)
 

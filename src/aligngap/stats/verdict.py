@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
+from aligngap.stats.intervals import Estimate
 
 Verdict = Literal["supported", "contradicted", "inconclusive"]
 MAX_SEEDS = 1000

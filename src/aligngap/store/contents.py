@@ -80,6 +80,18 @@ def verify_folder(home: Path, identity: str, checksums: Callable[[str], bool] = 
         yield Problem(identity, name, "not a plain file")
 
 
+def check_artefact(home: Path, checksums: Callable[[str], bool] = everything) -> None:
+    """Raises UserError, with the file's name, unless a finished artefact in a folder is as it was written. checksums:
+    as for `verify_folder`.
+    """
+    if problem := next(verify_folder(home, home.name, checksums), None):
+        raise UserError(
+            f"the artefact is damaged: {problem}",
+            where=str(home),
+            hint="Run the study again: what is damaged is set aside and made anew, all else is kept.",
+        )
+
+
 def _denied(path: Path) -> UserError:
     return UserError("it may not be read", where=str(path), hint="See to its permissions, or use another --store.")
 

@@ -124,6 +124,13 @@ class Store:
         if not os.access(self.root, os.W_OK | os.X_OK):
             _refuse_folder(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), self.root)
 
+    @classmethod
+    def existing(cls, root: Path) -> Store:
+        """The store that is at `root`; nothing else is to be taken for one, or made one. Raises UserError."""
+        if not (root / ".locks").is_dir():  # which a store has from the first moment on
+            raise UserError("there is no store here", where=str(root), hint="Say where it is with --store.")
+        return cls(root)
+
     def has(self, identity: str) -> bool:
         """Whether the artefact is finished. Raises ValueError for a text that cannot be an identity."""
         return (self._home(identity) / MANIFEST).is_file()

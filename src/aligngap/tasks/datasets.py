@@ -30,7 +30,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from aligngap.errors import UserError, nearest, out_of_memory
 from aligngap.store.contents import is_pointer
 from aligngap.store.identity import content_digest
-from aligngap.tasks.formats import Dropped, Record, Schema, TextPair, convert, detect, schema_named, shape
+from aligngap.tasks.formats import (
+    Dropped,
+    Record,
+    Schema,
+    TextPair,
+    convert,
+    detect,
+    parsed_messages,
+    schema_named,
+    shape,
+)
 
 
 class DatasetSpec(BaseModel):
@@ -39,7 +49,8 @@ class DatasetSpec(BaseModel):
     source: file, folder or hub name (`owner/set`). config: the hub set's configuration or folder (`harmless-base`).
     format: a name of `formats.SCHEMAS`; found from the data when not given. columns: the format's name for a column ->
     the data's. split: what to train on, by default `train` where there are splits. held_out_split: the split to hold
-    out; without one, whole prompts are held out of `split`, `held_out_pairs` or `held_out_share` of its pairs. Prompts
+    out; without one, whole prompts are held out of `split`, `held_out_pairs` or `held_out_share` of its pairs.
+    train_pairs, held_out_limit: use no more of either. Prompts
     keep their last `max_prompt_tokens`, responses their first `max_response_tokens`, end token included.
     """
 
@@ -55,6 +66,7 @@ class DatasetSpec(BaseModel):
     ties: Literal["drop", "keep"] = "drop"
     train_pairs: int | None = Field(None, gt=0)
     held_out_pairs: int | None = Field(None, gt=0)
+    held_out_limit: int | None = Field(None, gt=0)
     held_out_share: float = Field(0.1, gt=0, lt=1)
     max_prompt_tokens: int = Field(512, gt=1)
     max_response_tokens: int = Field(128, gt=0)
@@ -69,10 +81,14 @@ class DatasetSpec(BaseModel):
 
 @dataclass
 class Tally:
-    """How many rows were read, kept, and dropped for which reason; of the dropped ones, where the first few are."""
+    """How many rows were read, kept, dropped for which reason, and changed how; of those, where the first few are.
+    unused: rows that hold something in a column that nothing reads, by column.
+    """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
     rows: dict[str, list[str]] = field(default_factory=dict)
     shown: int = 5
 
@@ -84,22 +100,59 @@ class Tally:
     def drop(self, reason: str, where: str) -> None:
         """Count one row dropped."""
         self.dropped[reason] += 1
-        if len(places := self.rows.setdefault(reason, [])) < self.shown:
+        self._place(reason, where)
+
+    def note(self, what: str, where: str) -> None:
+        """Count one row that is kept, and is not as the data wrote it or not as a reader would expect."""
+        self.notes[what] += 1
+        self._place(what, where)
+
+    def _place(self, what: str, where: str) -> None:
+        if len(places := self.rows.setdefault(what, [])) < self.shown:
             places.append(where)
 
     def add(self, other: Tally) -> None:
         """Count what another reading counted, too."""
         self.read += other.read
-        self.dropped += other.dropped
+        for counts, others in (
+            (self.dropped, other.dropped),
+            (self.notes, other.notes),
+            (self.unused, other.unused),
+        ):
+            counts.update(others)
         for reason, places in other.rows.items():
             self.rows[reason] = [*self.rows.get(reason, []), *places][: self.shown]
 
     def reasons(self) -> Iterator[str]:
-        """One line a reason, the most frequent first."""
-        for reason, count in self.dropped.most_common():
-            places = self.rows.get(reason, [])
-            more = ["..."] if count > len(places) else []
-            yield f"{reason}: {count} ({', '.join([*places, *more])})"
+        """One line a reason for dropping rows, the most frequent first."""
+        return (self.line(reason, count) for reason, count in self.dropped.most_common())
+
+    def line(self, what: str, count: int) -> str:
+        """A reason or a note, with its count and the first rows."""
+        places = self.rows.get(what, [])
+        more = ["..."] if count > len(places) else []
+        return f"{what}: {count} ({', '.join([*places, *more])})"
+
+    def warnings(self) -> list[str]:
+        """What nobody should overlook: reasons that cost more than a twentieth of the rows read."""
+        return [
+            f"{100 * count / self.read:.0f}% of the rows are dropped: {self.line(reason, count)}"
+            for reason, count in self.dropped.most_common()
+            if count > self.read / 20
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: rows read and dropped, and by reason, note or column a count and the first rows."""
+
+        def counted(counts: Counter[str]) -> dict[str, object]:
+            return {what: {"count": count, "rows": self.rows.get(what, [])} for what, count in counts.most_common()}
+
+        return {
+            "read": self.read,
+            "dropped": counted(self.dropped),
+            "notes": counted(self.notes),
+            "unused_columns": dict(self.unused.most_common()),
+        }
 
 
 @dataclass(frozen=True)
@@ -109,6 +162,9 @@ class Part:
     place: str
     split: str | None
     records: Callable[[], Iterator[tuple[int, Any]]]
+
+
+_MAY_BE_MESSAGES = frozenset({"prompt", "chosen", "rejected", "conversation_a", "conversation_b"})
 
 
 class Reading:
@@ -135,28 +191,35 @@ class Reading:
             raise UserError(what, where=self._spec.source, hint="; ".join(self.tally.reasons()) or None)
 
     def _pairs(self, part: Part) -> Iterator[TextPair]:
-        rows = ((number, self._record(row, number, part)) for number, row in part.records())
+        rows = ((number, *self._record(row, number, part)) for number, row in part.records())
         head = list(itertools.islice(rows, 50))
         if head and self.schema is None:
-            self.schema = detect([record for _, record in head], f"{part.place}, row {head[0][0]}")
-        for number, record in itertools.chain(head, rows):
+            readable = [record for _, record, problem in head if not problem] or [record for _, record, _ in head]
+            self.schema = detect(readable, f"{part.place}, row {head[0][0]}")
+        for number, record, problem in itertools.chain(head, rows):
             split = record.get("split") if part.split is None else part.split
             split = split if isinstance(split, str) else None
             if self._split is not None and split != self._split:
                 continue
             self.tally.read += 1
-            self._same_format(record, f"{part.place}, row {number}")
             where = f"{part.place} row {number}" if part.split is not None else f"row {number}"
             try:
+                if problem:
+                    raise Dropped(problem)
+                self._same_format(record, f"{part.place}, row {number}")
                 pair = convert(self.schema, record)  # type: ignore[arg-type]
                 if pair.preference == 0.5 and self._spec.ties == "drop":
                     raise Dropped("a tie")
             except Dropped as reason:
                 self.tally.drop(str(reason), where)
                 continue
+            self.tally.unused.update(self.schema.unused(record))  # type: ignore[union-attr]
+            for note in pair.notes:
+                self.tally.note(note, where)
             yield replace(pair, row=number, split=split, where=where)
 
-    def _record(self, row: object, number: int, part: Part) -> Record:
+    def _record(self, row: object, number: int, part: Part) -> tuple[Record, str]:
+        """A row under the format's names for its columns, and what of it cannot be read, empty for nothing."""
         where = f"{part.place}, row {number}"
         if not isinstance(row, Mapping):
             raise UserError(
@@ -172,7 +235,10 @@ class Reading:
                     renamed.pop(theirs)
             elif number == 1:
                 raise UserError(f"there is no column '{theirs}'", where=where, hint=nearest(theirs, row))
-        return renamed
+        try:
+            return renamed | {name: parsed_messages(renamed[name]) for name in _MAY_BE_MESSAGES & renamed.keys()}, ""
+        except Dropped as problem:
+            return renamed, str(problem)
 
     def _same_format(self, record: Record, where: str) -> None:
         found, schema = shape(record), self.schema
@@ -206,12 +272,45 @@ def select(parts: Sequence[Part], split: str | None, source: str) -> tuple[Seque
     return [part for part in parts if part.split == split], None
 
 
+def training_split(names: Iterable[str], asked: str | None, source: str) -> str | None:
+    """Which of a set's splits is trained on, by one rule for every command: the one asked for; `train`; the only one
+    whose name begins so (`train_prefs`); the only one. None for data without splits.
+
+    Raises UserError where there is no such split, or several may be meant.
+    """
+    names = sorted(set(names))
+    if asked is not None and names and asked not in names:
+        raise UserError(f"there is no split '{asked}'", where=source, hint=nearest(asked, names))
+    if asked is not None or not names:
+        return asked
+    for candidates in (["train"], [name for name in names if name.startswith("train")], names):
+        if len(candidates) == 1 and candidates[0] in names:
+            return candidates[0]
+    raise UserError(
+        "there are several splits, and none is plainly the one to train on",
+        where=source,
+        hint=f"Choose one: {', '.join(names)}.",
+    )
+
+
 def open_parts(spec: DatasetSpec) -> list[Part]:
-    """The files or splits of a source. Raises UserError when there is no such file, folder or hub set."""
+    """The files or splits of a source. Raises UserError when there is no such file, folder or hub set, or an option
+    that means nothing to it.
+    """
     path = _local(spec)
     if path is None:
         return _hub_parts(spec)
-    return [_file_part(path, str(path), None)] if path.is_file() else _folder_parts(path, spec)
+    if spec.revision:
+        raise UserError("only a hub set has revisions", where=spec.source, hint="Leave revision out.")
+    if not path.is_file():
+        return _folder_parts(path, spec)
+    if spec.config:
+        raise UserError(
+            f"a file has no configurations: '{spec.config}' means nothing here",
+            where=spec.source,
+            hint="Leave config out, or give the folder that holds the set.",
+        )
+    return [_file_part(path, str(path), None)]
 
 
 def _local(spec: DatasetSpec) -> Path | None:
@@ -261,20 +360,41 @@ def _hub_parts(spec: DatasetSpec) -> list[Part]:
     options = dict(_HUB.get(spec.source, {}))
     if spec.revision:
         options["revision"] = spec.revision
-    if spec.config and "data_files" not in options:
+    if spec.config and "data_files" in options:
+        raise UserError(
+            f"this set is read without configurations: '{spec.config}' cannot be honoured",
+            where=spec.source,
+            hint="Leave config out: its comparisons are read.",
+        )
+    if spec.config:
         options["data_dir" if spec.source in _FOLDERS_AS_CONFIGS else "name"] = spec.config
-    with _library_errors(spec.source, _MEND_HUB):
-        return _loaded_parts(spec.source, datasets.load_dataset(spec.source, **options), _MEND_HUB)
+    with _library_errors(spec.source, _HINT_HUB):
+        return _loaded_parts(spec.source, datasets.load_dataset(spec.source, **options), _HINT_HUB)
 
 
 def _folder_parts(path: Path, spec: DatasetSpec) -> list[Part]:
-    if spec.config and (path / spec.config).is_dir():
-        path = path / spec.config
-    datasets = _datasets(str(path))
-    with _library_errors(str(path), _MEND_FOLDER):
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():  # by `save_to_disk`
-            return _loaded_parts(str(path), datasets.load_from_disk(str(path)), _MEND_FOLDER)
-        files = datasets.load_dataset_builder(str(path)).config.data_files
+    datasets, name = _datasets(str(path)), None
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()  # by `save_to_disk`
+    with _library_errors(str(path), _HINT_FOLDER):
+        if spec.config:
+            # The card's configurations come first: a folder of the same name may be anything.
+            names = (
+                [] if saved else [name for name in datasets.get_dataset_config_names(str(path)) if name != "default"]
+            )
+            if spec.config in names:
+                name = spec.config
+            elif (path / spec.config).is_dir():
+                path = path / spec.config
+                saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+            else:
+                raise UserError(
+                    f"there is no configuration '{spec.config}'",
+                    where=spec.source,
+                    hint=nearest(spec.config, names) if names else "This folder has none: leave config out.",
+                )
+        if saved:
+            return _loaded_parts(str(path), datasets.load_from_disk(str(path)), _HINT_FOLDER)
+        files = datasets.load_dataset_builder(str(path), name=name).config.data_files
     # The library says which file is of which split; reading them here keeps file, line and byte of what is broken.
     return [
         _file_part(Path(file), os.path.relpath(file, path), str(split))
@@ -310,11 +430,11 @@ def _datasets(source: str) -> Any:
     return datasets
 
 
-_MEND_HUB = (
+_HINT_HUB = (
     "Check name, configuration (--config), revision and network; a gated set needs `hf auth login` and its conditions "
     "accepted on the hub."
 )
-_MEND_FOLDER = "Give a folder that `datasets` takes (files of one kind, as train.jsonl and test.jsonl), or one file."
+_HINT_FOLDER = "Give a folder that `datasets` takes (files of one kind, as train.jsonl and test.jsonl), or one file."
 
 
 @contextmanager
@@ -377,7 +497,9 @@ def _opened(path: Path, place: str) -> Iterator[IO[bytes]]:
 def _not_utf8(place: str, offset: int, line: int | None = None) -> UserError:
     at = f"byte {offset}" if line is None else f"line {line}, byte {offset} of the file"
     return UserError(
-        f"the text is not UTF-8: {at}", where=place, hint="Write the file as UTF-8 (iconv -t UTF-8), or hint the byte."
+        f"the text is not UTF-8: {at}",
+        where=place,
+        hint="Write the file as UTF-8 (iconv -t UTF-8), or repair the byte.",
     )
 
 
@@ -524,13 +646,10 @@ def _read_csv(path: Path, place: str) -> Iterator[tuple[int, Any]]:
 
 
 def _cell(column: str, value: str) -> object:
-    """A cell; an empty one is missing. Messages, and what the nested formats hold in these columns, are JSON; an answer
-    that is JSON stays text.
-    """
+    """A cell; an empty one is missing. What the nested formats hold in these columns is JSON."""
     if value == "":
         return None
-    nested = column in ("info", "summaries", "completions") or ('"role"' in value and '"content"' in value)
-    if value.lstrip()[:1] in ("[", "{") and nested:
+    if value.lstrip()[:1] in ("[", "{") and column in ("info", "summaries", "completions"):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):

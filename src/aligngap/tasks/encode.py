@@ -1,9 +1,11 @@
 """From pairs as text to pairs as token ids, and to the train and held-out data of a task.
 
 Rules. A conversation is written by the tokenizer's chat template where it has one, else as `Human:` and `Assistant:`
-turns; a text prompt is taken as it stands. Prompt and response are tokenised apart, as sampling leaves them, and the
-end token closes the response. A prompt that is too long loses its beginning (a leading beginning-of-sequence token
-stays); a response that is too long loses its end, and then has no end token.
+turns (`chat.py`); a text prompt is taken as it stands. A response's tokens are those that follow the prompt's when both
+are tokenised as one text; where that would join the two, they are tokenised apart, and counted. The end token closes
+the response. A prompt that is too long loses its beginning (a leading beginning-of-sequence token stays); a response
+that is too long loses its end, and then has no end token. What must hold of a pair is checked on the token rows that
+training sees, after both: `unusable`.
 """
 
 from __future__ import annotations
@@ -16,19 +18,23 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.models.build import end_tokens, written_by_template
+from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
-from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select
-from aligngap.tasks.formats import Dropped, PromptText, TextPair
+from aligngap.tasks.chat import WrittenPair, write
+from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, training_split
+from aligngap.tasks.formats import Dropped, PromptText, TextPair, plain
 from aligngap.tasks.spec import TaskData
 from aligngap.types import PairBatch, Tokens
 
 _CHUNK = 512
-_NAMES = {"user": "Human"}
+_FEWEST_PAIRS = 2
+"""Training pairs, as few as can differ."""
+
+TOGETHER = "where prompt and answer meet, the tokenizer would join them: the two are tokenised apart"
+TWO_BEGINNINGS = "the prompt's text begins with the beginning-of-sequence token already: it is there once"
 
 
 class Encoded(NamedTuple):
@@ -54,12 +60,15 @@ class Cuts:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A data set as a task's data, with what became of its rows. `tally` counts the rows of both splits."""
+    """A data set as a task's data, with what became of its rows. `tally` counts the rows of both splits;
+    `ends`: the tokens that end a response, the one that closes it first.
+    """
 
     data: TaskData
     format: str
     tally: Tally
     cuts: Cuts
+    ends: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
         """What was read, kept, dropped and cut, as JSON values."""
@@ -69,8 +78,11 @@ class PreparedData:
             "held_out_pairs": len(self.data.held_out),
             "rows_read": self.tally.read,
             "rows_dropped": dict(self.tally.dropped.most_common()),
+            "rows": self.tally.as_json(),
+            "warnings": self.tally.warnings(),
             "cut_prompts": self.cuts.prompts,
             "cut_responses": self.cuts.responses,
+            "end_tokens": list(self.ends),
             "end_tokens_in_responses": self.cuts.end_tokens,
         }
 
@@ -79,7 +91,13 @@ def prompt_key(prompt: PromptText) -> int:
     """A 128-bit number that is the same for equal prompts only."""
     if isinstance(prompt, str):
         return digest("prompt", prompt)
-    return digest("conversation", *(part for message in prompt for part in message))
+    parts = [(*message[:2], *(["keys", message.keys] if message.keys else [])) for message in prompt]
+    return digest("conversation", *itertools.chain(*parts))
+
+
+def loose_key(prompt: PromptText) -> int:
+    """The same for prompts that differ in case, white space or the mark at their end only."""
+    return digest("loose", plain(prompt if isinstance(prompt, str) else prompt[-1].content))
 
 
 def encode(pairs: Iterable[TextPair], tokenizer: PreTrainedTokenizerBase, tally: Tally) -> Iterator[Encoded | None]:
@@ -100,46 +118,64 @@ def encode(pairs: Iterable[TextPair], tokenizer: PreTrainedTokenizerBase, tally:
 
 
 def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterator[Encoded | None]:
-    template = getattr(tokenizer, "chat_template", None) is not None
-    prompts: dict[int, list[int]] = {}
-    for conversation in (False, True):
-        texts: dict[int, str] = {}
-        for index, pair in enumerate(chunk):
-            if isinstance(pair.prompt, str) is not conversation:
-                try:
-                    texts[index] = prompt_text(pair.prompt, tokenizer if template else None)
-                except Dropped as reason:
-                    tally.drop(str(reason), pair.where)
-        # A template writes the special tokens itself; other prompts get those that the tokenizer adds.
-        prompts |= zip(texts, _ids(tokenizer, list(texts.values()), not (conversation and template)), strict=True)
-    gaps = ["" if template or isinstance(pair.prompt, str) else " " for pair in chunk]
-    answers = [gap + side for gap, pair in zip(gaps, chunk, strict=True) for side in (pair.first, pair.second)]
-    sides = _ids(tokenizer, answers, False)
-    ending = end_tokens(tokenizer)
+    by_template = tokenizer if getattr(tokenizer, "chat_template", None) is not None else None
+    written: dict[int, WrittenPair] = {}
     for index, pair in enumerate(chunk):
-        if prompts.get(index):
-            a, b = sides[2 * index : 2 * index + 2]
-            written = sum(not set(ending).isdisjoint(side) for side in (a, b))
-            yield Encoded(pair, prompts[index], _ended(a, ending), _ended(b, ending), written)
-        else:
-            if index in prompts:
-                tally.drop("the prompt has no tokens", pair.where)
+        try:
+            written[index] = write(pair, by_template)
+        except Dropped as reason:
+            tally.drop(str(reason), pair.where)
+    prompts: dict[int, list[int]] = {}
+    for templated in (False, True):
+        # A template writes the special tokens itself; other prompts get those that the tokenizer adds.
+        of_kind = [
+            index
+            for index in written
+            if templated is (by_template is not None and not isinstance(chunk[index].prompt, str))
+        ]
+        texts = [written[index].prompt for index in of_kind]
+        prompts |= zip(of_kind, _ids(tokenizer, texts, not templated), strict=True)
+    answers = dict(zip(written, _answers(tokenizer, list(written.values())), strict=True))
+    for index, pair in enumerate(chunk):
+        if index not in written:
             yield None
+            continue
+        ids, notes = prompts[index], list(written[index].notes)
+        *sides, joined = answers[index]
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            ids = ids[1:]
+            notes.append(TWO_BEGINNINGS)
+        if not ids:
+            tally.drop("the prompt has no tokens", pair.where)
+            yield None
+            continue
+        if joined:
+            notes.append(TOGETHER)
+        for note in notes:
+            tally.note(note, pair.where)
+        yield _closed(pair, ids, sides, end_tokens(tokenizer))
 
 
-def prompt_text(prompt: PromptText, tokenizer: Any = None) -> str:
-    """A prompt as it is written: a conversation by the tokenizer's chat template, or as turns without one. Raises
-    Dropped where the template refuses it.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if tokenizer is None:
-        turns = (f"\n\n{_NAMES.get(role, role.capitalize())}: {content}" for role, content in prompt)
-        return "".join(turns) + "\n\nAssistant:"
-    try:
-        return written_by_template(tokenizer, [message._asdict() for message in prompt], open_end=True)
-    except TemplateError as error:  # some take no system message, or no two turns of one role
-        raise Dropped(f"the chat template refuses the prompt: {error}") from None
+def _closed(pair: TextPair, prompt: list[int], answers: Sequence[list[int]], ends: Sequence[int]) -> Encoded:
+    written = sum(not set(ends).isdisjoint(side) for side in answers)
+    first, second = (_ended(side, ends) for side in answers)
+    return Encoded(pair, prompt, first, second, written)
+
+
+def _answers(tokenizer: Any, pairs: Sequence[WrittenPair]) -> Iterator[tuple[list[int], list[int], bool]]:
+    """Token ids of both answers of each pair, and whether one of them had to be tokenised apart from its prompt."""
+    alone = _ids(tokenizer, [pair.prompt for pair in pairs], False)
+    sides = _ids(tokenizer, [side for pair in pairs for side in pair[1:3]], False)
+    wholes = _ids(tokenizer, [pair.prompt + side for pair in pairs for side in pair[1:3]], False)
+    for index, prompt in enumerate(alone):
+        both = (2 * index, 2 * index + 1)
+        # Behind a token that stands for any text, the prefix being the same says nothing.
+        known = not prompt or prompt[-1] != tokenizer.unk_token_id
+        follows = [known and wholes[at][: len(prompt)] == prompt for at in both]
+        first, second = (
+            wholes[at][len(prompt) :] if fits else sides[at] for at, fits in zip(both, follows, strict=True)
+        )
+        yield first, second, not all(follows)
 
 
 def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
@@ -170,37 +206,74 @@ def make_dataset_pairs(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) ->
     """
     readings = _readings(spec)
     groups = [[prompt_key(pair.prompt) for pair in reading] for reading in readings]
-    keys = list(itertools.chain(*groups))
-    train, held = _parted(groups, spec)
-    chosen = (
-        _ordered(train, keys, spec.seed)[: spec.train_pairs],
-        _ordered(held, keys, spec.seed)[: spec.held_out_pairs],
-    )
+    train, chosen = _chosen(groups, spec)
     cuts, tally = Cuts(), Tally()
     wanted = sorted(itertools.chain(*chosen))
     leaked = set(range(len(groups[0]))).difference(train) if spec.held_out_split is not None else set()
     stream = _taken(itertools.chain(*readings), set(wanted), leaked, tally)
-    rows = {
-        index: _row(item, spec, tokenizer, cuts)
-        for index, item in zip(wanted, encode(stream, tokenizer, tally), strict=True)
-        if item is not None
-    }
+    rows: dict[int, _Row] = {}
+    for index, item in zip(wanted, encode(stream, tokenizer, tally), strict=True):
+        row = _row(item, spec, tokenizer, cuts, tally) if item is not None else None
+        if row is not None:
+            rows[index] = row
     for reading in readings:
         tally.add(reading.tally)
-    held_prompts = {rows[index].prompt.tobytes() for index in chosen[1] if index in rows}
-    for index in chosen[0]:
-        if index in rows and rows[index].prompt.tobytes() in held_prompts:
-            tally.drop("the prompt is held out as well, once it is cut", rows.pop(index).where)
+    _drop_leaks(rows, chosen, tally)
     batches, number = [], 0
     for split, order in zip(("train", "held-out"), chosen, strict=True):
-        found = [rows[index] for index in order if index in rows]
-        if not found:
-            what = f"no pair is left for the {split} split"
+        kept = [rows[index] for index in order if index in rows]
+        if not kept or (split == "train" and len(kept) < _FEWEST_PAIRS):
+            what = f"{len(kept)} pairs are left to train on" if kept else f"no pair is left for the {split} split"
             raise UserError(what, where=spec.source, hint="; ".join(tally.reasons()) or "Give more data.")
-        batches.append(_batch(found, number))
-        number += len(found)
+        batches.append(_batch(kept, number))
+        number += len(kept)
     data = TaskData(batches[0], batches[1], spec.max_response_tokens)
-    return PreparedData(data, readings[0].schema.name if readings[0].schema else "", tally, cuts)
+    words: Any = tokenizer
+    ends = tuple(str(words.convert_ids_to_tokens(token)) for token in end_tokens(tokenizer))
+    return PreparedData(data, readings[0].schema.name if readings[0].schema else "", tally, cuts, ends)
+
+
+def _drop_leaks(rows: dict[int, _Row], chosen: tuple[list[int], list[int]], tally: Tally) -> None:
+    """Training rows whose prompt is held out, as the tokens that training sees; those that nearly are, are counted."""
+    held = [rows[index] for index in chosen[1] if index in rows]
+    prompts, loose = {row.prompt.tobytes() for row in held}, {row.loose for row in held}
+    for index in chosen[0]:
+        if index not in rows:
+            continue
+        if rows[index].prompt.tobytes() in prompts:
+            tally.drop("the prompt is held out as well, once it is cut", rows.pop(index).where)
+        elif rows[index].loose in loose:
+            tally.note("a prompt is held out that differs in case, white space or a last mark only", rows[index].where)
+
+
+class Sizes(NamedTuple):
+    """Pairs that are trained on and held out, and prompts of the latter, before tokens are looked at: what a limit or a
+    tokenizer makes the same is dropped later, and counted.
+    """
+
+    train: int
+    held_out: int
+    held_out_prompts: int
+
+
+def sizes(spec: DatasetSpec) -> Sizes:
+    """How many pairs `make_dataset_pairs` begins with. Reads the data once, as text. Raises UserError as that does."""
+    groups = [[prompt_key(pair.prompt) for pair in reading] for reading in _readings(spec)]
+    keys = list(itertools.chain(*groups))
+    _, (train, held) = _chosen(groups, spec)
+    return Sizes(len(train), len(held), len({keys[index] for index in held}))
+
+
+def _chosen(groups: Sequence[Sequence[int]], spec: DatasetSpec) -> tuple[list[int], tuple[list[int], list[int]]]:
+    """The pairs that may be trained on, and of those and the held-out ones those that are used, in their order."""
+    keys = list(itertools.chain(*groups))
+    train, held = _parted(groups, spec)
+    most = spec.held_out_limit if spec.held_out_pairs is None else spec.held_out_pairs
+    most = min(most, spec.held_out_limit) if most and spec.held_out_limit else most
+    return train, (
+        _ordered(train, keys, spec.seed)[: spec.train_pairs],
+        _ordered(held, keys, spec.seed)[:most],
+    )
 
 
 def train_pairs(spec: DatasetSpec) -> Iterator[TextPair]:
@@ -228,10 +301,7 @@ def _parted(groups: Sequence[Sequence[int]], spec: DatasetSpec) -> tuple[list[in
 
 def _readings(spec: DatasetSpec) -> list[Reading]:
     parts = open_parts(spec)
-    names = sorted({part.split for part in parts if part.split is not None})
-    split = spec.split or ("train" if "train" in names else None)
-    if split is None and len(names) > 1:
-        raise UserError("there are several splits", where=spec.source, hint=f"Choose one: {', '.join(names)}.")
+    split = training_split([part.split for part in parts if part.split is not None], spec.split, spec.source)
     wanted = [split] if spec.held_out_split is None else [split, spec.held_out_split]
     return [Reading(spec, *select(parts, name, spec.source)) for name in wanted]
 
@@ -239,6 +309,13 @@ def _readings(spec: DatasetSpec) -> list[Reading]:
 def _held_out(keys: Sequence[int], spec: DatasetSpec) -> set[int]:
     """Prompts to hold out: in a random order, each that still fits into the number of pairs wanted."""
     wanted = spec.held_out_pairs or max(1, round(spec.held_out_share * len(keys)))
+    if len(keys) - wanted < _FEWEST_PAIRS:
+        raise UserError(
+            f"{len(keys)} pairs cannot be split into train and held-out: with {wanted} held out, {len(keys) - wanted} "
+            "would be left to train on",
+            where=spec.source,
+            hint="Lower held_out_pairs, or give more data.",
+        )
     counts = Counter(keys)
     prompts = sorted(counts, key=lambda key: digest("data", "held-out", spec.seed, key))
     held: set[int] = set()
@@ -282,10 +359,26 @@ class _Row(NamedTuple):
     preference: float
     provenance: str
     where: str
+    loose: int
 
 
-def _row(item: Encoded, spec: DatasetSpec, tokenizer: Any, cuts: Cuts) -> _Row:
+def unusable(item: Encoded, longest: int) -> str:
+    """Why a pair cannot be trained on, seen on its answers' tokens of which the first `longest` are kept; empty where
+    it can.
+    """
+    if min(len(item.first), len(item.second)) < 2:  # the end token alone
+        return "an answer has no tokens"
+    if item.first[:longest] == item.second[:longest]:
+        how = "once the tokenizer has read them" if item.first == item.second else f"once cut to {longest} tokens"
+        return f"the two answers are the same {how}"
+    return ""
+
+
+def _row(item: Encoded, spec: DatasetSpec, tokenizer: Any, cuts: Cuts, tally: Tally) -> _Row | None:
     pair = item.pair
+    if reason := unusable(item, spec.max_response_tokens):
+        tally.drop(reason, pair.where)
+        return None
     prompt = cut_prompt(item.prompt, spec.max_prompt_tokens, tokenizer.bos_token_id)
     first, second = (ids[: spec.max_response_tokens] for ids in (item.first, item.second))
     cuts.prompts += len(prompt) < len(item.prompt)
@@ -294,7 +387,8 @@ def _row(item: Encoded, spec: DatasetSpec, tokenizer: Any, cuts: Cuts) -> _Row:
     origin = f"{spec.name}{f' {pair.split}' if pair.split else ''} row {pair.row}"
     turned = not pair.positioned and digest("data", "position", spec.seed, prompt_key(pair.prompt), origin) % 2 == 1
     sides = (second, first, 1 - pair.preference) if turned else (first, second, pair.preference)
-    return _Row(array("i", prompt), array("i", sides[0]), array("i", sides[1]), sides[2], origin, pair.where)
+    a, b, c = (array("i", side) for side in (prompt, sides[0], sides[1]))
+    return _Row(a, b, c, sides[2], origin, pair.where, loose_key(pair.prompt))
 
 
 def _batch(rows: Sequence[_Row], start: int) -> PairBatch:

@@ -6,13 +6,15 @@ counts; a whole set that fits no format, or several, is the user's to fix.
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any, NamedTuple
 
 from aligngap.errors import UserError, nearest
@@ -22,10 +24,17 @@ Record = Mapping[str, Any]
 
 
 class Message(NamedTuple):
-    """One turn of a conversation."""
+    """One turn of a conversation. keys: what else the data say of it (tool calls, reasoning, a name), as a JSON object
+    in canonical order; empty for nothing.
+    """
 
     role: str
     content: str
+    keys: str = ""
+
+    def turn(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return {"role": self.role, "content": self.content, **keys_of(self.keys)}
 
 
 PromptText = str | tuple[Message, ...]
@@ -38,7 +47,9 @@ class TextPair:
 
     first, second: the answers, in the order in which the rater saw them where the data say so (`positioned`), else
     the chosen one first. preference: probability that the first is preferred: 1, 0, or 0.5 for a tie. row: its number
-    in file or split, from 1; where: the same for people.
+    in file or split, from 1; where: the same for people. first_keys, second_keys: what the data say of an answer beside
+    its text; tools: the tools that were offered; both as JSON, empty for nothing. notes: what reading changed, in
+    sentences under which it is counted.
     """
 
     prompt: PromptText
@@ -49,6 +60,10 @@ class TextPair:
     row: int = 0
     split: str | None = None
     where: str = ""
+    first_keys: str = ""
+    second_keys: str = ""
+    tools: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> str:
@@ -60,6 +75,26 @@ class TextPair:
         """The other one."""
         return self.second if self.preference >= 0.5 else self.first
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What the data say of each turn and either answer beside the text, as JSON."""
+        turns = () if isinstance(self.prompt, str) else self.prompt
+        return (*(message.keys for message in turns), self.first_keys, self.second_keys)
+
+    def without(self, key: str) -> TextPair:
+        """The same pair, as if the data did not say this of any turn or answer (or had no such column)."""
+        if key == "tools":
+            return replace(self, tools="")
+
+        def rest(keys: str) -> str:
+            left = {name: value for name, value in keys_of(keys).items() if name != key}
+            return canonical(left) if left else ""
+
+        prompt = self.prompt
+        if not isinstance(prompt, str):
+            prompt = tuple(message._replace(keys=rest(message.keys)) for message in prompt)
+        return replace(self, prompt=prompt, first_keys=rest(self.first_keys), second_keys=rest(self.second_keys))
+
 
 class Dropped(Exception):
     """A record that cannot be used. Its text is the reason, under which it is counted."""
@@ -67,13 +102,21 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Schema:
-    """A known format. columns: what it needs; fits: whether a record looks like it; convert raises `Dropped`."""
+    """A known format. columns: what it needs; optional: what it reads where it is there; fits: whether a record looks
+    like it; convert raises `Dropped`.
+    """
 
     name: str
     about: str
     columns: tuple[str, ...]
     fits: Callable[[Record], bool]
     convert: Callable[[Record], TextPair]
+    optional: tuple[str, ...] = ()
+
+    def unused(self, record: Record) -> list[str]:
+        """Columns that hold something and that this format does not read, whatever they mean."""
+        used = {*self.columns, *self.optional, *_ALWAYS_READ, *(name for names in _SCORES for name in names)}
+        return [name for name, value in record.items() if name not in used and value not in (None, "", [], {})]
 
 
 def shape(record: Record) -> str | None:
@@ -113,11 +156,50 @@ def schema_named(name: str) -> Schema:
 
 
 def convert(schema: Schema, record: Record) -> TextPair:
-    """The pair that a record holds. Raises Dropped, with the reason, when it holds none."""
-    pair = schema.convert(record)
-    if pair.first == pair.second:
+    """The pair that a record holds. Raises Dropped, with the reason, when it holds none.
+
+    Scores are held against the order wherever a row has them, not only in a set where most rows do.
+    """
+    for name in _MEDIA:
+        if record.get(name):
+            raise Dropped(f"it holds {name}, and models here read text alone")
+    scores = _scores(record)
+    rated = scores is not None and all(record[name] is not None for name in scores)
+    pair = _scored(record) if schema in _PLAIN and rated else schema.convert(record)
+    if (pair.first, pair.first_keys) == (pair.second, pair.second_keys):
         raise Dropped("the two answers are the same")
+    return _with_columns(pair, record)
+
+
+def _with_columns(pair: TextPair, record: Record) -> TextPair:
+    """With the tools and the system message that a row holds in columns of their own."""
+    tools, system = record.get("tools"), record.get("system")
+    if tools:
+        pair = replace(pair, tools=tools if isinstance(tools, str) else canonical(tools))
+    if isinstance(system, str) and system.strip():
+        if isinstance(pair.prompt, str):
+            return replace(pair, notes=(*pair.notes, "the column `system` is not used: the prompt is text"))
+        first: Message = pair.prompt[0]
+        if first.role != "system":
+            pair = replace(pair, prompt=(Message("system", system), *pair.prompt))
+        elif first.content.strip() != system.strip():
+            raise Dropped("its column `system` and its prompt's system message differ")
     return pair
+
+
+def keys_of(text: str) -> dict[str, Any]:
+    """What was kept of a turn beside role and content."""
+    found: dict[str, Any] = json.loads(text) if text else {}
+    return found
+
+
+def canonical(value: object) -> str:
+    """As JSON, the same for equal values."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+_ALWAYS_READ = ("split", "tools", "system", "images", "videos", "audio", "audios")
+_MEDIA = ("images", "videos", "audio", "audios")
 
 
 def _unknown(records: Sequence[Record], where: str) -> UserError:
@@ -170,6 +252,29 @@ def _kind(value: object) -> str | None:
     return "messages" if rows and all("role" in row and "content" in row for row in rows) else None
 
 
+def parsed_messages(value: object) -> object:
+    """A text that is a list of messages, written as JSON or as Python writes it, as that list; all else as it is.
+
+    Raises Dropped for a text that is meant as messages and cannot be read (NumPy writes arrays without commas).
+    """
+    if not isinstance(value, str) or not all(mark.search(value) for mark in _MARKS_OF_MESSAGES):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            content = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return content if _kind(content) == "messages" else value
+    raise Dropped("a text looks like a list of messages, and cannot be read as JSON nor as Python's own writing")
+
+
+_MARKS_OF_MESSAGES = (
+    re.compile(r"^\s*(?:array\()?[\[({]"),
+    re.compile(r"""['"]role['"]\s*:"""),
+    re.compile(r"""['"]content['"]\s*:"""),
+)
+
+
 def _rows(value: object) -> list[Mapping[str, Any]] | None:
     """A list of structs; None when it is none. One struct is a list of one, and a struct of lists, which is how older
     versions of `datasets` hold a list of structs, is turned over.
@@ -201,7 +306,18 @@ def _messages(value: object, name: str) -> tuple[Message, ...]:
     rows = _rows(value)
     if not rows or _kind(value) is None:
         raise Dropped(f"{name} is empty" if value == [] else f"{name} is not a list of messages")
-    return tuple(Message(_text(row["role"], name), _content(row["content"], name)) for row in rows)
+    return tuple(_message(row, name) for row in rows)
+
+
+def _message(row: Mapping[str, Any], name: str) -> Message:
+    keys = {key: value for key, value in row.items() if key not in ("role", "content") and value not in _NOTHING}
+    content = row["content"]
+    if content is None and keys:  # a turn may be a call alone
+        content = ""
+    return Message(_text(row["role"], name), _content(content, name), canonical(keys) if keys else "")
+
+
+_NOTHING: tuple[object, ...] = (None, "", [], {})
 
 
 def _content(value: object, name: str) -> str:
@@ -272,21 +388,50 @@ def _conversational(record: Record) -> TextPair:
     if "prompt" in record:
         given = record["prompt"]
         prompt = (Message("user", _text(given, "prompt")),) if isinstance(given, str) else _messages(given, "prompt")
-    # Some sets say the prompt a second time at the head of either answer, a few with a system message before it.
-    repeated = bool(prompt) and prompt in (context[: len(prompt)], context[-len(prompt) :])
-    whole = context if repeated else prompt + context
+    whole, note = _joined(prompt, context)
     if not any(message.content.strip() for message in whole):
         raise Dropped("prompt is empty" if whole else "prompt is missing")
-    return TextPair(whole, chosen, rejected)
+    pair = TextPair(whole, chosen.content, rejected.content, notes=(note,) if note else ())
+    return replace(pair, first_keys=chosen.keys, second_keys=rejected.keys)
 
 
-def _last_turn(value: object, name: str) -> tuple[tuple[Message, ...], str]:
+def _joined(prompt: tuple[Message, ...], context: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
+    """The prompt and what the answers say before their last turn, as one conversation, and a note where they differ a
+    little. Some sets say the prompt a second time at the head of either answer, a few with a system message before it.
+    """
+    if not prompt or prompt in (context[: len(prompt)], context[-len(prompt) :]):
+        return (context or prompt), ""
+    alike = [[(message.role, plain(message.content)) for message in turns] for turns in (prompt, context)]
+    for same, note in (
+        ((prompt, context), ""),
+        (alike, "the prompt is said twice, with a small difference: it is taken once"),
+    ):
+        if same[0] in (same[1][: len(prompt)], same[1][-len(prompt) :]):
+            return context, note
+        for shared in range(min(len(prompt), len(context)), 0, -1):
+            if same[0][-shared:] == same[1][:shared]:
+                return prompt + context[shared:], note
+    asked = [next((m.content for m in turns if m.role == "user"), "") for turns in (prompt[::-1], context)]
+    if all(asked) and SequenceMatcher(None, asked[0], asked[1]).ratio() > _SAME_QUESTION:
+        return prompt + context, "the prompt seems to be said twice: its last question comes again, in other words"
+    return prompt + context, ""
+
+
+_SAME_QUESTION = 0.8
+
+
+def plain(text: str) -> str:
+    """A text without what is easily changed by accident: case, white space, the mark at its end."""
+    return " ".join(text.split()).rstrip(" .,:;!?…").casefold()
+
+
+def _last_turn(value: object, name: str) -> tuple[tuple[Message, ...], Message]:
     if isinstance(value, str):
-        return (), _text(value, name)
+        return (), Message("assistant", _text(value, name))
     *context, last = _messages(value, name)
     if last.role != "assistant":
         raise Dropped(f"{name} does not end with the assistant's turn")
-    return tuple(context), _text(last.content, name)
+    return tuple(context), last._replace(content=_text(last.content, name, blank=bool(last.keys)))
 
 
 _SCORES = (
@@ -307,7 +452,7 @@ def _scored(record: Record) -> TextPair:
     pair = next((schema for schema in _PLAIN if schema.fits(record)), _PLAIN[0]).convert(record)
     if not chosen >= rejected:
         raise Dropped("the scores contradict the order")
-    return pair if chosen > rejected else TextPair(pair.prompt, pair.first, pair.second, 0.5)
+    return pair if chosen > rejected else replace(pair, preference=0.5)
 
 
 def _completions(record: Record) -> TextPair:
@@ -363,7 +508,8 @@ def _arena(record: Record) -> TextPair:
         raise Dropped(f"winner is none of {', '.join(_WINNERS)}")
     if not any(message.content.strip() for message in context):
         raise Dropped("prompt is empty")
-    return TextPair(context, first, second, _WINNERS[winner], positioned=True)
+    pair = TextPair(context, first.content, second.content, _WINNERS[winner], positioned=True)
+    return replace(pair, first_keys=first.keys, second_keys=second.keys)
 
 
 def _is_transcript(record: Record) -> bool:
@@ -384,6 +530,7 @@ _PLAIN = (
         ("chosen", "rejected"),
         lambda record: "messages" in (shape(record) or ""),
         _conversational,
+        ("prompt",),
     ),
     Schema(
         "hh",
@@ -415,6 +562,7 @@ SCHEMAS = (
         ("conversation_a", "conversation_b", "winner"),
         lambda record: shape(record) == "two conversations",
         _arena,
+        ("turn",),
     ),
     Schema(
         "completions",
@@ -422,6 +570,7 @@ SCHEMAS = (
         ("instruction", "completions"),
         lambda record: shape(record) == "rated completions",
         _completions,
+        ("prompt",),
     ),
     Schema(
         "scored",
@@ -429,6 +578,7 @@ SCHEMAS = (
         ("chosen", "rejected", "score_chosen", "score_rejected"),
         lambda record: _scores(record) is not None and shape(record) is not None,
         _scored,
+        ("prompt",),
     ),
     *_PLAIN,
 )

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
     model_serializer,
 )
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
-from aligngap.plugins import with_code
+from aligngap.plugins import Pluggable, Registered
 from aligngap.seeds import numpy_stream
 from aligngap.tasks.datasets import DatasetSpec, source_digest
 from aligngap.tasks.worlds import WORLDS, world
@@ -27,7 +25,7 @@ from aligngap.tasks.worlds.base import Dials, World, Written
 from aligngap.types import PairBatch, Tokens
 
 
-class TaskSpec(BaseModel):
+class TaskSpec(Pluggable):
     """A task and how much data its raters give. Every prompt has two responses by random writers, and one rater's
     preference.
 
@@ -36,6 +34,8 @@ class TaskSpec(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    registered: ClassVar[Registered] = {"world": WORLDS}
 
     world: str
     train_pairs: int = Field(8000, gt=0)
@@ -49,10 +49,6 @@ class TaskSpec(BaseModel):
         """The world with its dials set. Raises UserError for a setting that it does not have."""
         return world(self.world).at(self.dials)
 
-    @model_serializer(mode="wrap")
-    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return with_code(handler(self), WORLDS.code(self.world), info)
-
     @property
     def name(self) -> str:
         """The world's."""
@@ -62,6 +58,10 @@ class TaskSpec(BaseModel):
     def count(self) -> int:
         """Pairs of both splits."""
         return self.train_pairs + self.held_out_pairs
+
+
+_RULES = 2
+"""Of how rows become tokens (`encode.py`, `chat.py`); raised when the same data give other tokens."""
 
 
 class DatasetTask(BaseModel):
@@ -88,7 +88,7 @@ class DatasetTask(BaseModel):
 
     @model_serializer
     def _contents(self) -> dict[str, Any]:
-        return {**self.dataset.model_dump(mode="json", exclude={"source"}), "digest": self.digest}
+        return {**self.dataset.model_dump(mode="json", exclude={"source"}), "digest": self.digest, "rules": _RULES}
 
     @property
     def count(self) -> int:

@@ -8,7 +8,6 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import product
-from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -16,15 +15,15 @@ from numpy.typing import NDArray
 
 from aligngap.experiments.base import Analysis, Experiment, Figure, Finished, Labelled, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
+from aligngap.experiments.conclusions import conclusion
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import COMPARISONS, written
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.graph import Stage
-from aligngap.pipeline.stages import SPLITS, Arm
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Run
-from aligngap.stats.verdict import Verdict
+from aligngap.pipeline.stages import Arm
+from aligngap.results import COMPARISONS, SPLITS, VERDICTS
+from aligngap.stats.budget import Run
+from aligngap.stats.intervals import Estimate
 from aligngap.testing.contract import must, run
 
 PROMPTS, PAIRS = 400, 100
@@ -69,12 +68,28 @@ def finished(
         judge: (luck < np.array((judged or {}).get(judge, wins))[:, None]).astype(float)
         for judge in ("golden", "true", "proxy")
     }
+    amounts = _amounts(entry.stage, steps)
     runs = {
-        (split, opponent, judge): Run(entry.name, seed, steps, kl, won[judge])
+        (split, opponent, judge): Run(entry.name, seed, steps, won[judge], {"kl": kl, **amounts})
         for split, opponent, judge in product(SPLITS, COMPARISONS, won)
     }
     pairs = pl.DataFrame() if drift is None else per_pair(seed, steps.tolist(), drift)
-    return Finished(entry, runs, "w", pairs, _per_prompt(entry, steps, kl, won), 1000)
+    costs = pl.DataFrame({"steps": steps} | amounts)
+    return Finished(entry, runs, "w", pairs, _per_prompt(entry, steps, kl, won), 1000, costs)
+
+
+def _amounts(arm: Arm, steps: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """What the checkpoints have cost: a judge call a pair, and for a live source 18 tokens; 250 labels behind a
+    proxy's.
+    """
+    calls = np.asarray(steps * arm.optim.batch, dtype=np.float64)
+    live = arm.source.needs_judge
+    return {
+        "judge_calls": calls,
+        "labels": np.full_like(calls, 250) if live else calls,
+        "tokens_sampled": 18 * calls if live else np.zeros_like(calls),
+        "seconds": calls / 1000,
+    }
 
 
 def _per_prompt(
@@ -173,7 +188,7 @@ def asks_for_arms_and_measures(experiment: Experiment) -> None:
     names = [(entry.name, entry.family, entry.stage.seed) for entry in arms]
     must(len(set(names)) == len(names), "two of its arms have the same name, family and seed")
     seeds = {seed for _, _, seed in names}
-    must(not arms or seeds == set(place.study.seeds), f"it asks for arms of the seeds {sorted(seeds)} only")
+    must(not arms or seeds == set(place.seeds), f"it asks for arms of the seeds {sorted(seeds)} only")
 
 
 def _stages(arms: Sequence[ArmEntry], measures: Sequence[Measure]) -> list[Stage]:
@@ -198,7 +213,7 @@ def analyses_whatever_is_there(experiment: Experiment) -> None:
             if family != missing
         ]
 
-    one, two = (_written(_checked(experiment, arms(2))) for _ in range(2))
+    one, two = (conclusion(experiment, _checked(experiment, arms(2))) for _ in range(2))
     must(one == two, "it concludes something else when asked again: draw random numbers from data.rng only")
     families = list(dict.fromkeys(family for family, _ in entries(experiment, 1)))
     for missing, low in zip(families, [*families[1:], *families[:1]], strict=True):
@@ -210,7 +225,7 @@ def _checked(experiment: Experiment, arms: Sequence[Finished]) -> Analysis:
     found: object = experiment.analyse(data)
     must(isinstance(found, Analysis), f"its analysis gives {type(found).__name__}, not an Analysis")
     assert isinstance(found, Analysis)
-    must(found.verdict in get_args(Verdict), f"its verdict '{found.verdict}' is none of {', '.join(get_args(Verdict))}")
+    must(found.verdict in VERDICTS, f"its verdict '{found.verdict}' is none of {', '.join(VERDICTS)}")
     must(bool(found.sentence), "it concludes in no sentence")
     for key, value in found.estimates.items():
         labelled: object = value
@@ -219,12 +234,8 @@ def _checked(experiment: Experiment, arms: Sequence[Finished]) -> Analysis:
     must(all(isinstance(figure, Figure) for figure in found.figures), "one of its figures is no Figure")
     names = [figure.name for figure in found.figures]
     must(len(set(names)) == len(names), "two of its figures have one name")
-    _written(found)
+    conclusion(experiment, found)
     return found
-
-
-def _written(found: Analysis) -> str:
-    return repr(written(found, pending=False))
 
 
 def _the(experiment: Experiment | str) -> Experiment:

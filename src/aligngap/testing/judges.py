@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligngap.judges.base import Judge
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
-from aligngap.models.build import word_tokenizer
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.store.identity import canonical
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.tasks.worlds import world

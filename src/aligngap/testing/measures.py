@@ -8,8 +8,9 @@ import torch
 
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.base import Answers, ArmMeasure, values_of
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.worlds import world
 from aligngap.testing.contract import must, run
 from aligngap.testing.fakes import likes_token, same_weights, weights_of

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from aligngap.models.build import SPECIAL_TOKENS, word_tokenizer
+from aligngap.models.tokenizer import SPECIAL_TOKENS, word_tokenizer
 from aligngap.tasks.spec import response_ids
 from aligngap.tasks.worlds.base import Appraisal, Dials, World, Writer, Written
 from aligngap.testing.contract import Broken, must, run

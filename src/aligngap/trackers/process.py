@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -15,6 +13,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from aligngap.pipeline.processes import Child, redirect
 from aligngap.trackers.base import Series, opened
 
 _KEPT = 20_000
@@ -32,19 +31,7 @@ class Line:
         self._sent: deque[tuple[str, int]] = deque()
         self.problem: str | None = None
         self._messages: queue.Queue[tuple[object, ...]] = queue.Queue(_KEPT)
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(name, folder, study, token, log_file, theirs), name=f"aligngap-{name}", daemon=True
-        )
-        # Ctrl-C reaches every process of the terminal; the run decides when this one ends.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else ()
-        try:
-            self._process.start()
-        finally:
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+        self._child = Child(_serve, name, folder, study, token, log_file, name=f"aligngap-{name}", daemon=True)
         self._ears = threading.Thread(target=self._hear, name=f"{name}-answers", daemon=True)
         self._ears.start()
         threading.Thread(target=self._feed, name=f"{name}-messages", daemon=True).start()
@@ -64,12 +51,11 @@ class Line:
     def close(self, seconds: float) -> None:
         """Give the tracker so long to bring everything home."""
         self._put("close")
-        self._process.join(0.0 if self.problem else seconds)
-        if self._process.is_alive():
+        if not self._child.wait(0.0 if self.problem else seconds):
             self._fail(f"it had not ended after {seconds:.0f} seconds, and what it had not written is lost")
-            self._process.kill()
-            self._process.join()
+            self._child.kill()
         self._ears.join(1.0)
+        self._child.end()
         with contextlib.suppress(OSError):  # one that had nothing to say leaves none
             if self._log_file.stat().st_size == 0:
                 self._log_file.unlink()
@@ -88,12 +74,12 @@ class Line:
     def _feed(self) -> None:
         with contextlib.suppress(OSError):  # it is gone, which `_hear` has seen
             while True:
-                self._ours.send(self._messages.get())
+                self._child.pipe.send(self._messages.get())
 
     def _hear(self) -> None:
         try:
             while True:
-                word, *rest = self._ours.recv()
+                word, *rest = self._child.pipe.recv()
                 if word == "closed":
                     return
                 if word == "failed":
@@ -104,12 +90,9 @@ class Line:
             self._fail("its process ended without a word")
 
 
-def _serve(name: str, folder: Path, study: str, token: str, log_file: Path, messages: Connection) -> None:
+def _serve(messages: Connection, name: str, folder: Path, study: str, token: str, log_file: Path) -> None:
     """The tracker's side: until it is told to close, the run dies, or something goes wrong."""
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    redirect(log_file)
     try:
         tracker = opened(name, folder, study, token)
         while True:

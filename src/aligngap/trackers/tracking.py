@@ -15,44 +15,49 @@ from typing import Any
 import polars as pl
 
 from aligngap.errors import UserError
-from aligngap.experiments.results import point, reads
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms
-from aligngap.pipeline.graph import Event, Stage, all_stages
-from aligngap.pipeline.stages import SPLITS, Arm, Evaluate
+from aligngap.experiments.gather import point
+from aligngap.experiments.plan import Plan
+from aligngap.pipeline.graph import Event, all_stages
+from aligngap.pipeline.stages import Arm, Evaluate
+from aligngap.results import COMPARISONS, MEASURES, SPLITS
 from aligngap.store.store import Store, read_json, write_json
 from aligngap.trackers.base import Series
 from aligngap.trackers.process import Line
 
 RECORD = "tracked.json"
 """In the run's folder: its token, and which checkpoints each tracker has been given, so that none is given twice."""
+_TRACKED = {name: name for name in ("kl", *MEASURES)} | {
+    f"rate_{opponent}_{judge}": f"win_rate_over_{opponent}_by_{judge}"
+    for opponent, judges in COMPARISONS.items()
+    for judge in judges
+}
+"""What is tracked of a checkpoint: columns of points, and their names in a tracker."""
 _AT_THE_END = 20.0  # seconds that trackers get, when all else is done, to bring everything home
 _INTERRUPTED = 5.0
 _BETWEEN_RECORDS = 2.0
 
 
-def series_of(study: StudySpec) -> dict[str, Series]:
+def series_of(plan: Plan) -> dict[str, Series]:
     """By identity of each stage, what it is tracked as. An arm and its evaluation are one; names are unique."""
     found: dict[str, Series] = {}
     evaluations: dict[str, str] = {}
     tasks: dict[str, list[str]] = {}
-    others: dict[str, Stage] = {}
-    for task in study.tasks:
-        for entry in arms(study, task):
+    for name, task in plan.tasks.items():
+        for entry in (planned.entry for planned in task.arms):
             arm = entry.stage
-            about = {"study": study.name, "task": task, "arm": entry.name, "family": entry.family, "seed": arm.seed}
-            name = f"{_part(task)}/{_part(entry.name)}/seed {arm.seed}"
+            about = {"study": plan.name, "task": name, "arm": entry.name, "family": entry.family, "seed": arm.seed}
             settings = {**arm.specification, **about, "identity": arm.identity}
-            found.setdefault(arm.identity, Series(arm.identity, name, settings))
-        for stage in all_stages(reads(study, task)):
-            if isinstance(stage, Evaluate):
-                evaluations[stage.identity] = stage.arm.identity
-            else:
-                tasks.setdefault(stage.identity, []).append(task)
-                others[stage.identity] = stage
-    for identity, stage in others.items():
+            title = f"{_part(name)}/{_part(entry.name)}/seed {arm.seed}"
+            found.setdefault(arm.identity, Series(arm.identity, title, settings))
+        for stage in all_stages(task.targets):
+            tasks.setdefault(stage.identity, []).append(name)
+    for stage in plan.stages:
+        if isinstance(stage, Evaluate):
+            evaluations[stage.identity] = stage.arm.identity
+            continue
+        identity = stage.identity
         place = tasks[identity][0] if len(tasks[identity]) == 1 else "shared"
-        settings = {**stage.specification, "study": study.name, "stage": stage.kind, "identity": identity}
+        settings = {**stage.specification, "study": plan.name, "stage": stage.kind, "identity": identity}
         found.setdefault(identity, Series(identity, f"{_part(place)}/{_part(stage.label)}", settings))
     count = Counter(series.name for series in found.values())
     for key, series in found.items():
@@ -66,21 +71,21 @@ def _part(text: str) -> str:
 
 
 def values_of(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """A checkpoint's numbers by name, `on_SPLIT_prompts/WHAT`; what was not measured is left out."""
-    found: dict[str, float | None] = {}
-    for row in points:
-        split = f"on_{row['split']}_prompts"
-        for what in ("kl", "utility", "tokens", "accuracy", "drift"):
-            found[f"{split}/{what}"] = row[what]
-        for opponent, judges in row["wins"].items():
-            for judge, win in judges.items():
-                found[f"{split}/win_rate_over_{opponent}_by_{judge}"] = win["rate"]
-    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+    """A checkpoint's numbers by name, `on_SPLIT_prompts/WHAT`, from its rows of points; what was not measured is left
+    out.
+    """
+    found = {
+        f"on_{row['split']}_prompts/{name}": row[column]
+        for row in points
+        for column, name in _TRACKED.items()
+        if row.get(column) is not None
+    }
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
 @contextmanager
 def tracking(
-    names: Sequence[str], study: StudySpec, store: Store, folder: Path, logs: Path, warn: Callable[[str], None]
+    names: Sequence[str], plan: Plan, store: Store, folder: Path, logs: Path, warn: Callable[[str], None]
 ) -> Iterator[Callable[[Event], None]]:
     """What is to be called with each event of the run, from one thread; returns at once, whatever becomes of trackers.
 
@@ -90,7 +95,7 @@ def tracking(
     if not names:
         yield lambda event: None
         return
-    tracked = _Tracking(names, study, store, folder, logs, warn)
+    tracked = _Tracking(names, plan, store, folder, logs, warn)
     seconds = _INTERRUPTED
     try:
         yield tracked.note
@@ -103,13 +108,13 @@ class _Tracking:
     def __init__(
         self,
         names: Sequence[str],
-        study: StudySpec,
+        plan: Plan,
         store: Store,
         folder: Path,
         logs: Path,
         warn: Callable[[str], None],
     ) -> None:
-        self._series = series_of(study)
+        self._series = series_of(plan)
         self._store, self._record_file, self._warn = store, folder / RECORD, warn
         self._record = _recorded(self._record_file)
         self._given: dict[str, set[tuple[str, int]]] = {
@@ -118,7 +123,7 @@ class _Tracking:
         }
         logs.mkdir(parents=True, exist_ok=True)
         self._lines = {
-            name: Line(name, folder, study.name, self._record["token"], logs / f"{name}.log") for name in names
+            name: Line(name, folder, plan.name, self._record["token"], logs / f"{name}.log") for name in names
         }
         self._warned: set[str] = set()
         self._problem: str | None = None

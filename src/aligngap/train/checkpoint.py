@@ -98,13 +98,13 @@ class Checkpointer:
         state = ranks.agreed(state)
         if not state:
             return False
-        found: dict[str, dict[str, torch.Tensor]] = {part: {} for part in parts}
+        states: dict[str, dict[str, torch.Tensor]] = {part: {} for part in parts}
         try:
             for key, value in load_file(str(self._folder / state)).items():
                 part, name = key.split("/", 1)
-                found[part][name] = value
+                states[part][name] = value
             for part, stateful in parts.items():
-                stateful.load_state_dict(found[part])
+                stateful.load_state_dict(states[part])
         except (KeyError, ValueError, RuntimeError) as error:
             if ranks.first():
                 self._set_aside(f"it is of another version: {error}")
@@ -169,11 +169,11 @@ def advance(
         return optimiser.step(loss)
     except Diverged as error:
         numbers = ", ".join(map(str, batch.prompt_numbers.tolist()))
-        said = f"{error} of {optimiser.spec.steps}, on the batch {batch.digest()} (prompts {numbers})"
+        message = f"{error} of {optimiser.spec.steps}, on the batch {batch.digest()} (prompts {numbers})"
         if checkpointer:
             where = checkpointer.keep_weights(module, optimiser.step_count)
-            said += f"; the weights before it are kept in the store: {where}"
-        raise Diverged(said) from None
+            message += f"; the weights before it are kept in the store: {where}"
+        raise Diverged(message) from None
 
 
 def _flat(parts: dict[str, Stateful]) -> dict[str, torch.Tensor]:

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
 )
 
 from aligngap import ranks
-from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss
+from aligngap.losses import LOSSES, LogProbs, Reduction, pair_loss, preference_metrics
 from aligngap.models.policy import Policy
-from aligngap.plugins import with_code
+from aligngap.plugins import Pluggable, Registered
 from aligngap.sources.base import PairSource
 from aligngap.train.checkpoint import Checkpointer, Stateful, advance
 from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import PairBatch
 
 
-class LossSpec(BaseModel):
+class LossSpec(Pluggable):
     """Which loss, at which strength; the reduction over response tokens is explicit and one for all arms. sft: weight
     of an added negative log-likelihood of the winner.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    registered: ClassVar[Registered] = {"name": LOSSES}
 
     name: str = "ipo"
     beta: float = Field(0.1, gt=0)
@@ -43,14 +41,17 @@ class LossSpec(BaseModel):
     def _known(cls, value: str) -> str:
         return LOSSES.known(value)
 
-    @model_serializer(mode="wrap")
-    def _with_code(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return with_code(handler(self), LOSSES.code(self.name), info)
-
 
 def batch_loss(policy: Policy, reference: Policy | None, batch: PairBatch, spec: LossSpec) -> torch.Tensor:
-    """Loss of a batch of pairs, both responses packed behind their prompt; a scalar with a gradient. Reads ids,
-    preference and what the reference gives them, nothing else.
+    """Loss of a batch of pairs: `loss_and_metrics` without the metrics."""
+    return loss_and_metrics(policy, reference, batch, spec)[0]
+
+
+def loss_and_metrics(
+    policy: Policy, reference: Policy | None, batch: PairBatch, spec: LossSpec
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of a batch of pairs, both responses packed behind their prompt, a scalar with a gradient; and its
+    `preference_metrics`. Reads ids, preference and what the reference gives them, nothing else.
 
     reference: asked about pairs that do not bring its log-probabilities. Raises ValueError where there is none.
     """
@@ -60,7 +61,8 @@ def batch_loss(policy: Policy, reference: Policy | None, batch: PairBatch, spec:
     first, second = (
         LogProbs(a, b, tokens.lengths) for a, b, tokens in zip(live, fixed.unbind(1), responses, strict=True)
     )
-    return pair_loss(spec.name, first, second, batch.preference, spec.beta, spec.reduction, spec.sft)
+    loss = pair_loss(spec.name, first, second, batch.preference, spec.beta, spec.reduction, spec.sft)
+    return loss, preference_metrics(first, second, batch.preference, spec.beta, spec.reduction)
 
 
 @torch.no_grad()
@@ -85,9 +87,12 @@ def train(
 ) -> None:
     """Train `policy` in place on what `source` supplies.
 
-    reference: may be None where the source's pairs all bring its log-probabilities.
-    keep: steps (0 = before training) at which `save_policy` is called. Raises Diverged when the loss stops being
-    finite; what was saved before stays, and the checkpointer keeps the last good weights.
+    reference: may be None where the source's pairs all bring its log-probabilities. keep: steps (0 = before training)
+    at which `save_policy` is called. progress: called after each step with steps done, steps in all, and what is known
+    of the batch: loss, `preference_metrics` (both under the weights before the step) and grad_norm.
+
+    Raises Diverged when the loss stops being finite; what was saved before stays, and the checkpointer keeps the last
+    good weights.
     """
     optimiser = Optimiser(policy.model.parameters(), optim)
     parts: dict[str, Stateful] = {"policy": policy, "optimiser": optimiser, "source": source}
@@ -96,8 +101,9 @@ def train(
         save_policy(0, policy)
     while optimiser.step_count < optim.steps:
         batch = source.next_batch(optim.batch).to(policy.device)
-        own = ranks.own(len(batch))
-        value = batch_loss(policy, reference, own.of(batch), loss) * own.part
+        share = ranks.own(len(batch))
+        value, metrics = loss_and_metrics(policy, reference, share.of(batch), loss)
+        value = value * share.part
         norm = advance(optimiser, value, batch, policy.model, checkpointer)
         step = optimiser.step_count
         source.observe(step, policy)
@@ -105,4 +111,7 @@ def train(
             save_policy(step, policy)
         if checkpointer:
             checkpointer.maybe_save(**parts)
-        progress(step, optim.steps, {"loss": float(ranks.total(value.detach())), "grad_norm": norm})
+        # The loss has its share in it already; one sum over the ranks, and one wait for the device, for all of them.
+        shares = torch.stack([value.detach(), *(share.part * metric for metric in metrics.values())])
+        means = dict(zip(("loss", *metrics), ranks.total(shares).tolist(), strict=True))
+        progress(step, optim.steps, {**means, "grad_norm": norm})

@@ -11,7 +11,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,9 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from aligngap.errors import UserError
-from aligngap.models.build import SHAPES, parameter_count, random_model, word_tokenizer
+from aligngap.errors import UserError, nearest, unwritable
+from aligngap.models.build import SHAPES, parameter_count, random_model
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
+from aligngap.store.identity import identity
 from aligngap.store.store import read_json, write_json
 from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
@@ -224,8 +226,8 @@ def evaluate_base(
         right = logits[:, :-1].argmax(-1) == rows.ids[:, 1:]
         for word, token in asked.items():
             row, column = torch.nonzero(rows.ids[:, : -offset[word]] == token, as_tuple=True)
-            found = right[row, column + offset[word] - 1]
-            hits[word] += [int(found.sum()), len(found)]
+            hit = right[row, column + offset[word] - 1]
+            hits[word] += [int(hit.sum()), len(hit)]
     return {
         "loss": round(float(np.mean(losses)), 4),
         **{word: round(float(a / b), 4) for word, (a, b) in hits.items() if b},
@@ -299,3 +301,46 @@ RECIPES: dict[str, PretrainSpec] = {
 """How the shipped bases were made. The first world's language alone comes first: from a third of the documents,
 copying and looking up (on which everything rests) took far longer to be learned (docs/lab-log.md).
 """
+
+
+def pretrain_bases(names: Sequence[str] | None, out: Path, steps: int | None, say: Callable[[str], None]) -> None:
+    """Train bases by their recipes (None: all), each to `out/BASE` with its record in `out/BASE.json`; what is there
+    already stays, and what was begun is gone on with. steps: of each cycle, in place of the recipe's. say: is given a
+    line now and then.
+
+    Raises UserError, before any training, for an unknown base and for a folder that holds something else.
+    """
+    chosen: dict[str, tuple[PretrainSpec, Path]] = {}
+    for name in names or list(RECIPES):
+        if name not in RECIPES:
+            raise UserError(f"unknown base '{name}'", where="BASE", hint=nearest(name, RECIPES))
+        spec = RECIPES[name]
+        if steps is not None:
+            cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
+            spec = spec.model_copy(update={"cycles": cycles})
+        done = len(finished_cycles(spec, out / name))
+        if done == len(spec.cycles):
+            say(f"{name}: it is there already")
+            continue
+        partial = out / f".{identity('base', 2, spec.model_dump(mode='json'), {})}"
+        if not done and not partial.is_dir():
+            _take_folder(out / name)
+        chosen[name] = (spec, partial)
+
+    def progress(done: int, total: int, metrics: dict[str, float]) -> None:
+        values = ", ".join(f"{question} {value:g}" for question, value in metrics.items())
+        say(f"{name}  {done}/{total}  {values}")
+
+    for name, (spec, partial) in chosen.items():
+        pretrain(spec, out / name, progress, partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        say(f"{name}: {out / name}")
+
+
+def _take_folder(path: Path) -> None:
+    hint = "Give --out another folder."
+    with unwritable(path, hint):
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(path.iterdir())
+    if occupied:
+        raise UserError("the folder is not empty", where=str(path), hint=hint)

@@ -57,9 +57,9 @@ class Optimiser:
         """Back-propagate and update; returns the gradient's norm before clipping. loss: of several ranks each gives its
         part, and they add up to it. Raises Diverged before touching the weights.
         """
-        said = ranks.total(loss.detach())
-        if not bool(torch.isfinite(said)):
-            raise Diverged(f"the loss is {float(said)} at step {self.step_count + 1}")
+        total = ranks.total(loss.detach())
+        if not bool(torch.isfinite(total)):
+            raise Diverged(f"the loss is {float(total)} at step {self.step_count + 1}")
         # Sharded models average their gradients over the ranks, whose losses are parts of a sum.
         (loss * ranks.size() if ranks.sharded() else loss).backward()
         self._with_masters(_take_gradient)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import coverage
 from benchmarks.coverage import AT_MARGIN, NO_GAP, RISE_AND_FALL, SWEEP, Tally
 
-from aligngap.stats import bootstrap
+from aligngap.stats import intervals
 
 REPETITIONS, REPLICATES = 40, 150
 
@@ -51,13 +51,13 @@ def test_rules_are_rarely_wrong() -> None:
 @pytest.mark.slow
 def test_intervals_of_half_the_width_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the tests above could not fail."""
-    draws = bootstrap._draws
+    draws = intervals._draws
 
     def half(values: coverage.Floats, *args: Any, **named: Any) -> coverage.Floats:
         found, middle = draws(values, *args, **named), values[:, 0].mean()
         return np.asarray(middle + (found - middle) / 2)
 
-    monkeypatch.setattr(bootstrap, "_draws", half)
+    monkeypatch.setattr(intervals, "_draws", half)
     found = simulated(RISE_AND_FALL, coverage.gap)
     assert max(found[name] for name in ("average_gap", "peak_difference", "online_peak", "online_fall")) < 0.85
 
@@ -81,8 +81,8 @@ def test_what_is_printed_is_written_and_comes_back_with_the_same_seed(
 
 
 def test_a_withheld_interval_is_counted_and_no_hit() -> None:
-    nothing = bootstrap.Estimate(0.3, np.nan, np.nan, 3, 10, 0, "")
-    held = bootstrap.Estimate(0.3, 0.2, 0.4, 3, 10, 0, "")
+    nothing = intervals.Estimate(0.3, np.nan, np.nan, 3, 10, 0, "")
+    held = intervals.Estimate(0.3, 0.2, 0.4, 3, 10, 0, "")
     tally = Tally()
     for found, truth in ((nothing, 0.3), (held, 0.35), (held, 0.5), (held, 0.2)):
         tally.add("x", found, truth)
@@ -95,7 +95,9 @@ def test_simulated_runs_have_the_truths_means() -> None:
     truth = RISE_AND_FALL.truth(rng)
     seen = [RISE_AND_FALL.observe([truth], rng)["online"][0] for _ in range(200)]
     assert np.mean([run.win.mean(axis=1) for run in seen], axis=0) == pytest.approx(truth["online"].win[:, 0], abs=0.01)
-    assert np.mean([run.kl.mean(axis=1) for run in seen], axis=0) == pytest.approx(truth["online"].kl[:, 0], rel=0.02)
+    assert np.mean([run.amount.mean(axis=1) for run in seen], axis=0) == pytest.approx(
+        truth["online"].amount[:, 0], rel=0.02
+    )
     both = RISE_AND_FALL.observe([truth, truth], rng)
     across_arms = np.corrcoef(both["online"][0].win.mean(axis=0), both["offline"][1].win.mean(axis=0))[0, 1]
     assert across_arms > 0.3  # the same prompts

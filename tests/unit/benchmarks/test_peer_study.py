@@ -12,12 +12,12 @@ pytest.importorskip("trl")
 
 import torch
 from benchmarks import peer_trl
-from benchmarks.peer_study import TASK, Taken, compare, markdown, prepare, rows_of
+from benchmarks.peer_study import TASK, Taken, arms, compare, markdown, prepare, rows_of
 
 from aligngap.experiments.spec import StudySpec, log_steps
-from aligngap.experiments.study import arms
-from aligngap.models.build import base_path, load_language_model, load_tokenizer
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.train.supervised import sft_loss
 
@@ -109,7 +109,7 @@ def test_steps_batches_rates_and_checkpoints_are_the_studys(
         assert not args.gradient_checkpointing
     assert trainers[3].args.max_new_tokens == study.datasets[TASK].max_response_tokens
     assert plan["keep"] == list(log_steps(study.baseline.optim.steps, study.evaluation.checkpoints))
-    named = {entry.name: entry.stage for entry in arms(study, TASK)}
+    named = {entry.name: entry.stage for entry in arms(study)}
     assert [(arm["name"], arm["online"], arm["judge"]) for arm in plan["arms"]] == [
         ("golden policy", True, "golden"),
         ("online", True, "proxy"),
@@ -137,7 +137,7 @@ def test_sft_has_the_same_loss(prepared: tuple[StudySpec, dict[str, Any]], monke
 def test_the_peers_study_goes_from_sft_to_curves(prepared: tuple[StudySpec, dict[str, Any]]) -> None:
     study, plan = prepared
     curves = peer_trl.run(plan)
-    assert set(curves) == {entry.name for entry in arms(study, TASK)}
+    assert set(curves) == {entry.name for entry in arms(study)}
     for points in curves.values():
         assert [(point["step"], point["split"]) for point in points] == [
             (step, split) for step in plan["keep"] for split in ("train", "held_out")

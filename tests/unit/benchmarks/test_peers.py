@@ -18,8 +18,8 @@ from benchmarks.setting import BATCH, Setting, medium, small
 
 from aligngap.judges.model import ModelJudge
 from aligngap.measure.kl import sequence_kl
-from aligngap.models.build import load_tokenizer
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.seeds import uniforms
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.train.loop import LossSpec, batch_loss

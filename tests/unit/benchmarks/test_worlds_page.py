@@ -21,7 +21,7 @@ def test_the_examples_are_the_codes(name: str) -> None:
 def test_the_pairs_are_a_tasks(name: str) -> None:
     """So the tables speak of what a study of seed 0 trains on."""
     from aligngap.judges.true_utility import TrueUtilityJudge
-    from aligngap.models.build import word_tokenizer
+    from aligngap.models.tokenizer import word_tokenizer
     from aligngap.tasks.spec import TaskSpec, make_pairs
 
     place = world(name)

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 
 from aligngap.experiments.base import Finished, TaskData
-from aligngap.experiments.bench import Bench
+from aligngap.experiments.gather import runs_of
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.results import SCHEMA, runs_of, yardstick
-from aligngap.experiments.study import arms, load_study
+from aligngap.experiments.study import load_study
 
 TASK = "summarisation"
 PROMPTS = 200
@@ -49,9 +49,9 @@ def write_run(
     given = [names, f"seeds={list(seeds)}", "analysis.replicates=100", f"evaluation.prompts={prompts}"]
     given.append("sweep.betas=[0.1]")
     study = load_study("quick", [*given, *overrides])
-    bench = Bench(study, TASK)
+    plan = Plan(study).tasks[TASK]
     listed, frames, finished = [], [], []
-    for entry in arms(study, TASK):
+    for entry in (planned.entry for planned in plan.arms):
         arm, family = entry.stage, entry.family
         rows = _outcomes(family, arm.seed, wins.get(family, (0.3,) * len(KL)), seed_sd, prompts)
         facts: dict[str, Any] = {
@@ -83,11 +83,11 @@ def write_run(
         "stages": {},
         "experiments": {name: _concluded(name, data, text) for name in experiments},
         "holm": {},
-        **({"yardstick": yardstick(bench)} if record else {}),
+        **({"yardstick": plan.yardstick} if record else {}),
     }
     settings = study.model_dump(mode="json") | {"title": f"{study.title}{text}", "smoke": smoke}
     results = {
-        "schema": SCHEMA,
+        "schema": 1,
         "study": settings,
         "smoke": smoke,
         "revision": {"commit": "0123456789abcdef", "dirty": False},

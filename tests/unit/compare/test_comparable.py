@@ -71,7 +71,7 @@ def test_a_golden_policy_with_the_same_weights_is_the_same(base: Path, tmp_path:
 
 def test_another_version_of_the_code_is_named_where_no_setting_differs(base: Path, tmp_path: Path) -> None:
     write_run(tmp_path, seeds=(0,))
-    yardstick = Side.read(tmp_path).task(TASK).yardstick
+    yardstick = Side.read(tmp_path).data.task(TASK).yardstick
     change(tmp_path, yardstick=yardstick | {"golden": "0" * 64})
     _, refused, _ = _ground(base, tmp_path)
     assert "the golden judge (made by different versions of the code" in refused

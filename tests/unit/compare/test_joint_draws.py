@@ -9,8 +9,9 @@ import pytest
 
 from aligngap.compare.differences import _joint
 from aligngap.seeds import numpy_stream
-from aligngap.stats.bootstrap import Estimate, estimate, gap_estimates
-from aligngap.stats.curves import Run, average_gap
+from aligngap.stats.budget import Run
+from aligngap.stats.estimands import average_gap, gap_estimates
+from aligngap.stats.intervals import Estimate, intervals
 
 PATH = np.geomspace(0.1, 8.0, 5)
 LEVELS = {("first", "online"): 0.5, ("first", "offline"): 0.45, ("second", "online"): 0.55, ("second", "offline"): 0.47}
@@ -28,7 +29,7 @@ def _runs(rng: np.random.Generator, seeds: int, prompts: int) -> dict[tuple[str,
             chance = np.clip(level + shift[seed] + easy, 0, 1)
             win = (rng.random((len(PATH), prompts)) < chance).astype(float)
             kl = PATH[:, None] * rng.gamma(4, 0.25, (len(PATH), prompts))
-            found.setdefault((run, arm), []).append(Run(arm, seed, np.arange(1, len(PATH) + 1), kl, win))
+            found.setdefault((run, arm), []).append(Run(arm, seed, np.arange(1, len(PATH) + 1), win, {"kl": kl}))
     return found
 
 
@@ -42,7 +43,7 @@ def _made(name: int, seeds: int, replicates: int, prompts: int = 150) -> tuple[t
     runs = _runs(np.random.default_rng(name), seeds, prompts)
     joint = _joint(*(_gap(runs, which, name, replicates) for which in ("first", "second")), replicates)
     assert joint is not None
-    together = estimate(
+    together = intervals(
         {f"{run} {arm}": found for (run, arm), found in runs.items()},
         lambda seed: (
             average_gap(seed["second online"][0], seed["second offline"][0])
@@ -50,7 +51,7 @@ def _made(name: int, seeds: int, replicates: int, prompts: int = 150) -> tuple[t
         ),
         rng=numpy_stream("together", name),
         replicates=replicates,
-    )
+    )[""]
     return joint, together
 
 

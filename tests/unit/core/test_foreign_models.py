@@ -10,15 +10,10 @@ import pytest
 import torch
 
 from aligngap.errors import UserError
-from aligngap.models.build import (
-    Architecture,
-    context_length,
-    load_language_model,
-    load_tokenizer,
-    random_model,
-    word_tokenizer,
-)
+from aligngap.models.build import Architecture, load_language_model, random_model
+from aligngap.models.context import context_of
 from aligngap.models.preference import build_preference_model
+from aligngap.models.tokenizer import load_tokenizer, word_tokenizer
 
 CODE = """
 from pathlib import Path
@@ -58,7 +53,7 @@ def test_code_beside_the_weights_is_not_run(folder: Path, tmp_path: Path) -> Non
     tokens = json.loads((folder / "tokenizer_config.json").read_text())
     tokens |= {"auto_map": {"AutoTokenizer": ["tokens.Evil", "tokens.Evil"]}, "tokenizer_class": "Evil"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
-    for load in (load_language_model, load_tokenizer, context_length):
+    for load in (load_language_model, load_tokenizer, context_of):
         with pytest.raises(UserError):
             load(str(folder))
     with pytest.raises(UserError, match="trust_remote_code"):

@@ -28,6 +28,7 @@ VOCABULARY, LIMIT = 8, 4
 PAIRS = random_pairs(0, 21, VOCABULARY, LIMIT)
 OPTIM = OptimSpec(lr=0.02, steps=7, batch=4, warmup_steps=2, schedule="cosine", weight_decay=0.01)
 LOSS = LossSpec(beta=0.1)
+METRICS = ("chosen", "rejected", "margins", "accuracies")
 
 
 def policy_and_reference() -> tuple[Policy, Policy]:
@@ -74,6 +75,38 @@ def test_steps_and_kept_policies() -> None:
     assert [(m["done"], m["total"]) for m in seen] == [(step, 7) for step in range(1, 8)]
     assert seen[0]["loss"] == pytest.approx(0.25, abs=1e-4)  # policy = reference: IPO is (0 - 1/2)^2, for a tie too
     assert all(m["grad_norm"] > 0 for m in seen)
+    # Policy = reference: no response is more rewarded than the other.
+    assert seen[0]["rewards/accuracies"] == 0.5
+    assert max(abs(seen[0][f"rewards/{name}"]) for name in ("chosen", "rejected", "margins")) < 1e-4
+
+
+def test_progress_reports_the_metrics_of_the_batch_before_its_step() -> None:
+    """Against log-probabilities scored one by one; the second step's, when policy and reference differ."""
+    one, two = (OPTIM.model_copy(update={"steps": steps}) for steps in (1, 2))
+    policy, _, _ = go(Recorded(PAIRS, in_sequence), optim=one)
+    _, _, seen = go(Recorded(PAIRS, in_sequence), optim=two)
+    _, reference = policy_and_reference()
+    with torch.no_grad():
+        batch = PAIRS.take(torch.arange(4, 8))
+        rewards = [
+            LOSS.beta
+            * torch.cat(
+                [
+                    policy.log_probs(pair.prompts, [getattr(pair, side)])[0]
+                    - reference.log_probs(pair.prompts, [getattr(pair, side)])[0]
+                    for pair in (batch.take(torch.tensor([row])) for row in range(4))
+                ]
+            )
+            for side in ("first", "second")
+        ]
+    won = batch.preference
+    chosen = [float(won[row] * rewards[0][row] + (1 - won[row]) * rewards[1][row]) for row in range(4)]
+    rejected = [float(won[row] * rewards[1][row] + (1 - won[row]) * rewards[0][row]) for row in range(4)]
+    assert max(map(abs, chosen)) > 1e-3
+    assert seen[1]["rewards/chosen"] == pytest.approx(sum(chosen) / 4, abs=1e-5)
+    assert seen[1]["rewards/rejected"] == pytest.approx(sum(rejected) / 4, abs=1e-5)
+    assert seen[1]["rewards/margins"] == pytest.approx((sum(chosen) - sum(rejected)) / 4, abs=1e-5)
+    assert list(seen[1]) == ["done", "total", "loss", *(f"rewards/{name}" for name in METRICS), "grad_norm"]
 
 
 class Spied(Recorded):

@@ -17,7 +17,7 @@ import aligngap.train.loop
 import aligngap.train.step
 import aligngap.train.supervised
 from aligngap.errors import UserError
-from aligngap.losses import LOSSES, POSITIVE, LogProbs, PairLoss, Reduction, margin, pair_loss
+from aligngap.losses import LOSSES, POSITIVE, LogProbs, PairLoss, Reduction, margin, pair_loss, preference_metrics
 from aligngap.testing.losses import LOSS_CHECKS
 from aligngap.train.loop import LossSpec
 
@@ -113,6 +113,43 @@ def test_batch_is_the_mean(name: str) -> None:
     first, second, preference = zip(*rows, strict=True)
     together = pair_loss(name, side(*first), side(*second), torch.tensor(preference, dtype=torch.float64), BETA).item()
     assert together == pytest.approx(sum(alone) / 5, rel=1e-6)
+
+
+def test_metrics_by_hand() -> None:
+    """Three pairs at beta 0.2, log-ratios in nats (first, second): (1.5, -0.9) first preferred, (0.5, 1.0) first
+    preferred, (2.0, -1.0) second preferred.
+    """
+    policy, reference = ([-4.0, -3.0, -5.0], [-7.5, -2.0, -6.0]), ([-5.5, -3.5, -7.0], [-6.6, -3.0, -5.0])
+    lengths = torch.tensor([2.0, 4.0, 5.0])
+    first, second = (
+        LogProbs(torch.tensor(a, requires_grad=True), torch.tensor(b), lengths)
+        for a, b in zip(policy, reference, strict=True)
+    )
+    metrics = preference_metrics(first, second, torch.tensor([1.0, 1.0, 0.0]), 0.2)
+    assert {name: value.item() for name, value in metrics.items()} == {
+        "rewards/chosen": pytest.approx(0.2 * (1.5 + 0.5 - 1.0) / 3),
+        "rewards/rejected": pytest.approx(0.2 * (-0.9 + 1.0 + 2.0) / 3),
+        "rewards/margins": pytest.approx(0.2 * (2.4 - 0.5 - 3.0) / 3),
+        "rewards/accuracies": pytest.approx(1 / 3),
+    }
+    assert not any(value.requires_grad for value in metrics.values())
+    averaged = preference_metrics(first, second, torch.tensor([1.0, 1.0, 0.0]), 0.2, "mean")
+    assert averaged["rewards/chosen"].item() == pytest.approx(0.2 * (1.5 / 2 + 0.5 / 4 - 1.0 / 5) / 3)
+
+
+def test_metrics_weigh_labels_and_halve_ties() -> None:
+    """Log-ratios 1.5 and -0.9 at beta 0.2: rewards 0.3 and -0.18."""
+
+    def metrics(first: LogProbs, second: LogProbs, label: float) -> list[float]:
+        found = preference_metrics(first, second, torch.tensor([label]), BETA)
+        return [found[f"rewards/{name}"].item() for name in ("chosen", "rejected", "margins", "accuracies")]
+
+    assert metrics(side(W), side(L), 1.0) == pytest.approx([0.3, -0.18, 0.48, 1.0])
+    assert metrics(side(L), side(W), 0.0) == pytest.approx([0.3, -0.18, 0.48, 1.0])
+    assert metrics(side(W), side(L), 0.0) == pytest.approx([-0.18, 0.3, -0.48, 0.0])
+    assert metrics(side(W), side(L), 0.75) == pytest.approx([0.18, -0.06, 0.24, 0.75])
+    assert metrics(side(W), side(L), 0.5) == pytest.approx([0.06, 0.06, 0.0, 0.5])
+    assert metrics(side(W), side(W), 1.0) == pytest.approx([0.3, 0.3, 0.0, 0.5])
 
 
 def gradients(name: str, winner: float, loser: float) -> tuple[float, float]:

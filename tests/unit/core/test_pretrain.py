@@ -12,15 +12,8 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from aligngap.errors import UserError
-from aligngap.models.build import (
-    SHAPES,
-    SPECIAL_TOKENS,
-    Architecture,
-    base_path,
-    load_language_model,
-    load_tokenizer,
-    random_model,
-)
+from aligngap.models.build import SHAPES, Architecture, base_path, load_language_model, random_model
+from aligngap.models.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from aligngap.store import read_json
 from aligngap.tasks.worlds import WORLDS, world
 from aligngap.train.pretrain import (

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
 from aligngap.judges.true_utility import TrueUtilityJudge
-from aligngap.models.build import SPECIAL_TOKENS, word_tokenizer
+from aligngap.models.tokenizer import SPECIAL_TOKENS, word_tokenizer
 from aligngap.tasks.spec import TaskData, TaskSpec, make_pairs, response_ids
 from aligngap.tasks.worlds import WORLDS, World, arena, harmlessness, helpfulness, language, summarisation, world
 from aligngap.tasks.worlds.advantage import authors_at

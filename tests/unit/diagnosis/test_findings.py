@@ -15,7 +15,7 @@ from aligngap.diagnosis.report import diagnose
 from aligngap.diagnosis.subject import Subject
 from aligngap.errors import UserError
 from aligngap.judges.base import Judge, Orders
-from aligngap.models.build import word_tokenizer
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.types import PairBatch, Tokens
 from fakes import END, ScriptedJudge, TablePolicy, pairs_of
 

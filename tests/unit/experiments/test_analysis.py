@@ -13,7 +13,7 @@ from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import load_study
 from aligngap.sources.recorded import RecordedSpec
-from aligngap.stats.curves import Run
+from aligngap.stats.budget import Run
 
 PROMPTS = 400
 KL = np.geomspace(0.05, 5.0, 6)
@@ -28,7 +28,7 @@ def finished(entry: ArmEntry, wins: list[float], weights: str = "w", kl_factor: 
     kl = np.repeat((KL * kl_factor)[:, None], PROMPTS, 1)
     steps = np.arange(1, len(KL) + 1)
     keys = product(("train", "held_out"), ("golden_policy", "sft"), ("golden", "true", "proxy"))
-    return Finished(entry, {key: Run(entry.name, seed, steps, kl, win) for key in keys}, weights)
+    return Finished(entry, {key: Run(entry.name, seed, steps, win, {"kl": kl}) for key in keys}, weights)
 
 
 def analysed(name: str, arms: list[Finished]) -> Analysis:

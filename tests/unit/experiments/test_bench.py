@@ -33,10 +33,10 @@ def test_a_bench_of_another_size_shares_all_but_the_policy(bench: Bench) -> None
     assert other.sft.base.name == other.online(0).stage.sft.base.name == "medium"
     assert other.sft.identity != bench.sft.identity
     for entry in (other.online(0), other.offline(0)):
-        measured = other.evaluation(entry)
-        assert measured.sft.identity == other.sft.identity
-        assert measured.golden.identity == bench.golden.identity
-        assert measured.proxy.identity == bench.proxy(0).identity
+        start = other.evaluation(entry).start
+        assert start.sft.identity == other.sft.identity
+        assert start.golden.identity == bench.golden.identity
+        assert start.proxy.identity == bench.proxy(0).identity
     assert other.at_size(Checkpoint(path="small")).online(0).stage.identity == bench.online(0).stage.identity
     assert bench.at_size(Checkpoint(path="small")) == bench
 

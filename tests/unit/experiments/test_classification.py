@@ -13,7 +13,6 @@ import torch
 from aligngap.experiments.base import Analysis
 from aligngap.experiments.classification.measure import StreamAccuracy, windows
 from aligngap.experiments.classification.sweep import measures
-from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages import load_judge, load_policy, predictions
 from aligngap.tasks.pairs import read_pairs
 from made_up import analysed
@@ -120,7 +119,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(tmp_path_factory.mktemp("classification"))
 
 
-def test_stage_agrees_with_each_classifier_asked_one_by_one(tiny: Tiny) -> None:
+def test_stage_agrees_with_each_classifier_asked_one_by_one(tiny: Tiny, tmp_path: Path) -> None:
     (entry,) = measures(tiny.bench)
     assert isinstance(entry.stage, StreamAccuracy)
     stage = entry.stage.model_copy(update={"points": 3, "pairs": 8})
@@ -130,13 +129,12 @@ def test_stage_agrees_with_each_classifier_asked_one_by_one(tiny: Tiny) -> None:
     online = tiny.made(stage.online)
     stream = read_pairs(online / "stream.parquet")
     assert len(stream) == STEPS * 4
-    context = Context(
-        {"task": tiny.made(stage.task), "sft": tiny.made(stage.sft)}, Path(), Path(), lambda done, total, metrics: None
-    )
-    golden = predictions(load_judge(stage.golden, tiny.made(stage.golden), context), stream)
-    reference = load_policy(context, stage.sft)
+    context = tiny.context(stage, tmp_path)
+    golden = predictions(load_judge(stage.golden, context), stream)
+    sft, task = stage.online.sft, stage.online.task
+    reference = load_policy(context, sft, task)
     finals = {"online": online, "offline": tiny.made(stage.offline)}
-    policies = {name: load_policy(context, stage.sft, folder / "final.safetensors") for name, folder in finals.items()}
+    policies = {name: load_policy(context, sft, task, folder / "final.safetensors") for name, folder in finals.items()}
     for row in found.iter_rows(named=True):
         at, name = row["pair"], row["classifier"]
         if golden[at] == 0.5:

@@ -16,7 +16,7 @@ from aligngap.experiments.dataset.sweep import D_GOLDEN, FAMILIES, LABELS, STEP_
 from aligngap.experiments.study import load_study
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import pair_log_probs
-from aligngap.models.build import load_tokenizer
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.stages import Generate, Relabel, load_judge, load_policy
 from aligngap.tasks.pairs import read_pairs
 from aligngap.tasks.worlds import world
@@ -143,8 +143,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def golden_says(tiny: Tiny, pairs: PairBatch) -> torch.Tensor:
-    folder = tiny.made(tiny.bench.golden)
-    judge = load_judge(tiny.bench.golden, folder, tiny.context(tiny.bench.golden, folder))
+    tiny.made(tiny.bench.golden_pairs)
+    judge = load_judge(tiny.bench.golden, tiny.context(tiny.bench.golden_pairs, Path()))
     return judge.prefer(pairs.prompts, pairs.first, pairs.second)
 
 
@@ -225,7 +225,7 @@ def test_profile_of_real_pairs(tiny: Tiny) -> None:
     assert table["golden_margin"].min() >= 0  # type: ignore[operator]
     assert table["golden_margin"].max() > 0  # type: ignore[operator]
     sft = tiny.made(tiny.bench.sft)
-    first, second = pair_log_probs(load_policy(tiny.context(stage, sft), stage.sft), pairs)
+    first, second = pair_log_probs(load_policy(tiny.context(stage, sft), stage.sft, stage.reference.pairs), pairs)
     for side, log_prob in (("first", first), ("second", second)):
         lengths = getattr(pairs, side).lengths
         assert table[f"sft_log_prob_{side}"].to_list() == pytest.approx((log_prob / lengths).tolist(), abs=1e-6)

@@ -15,15 +15,13 @@ from scipy import stats
 
 from aligngap.experiments.base import Analysis, Finished
 from aligngap.experiments.bench import ArmEntry
-from aligngap.experiments.coverage.sweep import arms as coverage_arms
+from aligngap.experiments.coverage import arms as coverage_arms
 from aligngap.experiments.discrimination.analysis import spearman
 from aligngap.experiments.discrimination.measure import SelfAccuracy
 from aligngap.experiments.discrimination.sweep import arms, measures, table_name
-from aligngap.experiments.goodhart.sweep import arms as goodhart_arms
-from aligngap.pipeline.graph import Context
+from aligngap.experiments.goodhart import arms as goodhart_arms
 from aligngap.pipeline.stages import load_judge, load_policy
 from aligngap.seeds import uniforms
-from aligngap.tasks.pairs import read_pairs
 from aligngap.types import Tokens
 from made_up import BENCH, LOW, PROMPTS, RISING, analysed, finished
 from tiny import STEPS, Tiny
@@ -201,18 +199,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(tmp_path_factory.mktemp("discrimination"))
 
 
-def test_stage_agrees_with_sampling_and_asking_one_by_one(tiny: Tiny) -> None:
+def test_stage_agrees_with_sampling_and_asking_one_by_one(tiny: Tiny, tmp_path: Path) -> None:
     stage = measures(tiny.bench)[0].stage
     assert isinstance(stage, SelfAccuracy)
     found = pl.read_parquet(tiny.made(stage) / "table.parquet")
     assert sorted(found["step"].unique()) == [step for step in stage.arm.keep if step > 0]
     assert found.group_by("step", "split").len()["len"].to_list() == [stage.prompts] * 2 * len(stage.steps)
-    task = tiny.made(stage.task)
-    context = Context({"task": task, "sft": tiny.made(stage.sft)}, Path(), Path(), lambda done, total, metrics: None)
-    golden = load_judge(stage.golden, tiny.made(stage.golden), context)
-    policy = load_policy(context, stage.sft, tiny.made(stage.arm) / f"steps/{STEPS:06d}.safetensors")
-    reference = load_policy(context, stage.sft)
-    pairs = read_pairs(task / "held_out.parquet")
+    context, sft, task = tiny.context(stage, tmp_path), stage.arm.sft, stage.arm.task
+    golden = load_judge(stage.golden, context)
+    policy = load_policy(context, sft, task, tiny.made(stage.arm) / f"steps/{STEPS:06d}.safetensors")
+    reference = load_policy(context, sft, task)
+    pairs = task.read(context, "held_out")
     rows = found.filter((pl.col("step") == STEPS) & (pl.col("split") == "held_out"))
     assert rows["prompt_number"].to_list() == pairs.prompt_numbers[: stage.prompts].tolist()
     told = 0

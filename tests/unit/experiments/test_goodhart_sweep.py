@@ -7,7 +7,7 @@ import pytest
 
 from aligngap.experiments.base import Finished
 from aligngap.experiments.bench import ArmEntry, Bench
-from aligngap.experiments.goodhart.sweep import arms
+from aligngap.experiments.goodhart import arms
 from aligngap.experiments.study import load_study
 from made_up import LOW, RISING, analysed, finished
 

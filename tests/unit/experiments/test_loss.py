@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aligngap.experiments.base import Analysis
-from aligngap.experiments.loss.analysis import FAMILIES
+from aligngap.experiments.loss import FAMILIES
 from aligngap.experiments.study import load_study
 from aligngap.sources.recorded import RecordedSpec
 from made_up import HALFWAY, KL, LOW, RISING, analysed, entries, finished

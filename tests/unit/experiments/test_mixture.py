@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aligngap.experiments.base import Analysis
-from aligngap.experiments.mixture.sweep import SHARES
+from aligngap.experiments.mixture import SHARES
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.study import load_study
 from aligngap.sources.mixture import MixtureSpec

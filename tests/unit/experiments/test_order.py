@@ -9,7 +9,7 @@ import pytest
 
 from aligngap.experiments.base import Analysis
 from aligngap.experiments.bench import Bench
-from aligngap.experiments.order.sweep import LABELS, window
+from aligngap.experiments.order import LABELS, window
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.study import load_study
 from made_up import BENCH, HALFWAY, LOW, RISING, analysed, entries, finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from aligngap.experiments.bench import Bench
 from aligngap.experiments.proxy.measure import ProxyAgreement
 from aligngap.experiments.proxy.sweep import NAMES, measures, proxies
 from aligngap.experiments.study import load_study
-from aligngap.pipeline.graph import Context
 from aligngap.store.store import read_json
 from aligngap.tasks.pairs import read_pairs, write_pairs
 from made_up import HALFWAY, LOW, RISING, analysed, entries, finished
@@ -113,7 +113,7 @@ def test_proxies_differ_in_form_and_base_alone() -> None:
     arms = {family: entry for (family, _), entry in entries("proxy", 1).items()}
     assert {family: entry.stage.judge for family, entry in arms.items()} == found
     assert arms["online"].stage == bench.online(0).stage
-    assert [bench.evaluation(entry).proxy for entry in arms.values()] == list(found.values())
+    assert [bench.evaluation(entry).start.proxy for entry in arms.values()] == list(found.values())
 
 
 def test_agreement_stage_says_what_the_proxies_themselves_measured(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_agreement_stage_says_what_the_proxies_themselves_measured(tmp_path: Pat
     tied.mkdir()
     golden.preference[::2] = 0.5
     write_pairs(golden, tied / "held_out.parquet")
-    inputs: dict[str, Path | list[Path]] = {"golden_pairs": tied, "proxies": [tiny.made(one) for one in stage.proxies]}
-    stage.run(Context(inputs, tied, tied, lambda done, total, metrics: None))
+    context = tiny.context(stage, tied)
+    stage.run(replace(context, folders={**context.folders, stage.golden_pairs.identity: tied}))
     first = pl.read_parquet(tied / "table.parquet").filter(pl.col("proxy") == "online")["agrees"].to_numpy()
     assert np.isnan(first[::2]).all()
     assert not np.isnan(first[1::2]).all()

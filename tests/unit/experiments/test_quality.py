@@ -8,7 +8,7 @@ import pytest
 
 from aligngap.experiments.base import Analysis
 from aligngap.experiments.dataset.sweep import D_GOLDEN, STEP_FACTOR, profile_name
-from aligngap.experiments.quality.sweep import FINAL, measures
+from aligngap.experiments.quality import FINAL, measures
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.stages import Generate
 from made_up import BENCH, LOW, RISING, analysed, entries, finished

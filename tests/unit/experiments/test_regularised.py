@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from aligngap.experiments.base import Analysis
-from aligngap.experiments.regularised.analysis import FAMILIES, VARIANTS
-from aligngap.experiments.regularised.sweep import with_sft
+from aligngap.experiments.regularised import FAMILIES, VARIANTS, with_sft
 from aligngap.experiments.study import load_study
 from aligngap.train.loop import LossSpec
 from made_up import HALFWAY, LOW, RISING, analysed, entries, finished

@@ -10,8 +10,8 @@ import pytest
 from aligngap.experiments import scaling
 from aligngap.experiments.base import Analysis, Finished, TaskData
 from aligngap.experiments.bench import ArmEntry, Bench
-from aligngap.experiments.coverage.sweep import arms as coverage_arms
-from aligngap.experiments.scaling.sweep import arms
+from aligngap.experiments.coverage import arms as coverage_arms
+from aligngap.experiments.scaling import arms
 from aligngap.experiments.spec import AnalysisSpec
 from aligngap.experiments.study import load_study
 from made_up import RISING, finished

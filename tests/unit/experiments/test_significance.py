@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
 from aligngap.experiments.base import Labelled
-from aligngap.experiments.results import _estimate, _holm, _power
-from aligngap.stats.bootstrap import Estimate
+from aligngap.experiments.conclusions import adjusted, power, record
+from aligngap.results import Conclusion, EstimateRecord
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import prompts_needed
 from unit.experiments.test_analysis import BENCH, LOW, RISING, analysed, finished
 
@@ -41,62 +41,62 @@ def estimate(value: float = 0.1, spread: float = 0.02, seeds: int = 3, prompt_se
 
 def test_only_the_estimate_that_decides_is_tested_and_against_its_null() -> None:
     found = Labelled("share", estimate(0.5), null=0.5)
-    decides = _estimate(found, decides=True)
-    assert (decides["null"], decides["p"] > 0.5) == (0.5, True)
-    assert _estimate(Labelled("gap", estimate(0.5)), decides=True)["p"] == pytest.approx(0.002)
-    for other in (_estimate(found, decides=False), _estimate(Labelled("x", estimate(), null=None), decides=True)):
-        assert (other["null"], other["p"]) == (None, None)
+    decides = record("main", found, decides=True)
+    assert decides.p is not None
+    assert (decides.null, decides.p > 0.5) == (0.5, True)
+    assert record("gap", Labelled("gap", estimate(0.5)), decides=True).p == pytest.approx(0.002)
+    no_null = record("x", Labelled("x", estimate(), null=None), decides=True)
+    for other in (record("main", found, decides=False), no_null):
+        assert (other.null, other.p) == (None, None)
 
 
 def test_without_an_interval_there_is_no_p() -> None:
     nothing = Estimate(math.nan, math.nan, math.nan, 0, 0, 0, "no data")
-    assert _estimate(Labelled("gap", nothing), decides=True)["p"] is None
+    assert record("gap", Labelled("gap", nothing), decides=True).p is None
 
 
 def test_holm_counts_what_could_not_be_tested() -> None:
-    def first(p: float | None) -> dict[str, dict[str, Any]]:
-        return {"main": {"p": p}, "other": {"p": 0.0001}}
+    def first(p: float | None) -> tuple[EstimateRecord, ...]:
+        return EstimateRecord(name="main", p=p), EstimateRecord(name="other", p=0.0001)
 
-    adjusted = _holm(
-        {
-            name: {"verdict": "inconclusive", "estimates": found}
-            for name, found in {"a": first(0.01), "b": first(None), "c": first(0.03), "d": {}}.items()
-        }
-    )
-    assert adjusted["a"] == pytest.approx(0.04)
-    assert adjusted["c"] == pytest.approx(0.09)
-    assert adjusted["b"] is not None
-    assert math.isnan(adjusted["b"])
-    assert _holm({}) == {}
+    asked = {"a": first(0.01), "b": first(None), "c": first(0.03), "d": ()}
+    found = adjusted([Conclusion(name=name, estimates=estimates) for name, estimates in asked.items()])
+    assert [x.holm for x in found] == [pytest.approx(0.04), None, pytest.approx(0.09), None]
+    assert adjusted([]) == ()
+
+
+def test_nothing_is_adjusted_before_all_are_finished() -> None:
+    one = Conclusion(name="a", estimates=(EstimateRecord(name="main", p=0.01),))
+    assert [x.holm for x in adjusted([one, Conclusion(name="b", verdict="unfinished")])] == [None, None]
 
 
 def test_power_needs_two_seeds_and_says_so() -> None:
-    wide, narrow = _power(Labelled("gap", estimate(spread=0.08))), _power(Labelled("gap", estimate(spread=0.02)))
+    wide, narrow = power(Labelled("gap", estimate(spread=0.08))), power(Labelled("gap", estimate(spread=0.02)))
     assert wide is not None
     assert narrow is not None
-    assert wide["seeds"] > narrow["seeds"] >= 2
-    one = _power(Labelled("gap", estimate(seeds=1)))
+    assert wide.seeds > narrow.seeds >= 2
+    one = power(Labelled("gap", estimate(seeds=1)))
     assert one is not None
-    assert one["seeds"] is None
-    assert one["prompts"] > 0
-    assert "one seed" in one["note"]
-    hopeless = _power(Labelled("gap", estimate(prompt_se=0.2)))
+    assert one.seeds is None
+    assert one.prompts > 0
+    assert "one seed" in one.note
+    hopeless = power(Labelled("gap", estimate(prompt_se=0.2)))
     assert hopeless is not None
-    assert hopeless["seeds"] is None
-    assert hopeless["prompts"] > 400
-    assert "more prompts" in hopeless["note"]
+    assert hopeless.seeds is None
+    assert hopeless.prompts > 400
+    assert "more prompts" in hopeless.note
 
 
 def test_power_is_for_the_distance_from_the_null() -> None:
-    near = _power(Labelled("share", estimate(0.5), null=0.45))
-    far = _power(Labelled("share", estimate(0.5), null=0.0))
+    near = power(Labelled("share", estimate(0.5), null=0.45))
+    far = power(Labelled("share", estimate(0.5), null=0.0))
     assert near is not None
     assert far is not None
-    assert near["prompts"] > far["prompts"]
-    assert _power(Labelled("share", estimate(0.5), null=None)) is None
-    nothing = _power(Labelled("gap", Estimate(math.nan, math.nan, math.nan, 0, 0, 0, "no data")))
+    assert near.prompts > far.prompts
+    assert power(Labelled("share", estimate(0.5), null=None)) is None
+    nothing = power(Labelled("gap", Estimate(math.nan, math.nan, math.nan, 0, 0, 0, "no data")))
     assert nothing is not None
-    assert (nothing["seeds"], nothing["prompts"]) == (None, None)
+    assert (nothing.seeds, nothing.prompts) == (None, None)
 
 
 def test_prompts_needed_give_the_power_asked_for() -> None:

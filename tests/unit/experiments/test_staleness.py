@@ -11,7 +11,7 @@ import pytest
 
 from aligngap.experiments.base import Analysis
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.staleness.sweep import PERIODS, SHUFFLED, lag
+from aligngap.experiments.staleness import PERIODS, SHUFFLED, lag
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.stages import Arm
 from aligngap.sources.order import windowed

@@ -1,8 +1,9 @@
-"""Studies as users write them, and the arms and stages that they become."""
+"""Studies as users write them, and as runs record them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,24 +11,37 @@ import pytest
 import yaml
 
 from aligngap.errors import UserError
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.registry import EXPERIMENTS
-from aligngap.experiments.shipped import shipped, shipped_text
+from aligngap.experiments.shipped import shipped_text
 from aligngap.experiments.spec import fifth, log_steps
-from aligngap.experiments.study import arms, asked_by, load_study, measures, targets
-from aligngap.pipeline.graph import all_stages
-from aligngap.pipeline.stages import Arm, Evaluate
+from aligngap.experiments.study import load_study, resolved_study
+from aligngap.plugins import unload_plugins
+from aligngap.tasks.encode import sizes
 
 
-@pytest.mark.parametrize("name", list(shipped()))
-@pytest.mark.parametrize("smoke", [False, True])
-def test_shipped_studies_load_and_plan(name: str, smoke: bool) -> None:
-    study = load_study(name, smoke=smoke)
-    assert study.name == name
-    assert study.smoke is smoke
-    stages = all_stages(targets(study))
-    assert len({stage.identity for stage in stages}) == len(stages)
-    places = {stage.identity: place for place, stage in enumerate(stages)}
-    assert all(places[parent.identity] < places[stage.identity] for stage in stages for parent in stage.parents)
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_an_experiment_is_a_study_by_its_name_on_the_settings_of_paper(name: str) -> None:
+    study, paper = load_study(name), load_study("paper")
+    assert load_study(name.replace("_", "-")) == study
+    own = {"name": name, "title": EXPERIMENTS[name].title, "description": EXPERIMENTS[name].question}
+    assert study == paper.model_copy(update={**own, "experiments": (name,)})
+
+
+def test_a_plugins_experiment_runs_by_its_name_where_the_plugin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_question.py").write_text(
+        "from dataclasses import replace\n"
+        "from aligngap.experiments.registry import EXPERIMENTS\n"
+        "EXPERIMENTS['own_question'] = replace(EXPERIMENTS['coverage'], name='own_question')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no study and no experiment"):
+        load_study("own-question")
+    study = load_study("own-question", ["plugins=[own_question]"])
+    assert (study.name, study.experiments, study.folder) == ("own_question", ("own_question",), tmp_path)
+    unload_plugins()
 
 
 def test_overrides_reach_what_they_name() -> None:
@@ -91,7 +105,7 @@ def test_a_file_of_ones_own_is_named_after_itself(tmp_path: Path) -> None:
     own.write_text(yaml.safe_dump({**yaml.safe_load(shipped_text("quick")), "experiments": ["tandem"]}))
     study = load_study(str(own))
     assert study.name == "mine"
-    assert {entry.family for entry in arms(study, "summarisation")} == {
+    assert {arm.entry.family for arm in Plan(study).tasks["summarisation"].arms} == {
         "golden_policy",
         "online",
         "replay",
@@ -115,19 +129,6 @@ def test_a_study_extends_a_shipped_one(tmp_path: Path) -> None:
     assert mine.sft == load_study("paper").sft
 
 
-def test_studies_that_extend_others_share_their_stages() -> None:
-    """All but what looks at fewer prompts: the evaluations, their start and the opponents' responses."""
-    quick, paper = (
-        {
-            stage.identity
-            for stage in all_stages(targets(load_study(name, ["experiments=[goodhart]", *more])))
-            if stage.kind not in ("evaluate", "start", "responses")
-        }
-        for name, more in (("quick", []), ("paper", ["tasks=[summarisation, arena]"]))
-    )
-    assert quick < paper
-
-
 def test_an_unknown_parent_names_the_nearest(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
     for parent in ("papper", str(tmp_path / "paper.yaml"), 3, ["paper"], {"paper": 1}):
@@ -140,79 +141,6 @@ def test_an_unknown_parent_names_the_nearest(tmp_path: Path) -> None:
     own.write_text("extends: papper\n")
     with pytest.raises(UserError, match="Did you mean 'paper'"):
         load_study(str(own))
-
-
-def test_who_asked_for_a_stage() -> None:
-    study = load_study("quick", ["experiments=[goodhart, coverage]"])
-    users, stages = asked_by(study), all_stages(targets(study))
-    assert set(users) == {stage.identity for stage in stages}
-    assert all(names in (["goodhart"], ["coverage"], ["goodhart", "coverage"]) for names in users.values())
-    of = {entry.family: entry.stage.identity for entry in arms(study, "summarisation") if entry.baseline}
-    assert users[of["online"]] == ["goodhart", "coverage"]
-    assert users[of["shuffled"]] == ["coverage"]
-    assert users[of["golden_policy"]] == ["goodhart", "coverage"]
-    swept = [entry.stage.identity for entry in arms(study, "summarisation") if not entry.baseline]
-    assert swept
-    # What the sweep adds is the first experiment's alone, unless the second draws it as well.
-    assert all(users[identity][0] == "goodhart" for identity in swept)
-
-
-def test_measures_are_targets_and_stand_on_the_arms_of_others() -> None:
-    study = load_study("quick", ["experiments=[goodhart]"])
-    assert measures(study, "summarisation") == []
-    more = load_study("quick", ["experiments=[goodhart, classification]"], seeds=2)
-    found = measures(more, "summarisation")
-    assert sorted(entry.seed for entry in found) == [0, 1]
-    wanted = {stage.identity for stage in targets(more)}
-    assert {entry.stage.identity for entry in found} <= wanted
-    plain = load_study("quick", ["experiments=[goodhart]"], seeds=2)
-    added = {stage.identity for stage in all_stages(targets(more))} - {
-        stage.identity for stage in all_stages(targets(plain))
-    }
-    assert added == {entry.stage.identity for entry in found}  # nothing is trained for it
-
-
-def test_a_measure_that_two_experiments_ask_for_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    twin = replace(EXPERIMENTS["classification"], name="twin")
-    monkeypatch.setitem(EXPERIMENTS, "twin", twin)
-    study = load_study("quick", ["experiments=[classification, twin]"])
-    (entry,) = measures(study, "summarisation")
-    assert asked_by(study)[entry.stage.identity] == ["classification", "twin"]
-    stages = all_stages(targets(study))
-    assert [stage.identity for stage in stages].count(entry.stage.identity) == 1
-
-
-def test_experiments_share_arms_and_stages() -> None:
-    """Adding an experiment trains nothing that exists."""
-    one = all_stages(targets(load_study("quick", ["experiments=[goodhart]"])))
-    both = all_stages(targets(load_study("quick", ["experiments=[goodhart, coverage]"])))
-    made = {stage.identity for stage in one}
-    assert made <= {stage.identity for stage in both}
-    added = sorted(stage.kind for stage in both if stage.identity not in made)
-    assert added == ["arm", "evaluate", "reference"]  # the shuffled arm, on the stream of online
-
-
-def test_arms_of_a_seed_differ_only_in_source_and_stated_settings() -> None:
-    found = [entry.stage for entry in arms(load_study("quick"), "summarisation") if entry.baseline]
-    assert len(found) == 7
-    for name in ("loss", "optim", "seed", "keep"):
-        assert len({str(getattr(arm, name)) for arm in found}) == 1, name
-    for name in ("sft", "task"):
-        assert len({getattr(arm, name).identity for arm in found}) == 1, name
-
-
-def test_seeds_share_sft_golden_and_golden_policy_but_not_the_proxy() -> None:
-    stages = all_stages(targets(load_study("quick", seeds=2)))
-    kinds = [(stage.kind, getattr(stage, "role", None)) for stage in stages]
-    assert kinds.count(("sft", None)) == 1
-    assert kinds.count(("preference", "golden")) == 1
-    assert kinds.count(("preference", "proxy")) == 2
-    golden_policies = [
-        stage for stage in stages if isinstance(stage, Arm) and stage.judge and stage.judge.role == "golden"
-    ]
-    assert len(golden_policies) == 1
-    opponents = {tuple(part.identity for part in stage.opponents) for stage in stages if isinstance(stage, Evaluate)}
-    assert len(opponents) == 1
 
 
 @pytest.mark.parametrize(("total", "count"), [(1000, 8), (24, 3), (1, 2), (5, 10)])
@@ -240,14 +168,6 @@ def test_aliases_that_unfold_to_too_much_or_to_themselves_are_refused(tmp_path: 
             load_study(str(own))
     own.write_text("extends: quick\nseeds: &s [0, 1]\ndescription: two\nsweep: {betas: &b [0.1], lr_factors: *b}\n")
     assert load_study(str(own)).sweep.lr_factors == (0.1,)
-
-
-def test_how_many_processes_make_a_stage_is_in_no_identity() -> None:
-    plain, several = (
-        {stage.identity for stage in all_stages(targets(load_study("quick", more)))}
-        for more in ([], ["parallel.processes=2", "parallel.sharding=full"])
-    )
-    assert several == plain
 
 
 def test_adapters_are_not_divided() -> None:
@@ -278,9 +198,85 @@ def test_numbers_that_are_none_are_refused_where_they_stand(setting: str) -> Non
     assert key in str(caught.value.where)
 
 
-def test_factors_that_leave_no_number_are_refused() -> None:
-    with pytest.raises(UserError, match="lr inf") as caught:
-        targets(load_study("quick", ["baseline.optim.lr=1e200", "sweep.lr_factors=[1e200]"]))
-    assert "sweep" in str(caught.value.where)
-    with pytest.raises(UserError, match="steps 0"):
-        targets(load_study("quick", ["sweep.step_factors=[0.0001]"]))
+def test_a_recorded_study_is_read_as_it_was(tmp_path: Path) -> None:
+    study = load_study("full", ["analysis.judge=true"], seeds=2)
+    recorded = study.model_dump(mode="json")
+    assert resolved_study(recorded) == study
+    assert resolved_study(recorded, tmp_path).folder == tmp_path
+    with pytest.raises(UserError, match="Extra inputs are not permitted"):
+        resolved_study(recorded | {"of_another_version": 1})
+    with pytest.raises(UserError, match="no experiment 'of_a_plugin'"):
+        resolved_study(recorded | {"experiments": ["of_a_plugin"]})
+
+
+def study_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_key_that_is_given_twice_names_both_lines(tmp_path: Path) -> None:
+    text = "extends: paper\ntitle: mine\nsweep:\n  betas: [0.1]\n  lr_factors: [1.0]\n  betas: [0.5]\n"
+    with pytest.raises(UserError, match=r"the key 'betas' is given twice, in lines 4 and 6") as caught:
+        load_study(study_file(tmp_path, text))
+    assert "line 6" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("text", ["".join(f"k{n}: 1\n" for n in range(200_000)), "a: [" + "1," * 1_200_000 + "]"])
+def test_a_file_far_longer_than_a_study_is_refused_before_it_is_read(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="far longer than any study"):
+        load_study(study_file(tmp_path, text))
+
+
+def test_pages_that_messages_point_to_exist() -> None:
+    root = Path(__file__).resolve().parents[3]
+    for source in (root / "src").rglob("*"):
+        if source.suffix not in (".py", ".j2", ".js", ".html", ".template", ".yaml"):
+            continue
+        for page, anchor in re.findall(r"docs/([\w-]+\.md)(?:#([\w-]+))?", source.read_text("utf-8")):
+            path = root / "docs" / page
+            assert path.is_file(), f"{source.name} points to docs/{page}"
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not anchor or anchor in anchors, f"{source.name} points to docs/{page}#{anchor}"
+
+
+@pytest.mark.parametrize(("pairs", "share"), [(40, 0.25), (2000, 0.1), (60, 0.5)])
+def test_smoke_keeps_the_share_that_is_held_out(tmp_path: Path, pairs: int, share: float) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(pairs)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = f"extends: paper\ndatasets: {{mine: {{source: pairs.jsonl, held_out_share: {share}}}}}\n"
+    study = load_study(study_file(tmp_path, text), smoke=True)
+    found = sizes(study.datasets["mine"])
+    assert found.held_out == min(round(pairs * share), 128)
+    assert found.train == min(pairs - round(pairs * share), 640)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "settings", "problem"),
+    [
+        (60, "held_out_pairs: 60", "cannot be split"),
+        (60, "held_out_pairs: 400", "cannot be split"),
+        (40, "held_out_share: 0.5", "fewer than a batch"),
+        (60, "held_out_pairs: 3", "held-out prompts are too few"),
+        (60, "split: nosuch", "none of its 0 rows|it holds no rows|no split"),
+    ],
+)
+def test_a_plan_refuses_what_its_run_would(tmp_path: Path, pairs: int, settings: str, problem: str) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(pairs)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = f"extends: paper\ndatasets: {{mine: {{source: pairs.jsonl, {settings}}}}}\n"
+    plan = Plan(load_study(study_file(tmp_path, text)))
+    with pytest.raises(UserError, match=problem):
+        plan.check_data()
+
+
+def test_a_plan_says_how_often_few_pairs_are_gone_over(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = "extends: paper\ndatasets: {mine: {source: pairs.jsonl, held_out_pairs: 10}}\n"
+    plan = Plan(load_study(study_file(tmp_path, text)))
+    steps, batch = (plan.specification["baseline"]["optim"][name] for name in ("steps", "batch"))
+    (line,) = [line for line in plan.check_data() if line.startswith("baseline on mine")]
+    assert f"go over the 50 pairs {steps * batch / 50:,.0f} times" in line
+    assert plan.check_data([plan.tasks["mine"].bench.pairs.identity]) == []  # made already: nothing is read again

@@ -7,7 +7,7 @@ from math import nan
 import pytest
 
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.intervals import Estimate
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,46 @@ def many(count: int) -> list[tuple[str, str, str]]:
 # What is asked, and what is made of the answers
 
 
+@pytest.mark.parametrize("status", [400, 403, 413, 422, 451])
+@pytest.mark.parametrize("place", [0, 5])
+def test_one_refused_question_is_undecided_and_kept(serve: Serve, tmp_path: Path, status: int, place: int) -> None:
+    def script(asked: Asked) -> Reply:
+        refused = f"Question {place}?" in asked.text
+        return Reply(status=status, body=b'{"error": "content filter"}') if refused else longer(asked)
+
+    if status == 403 and place == 0:
+        return  # before any answer, that is a key's fault
+    server = serve(script)
+    made = judge(server, tmp_path, concurrency=1)
+    expected = [0.0 if number == place else 1.0 for number in range(40)]
+    assert margins(made, many(40)) == expected
+    assert (made.spent["refused"], made.spent["undecided"]) == (2, 2)
+    before = len(server.asked)
+    again = judge(server, tmp_path)
+    assert margins(again, many(40)) == expected
+    assert len(server.asked) == before  # nor is it asked again
+    assert again.spent["refused"] == 2
+
+
+def test_many_refused_questions_end_the_run(serve: Serve) -> None:
+    def script(asked: Asked) -> Reply:
+        refuses = any(f"Question {n}?" in asked.text for n in range(30, 39))
+        return Reply(status=400, body=b"no") if refuses else longer(asked)
+
+    with pytest.raises(UserError, match="no decision on"):
+        margins(judge(serve(script), concurrency=1), many(40))
+
+
+def test_an_answer_in_parts_is_an_answer(serve: Serve) -> None:
+    def script(asked: Asked) -> Reply:
+        says = longer(asked).says
+        content = [{"type": "text", "text": says}]
+        choice = {"index": 0, "message": {"role": "assistant", "content": content}}
+        return Reply(body=json.dumps({"choices": [choice]}).encode())
+
+    assert margins(judge(serve(script))) == [1, -1, 0, 0]
+
+
 def test_both_orders_are_asked_and_ties_are_ties(serve: Serve) -> None:
     server = serve(longer)
     made = judge(server)
@@ -210,6 +250,7 @@ def test_what_it_spends_is_counted(serve: Serve) -> None:
         "requests": 6,
         "cached": 0,
         "undecided": 0,
+        "refused": 0,
         "prompt_tokens": 600,
         "completion_tokens": 6,
         "unmetered": 0,
@@ -322,13 +363,14 @@ def test_a_question_takes_no_longer_than_its_patience(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(400, "options"), (401, "key"), (403, "key"), (404, "url"), (422, "options")]
+    ("status", "hint", "asked"),
+    [(400, "options", 3), (401, "key", 1), (403, "key", 1), (404, "url", 1), (422, "options", 3)],
 )
-def test_a_refusal_fails_at_once(serve: Serve, status: int, hint: str) -> None:
+def test_a_refusal_of_all_questions_fails_at_once(serve: Serve, status: int, hint: str, asked: int) -> None:
     server = serve(lambda asked: Reply(status=status, body=b'{"error": {"message": "I will not"}}'))
     with pytest.raises(UserError) as caught:
         margins(judge(server, concurrency=1))
-    assert len(server.asked) == 1
+    assert len(server.asked) == asked
     assert f"HTTP status {status}" in str(caught.value)
     assert "I will not" in str(caught.value)
     assert hint in str(caught.value.hint)

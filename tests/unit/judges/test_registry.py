@@ -18,8 +18,9 @@ from aligngap.judges.model import ModelJudge
 from aligngap.judges.registry import JUDGES, AnyJudge, GivenJudge
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.judges.true_utility import TrueUtilityJudge, TrueUtilityJudgeSpec
-from aligngap.models.build import Architecture, random_model, word_tokenizer
+from aligngap.models.build import Architecture, random_model
 from aligngap.models.preference import PREFERENCE_MODELS
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.tasks.worlds.arena import Arena
 from fakes import ScriptedJudge, pairs_of

@@ -29,6 +29,7 @@ from transformers import (
 from aligngap.errors import UserError
 from aligngap.judges.reward import RewardJudge, RewardJudgeSpec
 from aligngap.judges.spec import JudgeIngredients
+from aligngap.judges.text import PromptReader
 from aligngap.types import Tokens
 from unit.judges.texts import CORPUS, bpe, chat_policy, sides
 
@@ -186,7 +187,7 @@ def test_the_margin_is_the_difference_of_the_scores(folders: dict[str, Path], na
 def test_each_text_is_scored_once(folders: dict[str, Path]) -> None:
     made = judge(folders["llama"])
     made.margin(*sides(POLICY, [("Which?", "one", "two"), ("Which?", "two", "three"), ("What?", "one", "one")]))
-    assert made.spent == {"texts_scored": 3, "texts_cut": 0}
+    assert made.spent == {"texts_scored": 3, "texts_cut": 0, "undecided": 0}
     assert made.calls == 3
 
 
@@ -396,7 +397,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folders: dict[str, Path], 
     larger = bpe(size=500, eos_token="</s>", bos_token="<s>", pad_token="<pad>")
     larger.add_tokens(["one"])
     larger.save_pretrained(folder)
-    refused(folder, "knows 400 tokens")
+    refused(folder, "embedding has 400 rows")
+    with pytest.raises(UserError, match="embedding has 400 rows"):  # `plan` says so already
+        RewardJudgeSpec(model=str(folder)).check()
 
 
 def test_scores_that_are_no_numbers_are_refused(folders: dict[str, Path]) -> None:
@@ -443,3 +446,61 @@ def test_half_precision_is_for_the_weights_alone(folders: dict[str, Path]) -> No
     assert half.dtype == torch.float32
     assert (full - half).abs().max() < 0.2 * full.abs().max()
     assert not torch.equal(full, half)
+
+
+@pytest.mark.parametrize("name", ["gpt2_that_pads_on_the_left", "bert"])
+def test_scores_are_those_of_the_models_own_pipeline(folders: dict[str, Path], name: str) -> None:
+    """What the tokenizer gives by default decides: token types of 0 would add a word's embedding to a GPT-2."""
+    made = judge(folders[name], text="joined")
+    fields = made._encoded("Which?", " one")
+    with torch.no_grad():
+        own = made.own(made.own.decode(fields["input_ids"]), add_special_tokens=False, return_tensors="pt")
+        expected = made.model(**own).logits[0, 0].item()
+    assert made.scores([fields]) == pytest.approx([expected], abs=1e-5)
+
+
+def test_one_refused_conversation_is_undecided_and_many_are_the_templates_fault(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('bad words') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    )
+    made = judge(save(tmp_path / "chat", llama, template))
+    rows = [(f"Which {n}?", "one", "bad" if n == 4 else "two") for n in range(20)]
+    margin = made.margin(*sides(POLICY, rows))
+    assert made.spent["undecided"] == 1
+    assert margin[4] == 0
+    assert (margin != 0).sum() == 19
+    with pytest.raises(UserError, match=r"refuses \d of the first"):
+        judge(tmp_path / "chat").margin(*sides(POLICY, [(f"bad {n}", "one", "two") for n in range(20)]))
+
+
+def test_half_precision_scores_are_rounded_no_further_than_the_body_is(folders: dict[str, Path]) -> None:
+    made = judge(folders["llama"], dtype="bfloat16")
+    assert made.model.score.weight.dtype == torch.float32
+    inputs = [made._encoded("Which?", f" {word} {number}") for word in ("one", "two", "three") for number in range(40)]
+    scores = made.scores(inputs)
+    rounded = torch.tensor(scores).bfloat16().float().tolist()
+    assert len(set(scores)) > len(set(rounded))
+
+
+def test_a_text_judge_is_told_who_said_what() -> None:
+    policy = chat_policy()
+    read = PromptReader(policy)
+    said = [
+        {"role": "user", "content": "Is the sea deep?"},
+        {"role": "assistant", "content": "No."},
+        {"role": "user", "content": "Sure?"},
+    ]
+
+    def ids(turns: list[dict[str, str]]) -> list[int]:
+        return list(policy.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)["input_ids"])
+
+    assert read(ids(said)) == "User: Is the sea deep?\n\nAssistant: No.\n\nUser: Sure?"
+    assert read(ids(said[:1])) == "Is the sea deep?"
+    system = {"role": "system", "content": "Be brief."}
+    assert read(ids([system, *said[:1]])) == "System: Be brief.\n\nUser: Is the sea deep?"
+    policy.chat_template = (
+        "{% for m in messages %}<s>{{ m.content[1:] }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+    )
+    told = PromptReader(policy)(ids(said))  # turns that cannot be read back keep what parts them
+    assert told.count("</s>") == 3

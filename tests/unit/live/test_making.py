@@ -12,9 +12,8 @@ import polars as pl
 import pytest
 
 from aligngap.experiments.bench import ArmEntry
-from aligngap.experiments.results import reads
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms
 from aligngap.live import making
 from aligngap.live.folder import Watched
 from aligngap.live.making import Maker, NoPage, Page, Renewal, Request
@@ -32,6 +31,7 @@ class Unfinished:
         bench = self.tiny.bench
         changed = {"experiments": ("coverage",), "title": f"Tiny{HOSTILE}"}
         self.study = StudySpec.model_validate(bench.study.model_dump(mode="json") | changed)
+        self.plan = Plan(self.study)
         self.given = self.study.model_dump(mode="json")
         self.evaluations = {entry.family: self.tiny.bench.evaluation(entry) for entry in self.arms}
         for family in ("golden_policy", "online"):
@@ -39,7 +39,7 @@ class Unfinished:
 
     @property
     def arms(self) -> list[ArmEntry]:
-        return arms(self.study, "summarisation")
+        return [arm.entry for arm in self.plan.tasks["summarisation"].arms]
 
     def request(self, known: object = None, pending: Sequence[str] = ("offline", "shuffled")) -> Request:
         waiting = {self.evaluations[family].identity for family in pending}
@@ -177,11 +177,12 @@ def test_code_that_comes_with_a_model_is_never_trusted(unfinished: Unfinished) -
     models = {"policy": base, "golden": base, "proxy": base, "sizes": [base]}
     given = unfinished.given | {"models": models}
     assert StudySpec.model_validate(given).models.policy.trust_remote_code
-    study, stages = Maker()._loaded(given, None)
-    assert not any(m.trust_remote_code for m in (study.models.policy, study.models.golden, *study.models.sizes))
+    plan = Maker()._planned(given, None)
+    assert "trust_remote_code" in json.dumps(StudySpec.model_validate(given).model_dump(mode="json"))
+    assert "trust_remote_code" not in json.dumps(plan.specification)
     # It is no part of what names an artefact.
-    wanted = [stage.identity for stage in reads(unfinished.study, "summarisation")]
-    assert [stage.identity for stage in stages["summarisation"]] == wanted
+    wanted = [stage.identity for stage in unfinished.plan.tasks["summarisation"].reads]
+    assert [stage.identity for stage in plan.tasks["summarisation"].reads] == wanted
 
 
 def test_the_finished_report_is_made_of_results_alone(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_the_death_of_the_process_that_makes_pages_is_survived(
 ) -> None:
     monkeypatch.setattr(making, "_AFTER_A_DEATH", 0.0)
     monkeypatch.setattr(making, "_REST", 0.0)
-    rows = [stage(name.identity, "waiting") for name in reads(unfinished.study, "summarisation")]
+    rows = [stage(name.identity, "waiting") for name in unfinished.plan.tasks["summarisation"].reads]
     folder = write_run(tmp_path / "run", "interrupted", rows)
     (folder / "study.json").write_text(json.dumps(unfinished.given))
     (folder / "store").symlink_to(unfinished.tiny.store.root)
@@ -225,17 +226,17 @@ def test_the_death_of_the_process_that_makes_pages_is_survived(
     try:
         renewal.tick(watched.look())
         assert renewal.making
-        process = renewal._process
-        assert process is not None
-        process.kill()
+        child = renewal._child
+        assert child is not None
+        child.kill()
         _until(renewal, watched, lambda: renewal.problem is not None)
-        assert "ended with code -9" in str(renewal.problem)
+        assert "killed by SIGKILL" in str(renewal.problem)
         _until(renewal, watched, lambda: renewal.making)
-        assert renewal._process is not process
+        assert renewal._child is not child
     finally:
         renewal.close()
-    assert renewal._process is not None
-    assert not renewal._process.is_alive()
+    assert renewal._child is not None
+    assert renewal._child.pid is None
 
 
 def _until(renewal: Renewal, watched: Watched, condition: Callable[[], bool]) -> None:

@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from aligngap.errors import UserError
-from aligngap.experiments.study import load_study, targets
-from aligngap.models import lean
-from aligngap.models.build import base_path, byte_tokenizer, load_language_model, load_tokenizer
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
+from aligngap.models.build import base_path, load_language_model
 from aligngap.models.check import check_alike, check_lengths, check_vocabulary
 from aligngap.models.layout import detect
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import byte_tokenizer, load_tokenizer
+from aligngap.models.varlen.engine import Varlen
 from checkpoints import qwen2
 
 TEXTS = ["one two three", "four five six"]
@@ -224,9 +226,9 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_made(tmp_path: Pat
         )
     ).save_pretrained(tmp_path)
     settings = [f"models.policy={tmp_path}", "parallel.processes=2"]
-    assert targets(load_study("tandem", settings))
+    Plan(load_study("tandem", settings)).check_models()
     with pytest.raises(UserError, match="an encoder-decoder cannot be divided") as caught:
-        targets(load_study("tandem", [*settings, "parallel.sharding=full"]))
+        Plan(load_study("tandem", [*settings, "parallel.sharding=full"])).check_models()
     assert caught.value.where == "parallel.sharding"
 
 
@@ -247,13 +249,13 @@ def test_memory_that_runs_out_is_no_fault_of_the_checkpoint(
 def test_memory_that_runs_out_is_no_layout(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that fails decides how a model is read, and so the last bits of results."""
     model = load_language_model(Checkpoint(path=str(whole)))
-    assert detect(model).lean
+    assert detect(model).varlen
 
     def fails(*args: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes.")
 
     for part in ("next_token_logits", "decode"):
         with monkeypatch.context() as patch:
-            patch.setattr(lean, part, fails)
+            patch.setattr(Varlen, part, fails)
             with pytest.raises(RuntimeError, match="allocate memory"):
                 detect(model)

@@ -13,13 +13,15 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from aligngap.errors import UserError
 from aligngap.judges.text import response_text
-from aligngap.models.build import _leave_prompts_open, byte_tokenizer, end_tokens, load_language_model, load_tokenizer
+from aligngap.models.build import load_language_model
 from aligngap.models.check import check_vocabulary
 from aligngap.models.policy import Policy
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import _leave_prompts_open, byte_tokenizer, end_tokens, load_tokenizer
 from aligngap.sources.recorded import without_end
 from aligngap.sources.recording import Recording
 from aligngap.sources.sampled import Sampled
+from aligngap.tasks.chat import template_facts
 from aligngap.tasks.datasets import Tally
 from aligngap.tasks.encode import encode
 from aligngap.tasks.formats import Message, TextPair
@@ -215,3 +217,62 @@ def test_a_tokenizer_that_cannot_be_told_not_to_is_refused() -> None:
     with pytest.raises(UserError, match="closes every text") as caught:
         _leave_prompts_open(Stubborn(), 2, "somewhere")
     assert caught.value.where == "somewhere"
+
+
+def plain_chat(folder: Path, ends: list[str], template: str = CHATML) -> Path:
+    """A model whose chat tokens somebody added as plain ones, with an own end token that no turn ends with."""
+    tokenizer = byte_tokenizer(TEXTS, 300)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|stop|>"])
+    tokenizer.chat_template = template
+    saved("llama", folder, TEXTS, tokenizer=tokenizer)
+    path = folder / "generation_config.json"
+    listed = tokenizer.convert_tokens_to_ids(ends)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": listed}))
+    return folder
+
+
+def test_an_end_that_is_listed_and_written_need_not_be_flagged_as_special(tmp_path: Path) -> None:
+    folder = plain_chat(tmp_path / "base", ["<eos>", "<|im_end|>"])
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert end_tokens(tokenizer) == ids(tokenizer, "<|im_end|>", "<eos>")
+    pair = TextPair((Message("user", "what is one and one?"),), "two", "three<eos> or four", 1.0, 0)
+    (item,) = encode([pair], tokenizer, Tally())
+    assert item is not None
+    assert item.first[-1] == item.second[-1] == tokenizer.eos_token_id
+    assert item.first.count(tokenizer.eos_token_id) == 1
+    facts = list(template_facts(tokenizer, end_tokens(tokenizer)))
+    assert facts[0] == "a response is closed by '<|im_end|>', and ends with '<eos>' as well"
+    # What is saved beside a model that was trained ends alike.
+    load_language_model(str(folder)).save_pretrained(tmp_path / "sft")
+    tokenizer.save_pretrained(tmp_path / "sft")
+    assert end_tokens(load_tokenizer(str(tmp_path / "sft"))) == end_tokens(tokenizer)
+
+
+def test_what_is_written_and_not_listed_is_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(plain_chat(tmp_path / "base", ["<eos>"])))
+    assert end_tokens(tokenizer) == ids(tokenizer, "<eos>")
+
+
+def test_what_is_listed_and_not_written_is_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(plain_chat(tmp_path / "base", ["<eos>", "<|im_end|>", "<|stop|>"])))
+    assert end_tokens(tokenizer) == ids(tokenizer, "<|im_end|>", "<eos>")
+
+
+def test_a_listed_header_of_the_next_turn_ends_a_response(tmp_path: Path) -> None:
+    """Some models are taught to stop where the other side would go on."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = load_tokenizer(str(plain_chat(tmp_path / "base", ["<eos>", "<|im_start|>"], template)))
+    assert tokenizer.eos_token == "<eos>"
+    assert end_tokens(tokenizer) == ids(tokenizer, "<eos>", "<|im_start|>")
+
+
+def test_white_space_and_words_that_are_listed_by_mistake_end_nothing(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(TEXTS, 300)
+    newline, letter = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ("\n", "a"))
+    folder = chat(tmp_path / "base", ends=[newline, letter])
+    loaded = load_tokenizer(str(folder))
+    assert end_tokens(loaded) == ids(loaded, "<|im_end|>", "<eos>")

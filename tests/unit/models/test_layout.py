@@ -12,8 +12,9 @@ from transformers import BertConfig
 from aligngap.errors import UserError
 from aligngap.measure.kl import sequence_kl
 from aligngap.models.build import load_language_model
-from aligngap.models.layout import Layout, behind, detect
+from aligngap.models.layout import Layout, detect
 from aligngap.models.lora import Lora, add_adapters
+from aligngap.models.padded import behind
 from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.models.preference import PREFERENCE_MODELS, PointwiseModel, PreferenceModel
 from aligngap.models.sampling import _invert

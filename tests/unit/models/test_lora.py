@@ -6,13 +6,14 @@ import builtins
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from aligngap.errors import UserError
-from aligngap.models.build import load_language_model
-from aligngap.models.lora import Lora, adapters, add_adapters, merge_adapters
+from aligngap.models.build import check_read_back, load_language_model
+from aligngap.models.lora import Lora, adapters, adapters_off, add_adapters, merge_adapters, save_adapters
 from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.models.spec import Checkpoint
 from aligngap.sources.order import in_sequence
@@ -22,7 +23,7 @@ from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.loop import LossSpec, train
 from aligngap.train.step import OptimSpec
 from aligngap.types import PairBatch, Prompt, Tokens
-from checkpoints import qwen2
+from checkpoints import config_of, model_of, qwen2
 from fakes import ScriptedJudge
 
 PROMPTS = Tokens.collate([[1, 5, 6, 7], [1, 9], [1, 8, 8], [1, 7, 5, 9, 6]])
@@ -211,3 +212,68 @@ def test_without_peft_it_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="peft") as caught:
         add_adapters(model, LORA, 0)
     assert "aligngap[lora]" in str(caught.value.hint)
+
+
+TIED = {"llama": ("lm_head", "embed_tokens"), "qwen2": ("lm_head", "embed_tokens"), "gpt2": ("lm_head", "wte")}
+PLAIN = {
+    "llama": ("q_proj", "down_proj", "lm_head", "embed_tokens"),
+    "gpt2": ("c_attn", "c_fc", "lm_head"),
+    "mamba": ("in_proj", "lm_head"),
+    "bloom": ("query_key_value",),
+    "t5": ("q", "wi"),
+    "bart": ("q_proj", "fc1", "lm_head"),
+}
+TARGETS = [
+    *((kind, True, (target,)) for kind, targets in TIED.items() for target in targets),
+    *((kind, False, (target,)) for kind, targets in PLAIN.items() for target in targets),
+    ("llama", True, ("q_proj", "lm_head")),
+    ("llama", True, ("lm_head", "embed_tokens")),
+    ("llama", True, None),
+    ("t5", False, None),
+]
+
+
+def seeded(kind: str, tied: bool, targets: tuple[str, ...] | None) -> Policy:
+    """A policy with adapters that say something."""
+    config = config_of(kind, vocab_size=30, pad_token_id=0, tie_word_embeddings=tied)
+    model = model_of(config, scale=2.0)
+    add_adapters(model, Lora(r=2, alpha=4.0, targets=targets), 0)
+    g = torch.Generator().manual_seed(0)
+    for weight in adapters(model).values():
+        weight.data.normal_(std=0.3, generator=g)
+    return Policy(model, 2, 5)
+
+
+@pytest.mark.parametrize(("kind", "tied", "targets"), TARGETS)
+def test_merged_or_as_an_adapter_it_is_the_policy_that_was_evaluated(
+    kind: str, tied: bool, targets: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    """For every target that is accepted, layers whose weight others have as well among them."""
+    policy = seeded(kind, tied, targets)
+    expected = scores(policy)
+    with adapters_off(policy.model):
+        plain = scores(policy)
+    assert (expected - plain).abs().max() > 1e-4  # or nothing would be tested
+    save_adapters(policy.model, tmp_path / "adapter")
+    start = model_of(config_of(kind, vocab_size=30, pad_token_id=0, tie_word_embeddings=tied), scale=2.0)
+    loaded = peft.PeftModel.from_pretrained(start, tmp_path / "adapter").eval()
+    assert torch.allclose(scores(Policy(loaded.get_base_model(), 2, 5)), expected, atol=1e-5)
+    merge_adapters(policy.model)
+    assert torch.allclose(scores(policy), expected, atol=1e-5)
+    policy.model.save_pretrained(tmp_path / "merged")
+    check_read_back(policy.model, Checkpoint(path=str(tmp_path / "merged")))
+    again = Policy(load_language_model(str(tmp_path / "merged")), 2, 5)
+    assert torch.allclose(scores(again), scores(policy), atol=1e-6)
+
+
+def test_a_layer_that_the_model_reads_past_takes_no_adapter() -> None:
+    """Evaluated, it would do nothing; merged, it would."""
+    with pytest.raises(UserError, match="dt_proj past the layer"):
+        seeded("mamba", False, ("dt_proj",))
+
+
+@pytest.mark.parametrize(("kind", "target"), [("t5", "shared"), ("t5", "embed_tokens"), ("bart", "lm_head")])
+def test_a_weight_of_encoder_decoder_and_head_together_takes_no_adapter(kind: str, target: str) -> None:
+    with pytest.raises(UserError, match=f"{target}.* could not be merged") as caught:
+        seeded(kind, True, (target,))
+    assert caught.value.where == "lora.targets"

@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from aligngap.errors import UserError
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.store import file_digest
 
 
 class Fake(Stage):
@@ -38,7 +40,7 @@ class Fake(Stage):
         import torch
 
         start = time.monotonic()
-        seen = [read(path)["name"] for path in context.many("after")] if self.after else []
+        seen = [read(context.folder(stage))["name"] for stage in self.after]
         time.sleep(self.seconds)
         if self.does == "fail":
             raise RuntimeError("out of luck")
@@ -51,7 +53,7 @@ class Fake(Stage):
         if self.does.startswith("damages its input") and not (context.partial / "tries").exists():
             if self.does.endswith("at first"):
                 (context.partial / "tries").touch()
-            (context.many("after")[0] / "times.json").write_text("{}")
+            (context.folder(self.after[0]) / "times.json").write_text("{}")
             raise RuntimeError("no such key")
         if self.does == "weights":
             (context.out / "model.safetensors").write_bytes(bytes(1000))
@@ -74,6 +76,47 @@ class Fake(Stage):
                 raise MemoryError("too much")
             os.kill(os.getpid(), signal.SIGKILL if what.startswith("killed") else signal.SIGTERM)
             time.sleep(60)
+
+
+class FakeReport(Fake):
+    """In the place of `report.stage.Report`: a page of one line."""
+
+    kind: ClassVar[str] = "report"
+
+    @classmethod
+    def of(cls, folder: Path, processes: int | None = None) -> FakeReport:
+        return cls(name=file_digest(folder / "results.json"))
+
+    @property
+    def label(self) -> str:
+        return "report"
+
+    def run(self, context: Context) -> None:
+        super().run(context)
+        (context.out / "report.html").write_text("<p>")
+
+
+class ReadsFurther(Fake):
+    """Reads what its inputs were made from, too."""
+
+    kind: ClassVar[str] = "reads_further"
+
+    @property
+    def reads(self) -> Sequence[Stage]:
+        return [further for stage in self.after for further in stage.parents]
+
+    def run(self, context: Context) -> None:
+        seen = [read(context.folder(stage))["name"] for stage in self.parents]
+        (context.out / "times.json").write_text(json.dumps({"name": self.name, "seen": seen}))
+
+
+class ReadsUndeclared(Fake):
+    """Reads what its first input was made from, and does not say so."""
+
+    kind: ClassVar[str] = "reads_undeclared"
+
+    def run(self, context: Context) -> None:
+        context.folder(self.after[0].parents[0])
 
 
 class Steps(Stage):

@@ -18,10 +18,7 @@ def make(store: Store, stage: Stage, *more: str) -> None:
         "kind": stage.kind,
         "version": stage.version,
         "specification": stage.specification,
-        "inputs": {
-            name: [part.identity for part in value] if isinstance(value, tuple) else value.identity
-            for name, value in stage.inputs.items()
-        },
+        "inputs": stage.described["inputs"],
         "seconds": 1.0,
     }
     with store.writing(stage.identity, record) as folder:

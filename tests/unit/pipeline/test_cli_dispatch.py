@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,27 +18,46 @@ import polars as pl
 import pytest
 
 from aligngap.cli import main
-from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
+from aligngap.experiments.plan import Plan, TaskPlan
+from aligngap.pipeline.graph import Event, Outcome, Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.ranks import ALONE
-from aligngap.report.publisher import Publisher
+from aligngap.results import StudyResults, write
 from aligngap.store import Store, write_json
 from aligngap.trackers.base import Series
-from unit.pipeline.fake_stages import Fake, Steps
+from unit.pipeline.fake_stages import Fake, FakeReport, Steps
 from unit.pipeline.runs import finished
 from unit.report.fixture_results import write_results
+from unit.results.made_up_points import row
 
 Install = Callable[..., None]
 
 
-class Absent(Publisher):
-    """One whose process cannot be had."""
+class FakeTask(TaskPlan):
+    """Targets in place of a task's, by experiment."""
 
-    begun: ClassVar[list[int | None]] = []
+    def __init__(self, of: dict[str, Sequence[Stage]]) -> None:
+        vars(self).update(of=of, arms=[], targets=[stage for stages in of.values() for stage in stages])
 
-    def start(self, arms: Sequence[tuple[str, int]]) -> None:
-        self.started = True
-        self.begun.append(self._processes)
+    def wanted_by(self, *experiments: str) -> list[Stage]:
+        return [stage for name in experiments for stage in vars(self)["of"][name]]
+
+
+class FakePlan(Plan):
+    """Of a study whose targets, by experiment, are those in `of`."""
+
+    of: ClassVar[dict[str, Sequence[Stage]]] = {}
+
+    def __init__(self, study: Any) -> None:
+        values = {"name": study.name, "title": "A [try]", "smoke": study.smoke, "seeds": (0,), "device": "cpu"}
+        values |= {"parallel": ALONE, "experiments": tuple(self.of), "tasks": {"a task": FakeTask(self.of)}}
+        vars(self).update(values, specification=study.model_dump(mode="json"))
+
+    def check_data(self, done: Collection[str] = ()) -> list[str]:
+        return []
+
+    def check_models(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -47,48 +66,30 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALIGNGAP_STORE", raising=False)
 
-    asked: dict[str, list[str]] = {}
-
     def load(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> Any:
         settings = {"name": name, "overrides": list(overrides), "seeds": seeds}
-        return SimpleNamespace(
-            name=name,
-            title="A [try]",
-            smoke=smoke,
-            device="cpu",
-            parallel=ALONE,
-            plugins=(),
-            folder=None,
-            tasks=(),
-            experiments=sorted({name for names in asked.values() for name in names}),
-            model_dump=lambda mode: {"title": "A [try]"} | settings,
-        )
+        return SimpleNamespace(name=name, smoke=smoke, model_dump=lambda mode: {"title": "A [try]"} | settings)
 
-    def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
-        write_json(folder / "results.json", outcome.status)
-        return {"tasks": {}, **outcome.status}
+    def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
+        results = StudyResults(study=outcome.status)
+        write(results, pl.DataFrame(), folder)
+        return results
 
-    def publish(folder: Path, processes: int | None = None) -> Path:
+    def publish(folder: Path) -> Path:
         (folder / "report.html").write_text("<p>")
         return folder / "report.html"
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.runner.collect", collect)
-    monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results) - 1} [stages]"])
+    monkeypatch.setattr("aligngap.runner.summary", lambda results: [f"VERDICT of {len(results.study)} [stages]"])
     monkeypatch.setattr("aligngap.report.page.publish", publish)
-    monkeypatch.setattr("aligngap.runner.Publisher", Absent)
-    monkeypatch.setattr("aligngap.runner.import_ahead", lambda spec: None)
-    monkeypatch.setattr("aligngap.runner.arms", lambda spec, task: [])
+    monkeypatch.setattr("aligngap.runner.Report", FakeReport)
+    monkeypatch.setattr("aligngap.experiments.plan.Plan", FakePlan)
+    monkeypatch.setattr(FakePlan, "of", {})
 
     def install(*stages: Stage, **of: Sequence[Stage]) -> None:
         """The stages of the study, or of each of its experiments by name."""
-        wanted = {"one": stages} if stages else of
-        asked.clear()
-        for name, some in wanted.items():
-            for stage in all_stages(some):
-                asked.setdefault(stage.identity, []).append(name)
-        monkeypatch.setattr("aligngap.runner.targets", lambda spec: [s for v in wanted.values() for s in v])
-        monkeypatch.setattr("aligngap.experiments.study.asked_by", lambda spec: asked)
+        FakePlan.of = {"one": stages} if stages else of
 
     return install
 
@@ -105,78 +106,122 @@ def test_run_status_verify_and_run_again(study: Install, capsys: pytest.CaptureF
 
     assert main(["status", "runs/try"]) == 0
     printed = capsys.readouterr().out
-    assert "2 finished" in printed
+    assert "3 finished" in printed
     assert "Where time went" in printed
     assert "What it went to" in printed
     assert main(["plan", "try", "--jobs", "1"]) == 0
     assert "2 cached, 0 to do" in capsys.readouterr().out
     assert main(["report", "runs/try"]) == 0
     assert main(["verify", "runs/try"]) == 0
-    assert "2 artefacts are as they were written" in capsys.readouterr().out
+    assert "3 artefacts are as they were written" in capsys.readouterr().out
 
     assert main(["run", "try", "--jobs", "1"]) == 0
-    assert "started" not in capsys.readouterr().out.replace("(started", "")
+    assert "started   fake" not in capsys.readouterr().out
     (Path("runs/store") / a.identity / "times.json").write_text("{}")
     assert main(["verify", "runs/try"]) == 1
     assert f"{a.identity}/times.json: truncated" in capsys.readouterr().out
 
 
-def test_a_report_is_made_again_where_its_results_have_changed(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_made_again_where_its_results_have_changed(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     study(Fake(name="a"))
-    report, results = Path("runs/try/report.html"), Path("runs/try/results.json")
-    published: list[int | None] = []
-
-    def publish(folder: Path, processes: int | None = None) -> None:
-        published.append(processes)
-        report.write_text("<p>")
+    report = Path("runs/try/report.html")
 
     def collected(**found: Any) -> None:
-        def collect(spec: Any, store: Store, outcome: Outcome, folder: Path) -> dict[str, Any]:
-            write_json(folder / "results.json", {"tasks": {}, "revision": None} | found)
-            return {"tasks": {}}
+        def collect(plan: Plan, store: Store, outcome: Outcome, folder: Path) -> StudyResults:
+            results = StudyResults(**found)
+            write(results, pl.DataFrame(), folder)
+            return results
 
         monkeypatch.setattr("aligngap.runner.collect", collect)
 
-    monkeypatch.setattr("aligngap.report.page.publish", publish)
-
     def run() -> int:
-        before = len(published)
+        """How many reports it has made."""
+        capsys.readouterr()
         assert main(["run", "try", "--jobs", "1"]) == 0
-        return len(published) - before
+        assert report.read_text() == "<p>"
+        return capsys.readouterr().out.count("started   report")
 
-    collected(kl=1)
+    collected(versions={"kl": 1})
     assert (run(), run()) == (1, 0)
-    assert report.stat().st_mtime_ns >= results.stat().st_mtime_ns
+    collected(versions={"kl": 2})
+    assert (run(), run()) == (1, 0)
+    collected(versions={"kl": 2}, points=row(0, "a"))  # the same but for the points
+    assert (run(), run()) == (1, 0)
+    report.unlink()  # it is in the store
     assert run() == 0
-    collected(kl=2)
-    assert (run(), run()) == (1, 0)
-    results.write_text(results.read_text())  # newer than the report: a command was stopped between the two
-    assert (run(), run()) == (1, 0)
-    report.unlink()
-    assert (run(), run()) == (1, 0)
-    collected(revision={"commit": "abc", "dirty": True})
-    assert (run(), run()) == (1, 1)
-    assert set(published) == {1}
+    report.write_text("half a pa")
+    assert run() == 0
+    collected(versions={"kl": 1})
+    assert run() == 0  # as before
 
 
-def test_a_report_is_prepared_beside_stages_where_a_core_is_idle_and_the_end_is_near(
-    study: Install, monkeypatch: pytest.MonkeyPatch
+def failing(monkeypatch: pytest.MonkeyPatch, does: str, seconds: float = 0.0) -> None:
+    """Has the report do what `Fake` knows to do."""
+
+    class Failing(FakeReport):
+        @classmethod
+        def of(cls, folder: Path, processes: int | None = None) -> FakeReport:
+            return FakeReport(name="report", does=does, seconds=seconds)
+
+    monkeypatch.setattr("aligngap.runner.Report", Failing)
+
+
+@pytest.mark.parametrize(("does", "words"), [("killed", "SIGKILL"), ("fail", "out of luck")])
+def test_a_report_that_cannot_be_made_leaves_whole_results(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], does: str, words: str
 ) -> None:
-    def begun(*words: str) -> int:
-        Absent.begun.clear()
-        assert main(["run", "try", *words]) == 0
-        return len(Absent.begun)
-
-    study(Steps(seconds=0.05))
+    study(Fake(name="a"))
     with monkeypatch.context() as patch:
-        patch.setattr("aligngap.runner._NEARLY_DONE", 0.0)
-        assert begun("--jobs", "2") == 0
-    shutil.rmtree("runs/store")
-    assert begun("--jobs", "1") == 0
-    shutil.rmtree("runs/store")
-    assert begun("--jobs", "2") == 1
-    assert Absent.begun == [2]
-    assert begun("--jobs", "2") == 0  # all is there
+        failing(patch, does)
+        assert main(["run", "try"]) == 1
+    said = capsys.readouterr()
+    assert "VERDICT" in said.out
+    assert "Report:" not in said.out
+    assert words in next(line for line in said.err.splitlines() if line.startswith("failed: report: "))
+    assert f"`aligngap report {Path('runs/try')}`" in said.err
+    assert Path("runs/try/results.json").exists()
+    assert not Path("runs/try/report.html").exists()
+    assert RunDirectory.open(Path("runs/try")).status()["state"] == "failed"
+    assert main(["report", "runs/try"]) == 0
+    assert main(["run", "try"]) == 0
+
+
+def test_a_full_disk_while_the_report_is_made(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Fake(name="a"))
+    with monkeypatch.context() as patch:
+        failing(patch, "full")
+        assert main(["run", "try"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "error: no room left to write"
+    assert Path("runs/try/results.json").exists()
+    assert main(["run", "try"]) == 0
+
+
+def test_ctrl_c_while_the_report_is_made(
+    study: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(Fake(name="a"))
+    note = RunDirectory.note
+
+    def interrupt(self: RunDirectory, event: Event) -> None:
+        note(self, event)
+        if event.kind == "started" and event.stage.kind == "report":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        failing(patch, "", seconds=60.0)
+        patch.setattr(RunDirectory, "note", interrupt)
+        start = time.monotonic()
+        assert main(["run", "try"]) == 130
+        assert time.monotonic() - start < 50.0
+    assert "aligngap run try" in capsys.readouterr().err
+    assert Path("runs/try/results.json").exists()
+    assert RunDirectory.open(Path("runs/try")).status()["state"] == "interrupted"
+    assert main(["run", "try"]) == 0
+    assert Path("runs/try/report.html").exists()
 
 
 def test_the_server_is_started_before_the_imports(study: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,13 +281,14 @@ def test_gc_by_store_by_run_and_by_default(
         assert main(arguments) == 0
         printed = capsys.readouterr().out
         assert f"would free  artefact  {a.identity}" in printed
-        assert "1 would be freed" in printed
+        assert "2 would be freed" in printed
     assert Store("runs/store").has(a.identity)
     assert main(["gc"]) == 0
     printed = capsys.readouterr().out
     assert f"in use by {Path('runs/two').absolute()}" in printed
     assert f"gone: {Path('runs/one').absolute()}" in printed
-    assert Store("runs/store").identities() == [b.identity]
+    kinds = [identity.rpartition("-")[0] for identity in Store("runs/store").identities()]
+    assert (kinds, Store("runs/store").has(b.identity)) == (["fake", "report"], True)
     monkeypatch.setenv("ALIGNGAP_STORE", str(Path("runs/store").absolute()))
     assert main(["gc"]) == 0
     for place in ("nowhere", "runs"):
@@ -355,7 +401,7 @@ def test_a_mistake_that_leaves_nothing_is_one_error(study: Install, capsys: pyte
     study(*wanted)
     assert main(["run", "try", "--out", "here"]) == 2
     said = capsys.readouterr()
-    assert said.err == "error: no such column\nwhere: data.csv\nmend: Rename it.\n"
+    assert said.err == "error: no such column\nwhere: data.csv\nhint: Rename it.\n"
     assert said.out.count("no such column") == 1
     assert not Path("here/report.html").exists()
     assert RunDirectory.open(Path("here")).status()["state"] == "failed"
@@ -425,7 +471,7 @@ def test_nothing_that_a_foreign_folder_names_is_imported(
     monkeypatch.chdir(tmp_path)
     # What draws knows no Python, and takes a second for each figure.
     svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
-    monkeypatch.setattr("aligngap.report.charts.image_svg", lambda *given, **more: svg)
+    monkeypatch.setattr("aligngap.report.still.image_svg", lambda *given, **more: svg)
     stage = Fake(name="a")
     run = finished(tmp_path / "run", Store(tmp_path / "elsewhere"), stage).folder
     write_results(run, seeds=(0,), experiments=False, prompts=2)
@@ -463,7 +509,7 @@ def test_what_is_tracked_is_no_part_of_the_study(study: Install, monkeypatch: py
     stage = Steps(steps=3)
     study(stage)
     series = Series(stage.identity, "a task/an arm", {})
-    monkeypatch.setattr("aligngap.trackers.tracking.series_of", lambda spec: {stage.identity: series})
+    monkeypatch.setattr("aligngap.trackers.tracking.series_of", lambda plan: {stage.identity: series})
     assert main(["run", "try", "--out", "here", "--track", "tensorboard", "--track", "tensorboard"]) == 0
     assert len(list(Path("here/tensorboard/a task/an arm").iterdir())) == 1
     assert "track" not in Path("here/study.json").read_text()

@@ -18,7 +18,7 @@ from aligngap.errors import UserError
 from aligngap.pipeline.executors.cluster import executor as executor_module
 from aligngap.pipeline.executors.cluster.driver import _knock
 from aligngap.pipeline.executors.cluster.node import Job, here, keep, unfit
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.worker import Settings
 from aligngap.store import Store
 from aligngap.store import store as store_module

@@ -21,6 +21,9 @@ def test_a_rate_counts_only_the_steps_seen() -> None:
     assert entry.rate == 5.0
     assert entry.left == 16.0
     assert entry.pace == "120/200, 5 steps/s, 0:16 left"
+    metrics = {"loss": 0.24321, "rewards/margins": -0.125, "rewards/accuracies": 0.625, "grad_norm": 3.0}
+    ledger.update(Event("progress", stage, 130, 200, metrics, 9.0))
+    assert entry.pace == "130/200, 5 steps/s, 0:14 left, loss 0.243, accuracy 0.625, margin -0.125"
     ledger.update(Event("progress", stage, 1, 10, {}, 8.0))  # another phase of the same stage
     assert entry.rate is None
 

@@ -13,14 +13,14 @@ from aligngap.errors import UserError
 from aligngap.pipeline import remote_cache as module
 from aligngap.pipeline.archive import pack_one
 from aligngap.pipeline.executors.cluster.node import Job, here, keep, unfit
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.worker import Settings
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.remote_cache import RemoteCache
 from aligngap.store import Store
 from tiny import make
-from unit.pipeline.fake_stages import Fake, Steps, read
+from unit.pipeline.fake_stages import Fake, ReadsFurther, Steps, read
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -128,6 +128,20 @@ def test_nodes_with_stores_of_their_own(
     for store in (one, other):
         assert store.verify() == []
         assert sorted(store.identities()) == sorted([a.identity, b.identity])
+
+
+def test_a_node_brings_what_a_stage_reads_further_up_and_nothing_else(
+    file_remote_cache: RemoteCache, one: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = Fake(name="a"), Fake(name="b")
+    c = Fake(name="c", after=(a, b))
+    plain, further = Fake(name="d", after=(c,)), ReadsFurther(name="e", after=(c,))
+    for stage in (a, b, c):
+        assert list(carried(stage, file_remote_cache, one.root, monkeypatch))[-1][0] == "finished"
+    assert list(carried(plain, file_remote_cache, other.root, monkeypatch))[-1][0] == "finished"
+    assert sorted(other.identities()) == sorted([c.identity, plain.identity])
+    assert list(carried(further, file_remote_cache, other.root, monkeypatch))[-1][0] == "finished"
+    assert read(other.get(further.identity).path)["seen"] == ["c", "a", "b"]
 
 
 def test_an_input_that_is_damaged_on_a_node_is_brought_again(

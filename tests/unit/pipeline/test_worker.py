@@ -10,7 +10,7 @@ import threading
 from multiprocessing import forkserver
 from pathlib import Path
 
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.server import process_context
 from aligngap.pipeline.executors.worker import Settings, StageProcess
 from aligngap.store.store import Store

@@ -11,6 +11,9 @@ from typing import Any
 
 import polars as pl
 
+from aligngap.results import _migrations
+from aligngap.results._values import readable
+
 HOSTILE = "</script><img src=x onerror=alert(1)> & \u2028 \"quoted\" 'text' {{ 7 * 7 }} <!-- <script>"
 #: What a broken tokenizer, a data set from the web or an error's trace can hold beside markup: control characters and
 #: null bytes, marks that turn the direction of writing, and no end.
@@ -41,14 +44,16 @@ def write_results(
     further_experiments: int = 0,
     every_step: bool = False,
     samples: bool = True,
+    schema: int = 2,
 ) -> Path:
-    """Write `results.json` and `samples.parquet`; `text` is put into every foreign text of the folder.
+    """Write `results.json` and its tables; `text` is put into every foreign text of the folder.
 
-    further: families of one more arm each. every_step: samples of every checkpoint and both splits.
+    further: families of one more arm each. every_step: samples of every checkpoint and both splits. schema: 1 nests the
+    points in `results.json`.
     """
     rng = random.Random(7)
     results: dict[str, Any] = {
-        "schema": 1,
+        "schema": schema,
         "study": {
             "name": "quick",
             "title": f"Online against offline, made-up numbers{text}",
@@ -99,6 +104,8 @@ def write_results(
             results["tasks"][task] |= {"experiments": made, "holm": holm}
         rows += _samples(task, arms, prompts, rng, text, no_numbers, every_step)
     folder.mkdir(parents=True, exist_ok=True)
+    if schema == 2:
+        _flatten(results, folder)
     # NaN is written as a bare word on purpose: a reader must survive it.
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     if samples:
@@ -106,6 +113,19 @@ def write_results(
         frame = pl.DataFrame(rows, schema_overrides=types, infer_schema_length=None)
         frame.write_parquet(folder / "samples.parquet")
     return folder
+
+
+def _flatten(results: dict[str, Any], folder: Path) -> None:
+    """Points into their own table, and all else where schema 2 has it, with every foreign text as it is."""
+    migrated, points = _migrations.from_schema_1(readable(results))
+    points.write_parquet(folder / "points.parquet")
+    for content, found in zip(results["tasks"].values(), migrated["tasks"].values(), strict=True):
+        content["golden_kl"] = found["golden_kl"]
+        for arm in content["arms"]:
+            del arm["points"]
+        adjusted = content.pop("holm", {})
+        for name, experiment in content["experiments"].items():
+            experiment["holm"] = adjusted[name]
 
 
 def write_large_results(folder: Path) -> Path:
@@ -166,11 +186,10 @@ def _arm(
                 "tokens": 22 + 3 * math.log1p(kl),
                 "accuracy": None if step == 0 else 0.5 + (0.14 if family == "offline" else 0.03) * gain + shift,
                 "drift": -0.9 * kl * (1.6 if family == "offline" else 1.0),
-                "self_accuracy": None if family == "offline" else 0.51,
             }
             if no_numbers:
                 point |= {"kl": None, "kl_se": float("nan"), "wins": {"golden_policy": {}, "sft": None}}
-                point |= dict.fromkeys(("proxy", "utility", "tokens", "accuracy", "drift", "self_accuracy"))
+                point |= dict.fromkeys(("proxy", "utility", "tokens", "accuracy", "drift"))
             points.append(point)
     return {
         "name": name,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from aligngap.cli import main
-from aligngap.report import charts
+from aligngap.report import still
+from aligngap.report.figures import Figure
 from unit.report.fixture_results import write_results
 
 
@@ -16,11 +17,11 @@ def test_every_figure_becomes_a_file(
 ) -> None:
     asked: list[str] = []
 
-    def svg(data: object, figure: charts.Figure, *, split: str, opponent: str) -> str:
+    def svg(data: object, figure: Figure, *, split: str, opponent: str) -> str:
         asked.append(opponent)
-        return f"<svg>{figure.name}</svg>"  # drawing each takes a second; test_charts draws
+        return f"<svg>{figure.name}</svg>"  # drawing each takes a second; test_figures draws
 
-    monkeypatch.setattr(charts, "image_svg", svg)
+    monkeypatch.setattr(still, "image_svg", svg)
     folder = write_results(tmp_path / "run", seeds=(0,))
     assert main(["figures", str(folder), "--format", "svg", "--opponent", "sft"]) == 0
     found = {path.name for path in (folder / "figures").iterdir()}

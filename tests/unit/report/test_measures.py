@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
-from aligngap.experiments.results import Mean
-from aligngap.report import charts
-from aligngap.report.load import ReportData, load
+from aligngap.report.drawing import measures, plotted
+from aligngap.report.figures import task_figures
 from aligngap.report.page import render
+from aligngap.report.still import figure_files
+from aligngap.report.style import Theme
+from aligngap.results import StudyResults, read
 from unit.report.fixture_results import HOSTILE, write_results
 
 NAMES = ("words", f"bad name ['.\\\"]{HOSTILE}", "kl")
@@ -21,7 +22,7 @@ NAMES = ("words", f"bad name ['.\\\"]{HOSTILE}", "kl")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every arm has three measures; one of them lacks one number, one has a name that is a column's."""
-    folder = write_results(tmp_path_factory.mktemp("measures"), seeds=(0,))
+    folder = write_results(tmp_path_factory.mktemp("measures"), seeds=(0,), schema=1)
     path = folder / "results.json"
     results = json.loads(path.read_text("utf-8"))
     for arm in results["tasks"]["summarisation"]["arms"]:
@@ -36,33 +37,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(folder: Path) -> ReportData:
-    return load(folder)
+def data(folder: Path) -> StudyResults:
+    return read(folder)
 
 
-def test_measures_are_columns_whatever_they_are_called(data: ReportData) -> None:
-    assert list(data.measures) == ["measure_0", "measure_1", "measure_2"]
-    assert [name.split("\ufffd")[0][:4] for name in data.measures.values()] == [name[:4] for name in NAMES]
-    assert data.points["measure_0"].null_count() == 1
-    assert data.points["measure_0_se"].null_count() == 1
-    assert (data.points["measure_2"] - data.points["measure_1"]).unique().to_list() == [1.0]
-    assert data.points["kl"].to_list() != data.points["measure_2"].to_list()
+def test_measures_are_columns_whatever_they_are_called(data: StudyResults) -> None:
+    assert list(measures(data)) == ["measure_0", "measure_1", "measure_2"]
+    assert [name.split("\ufffd")[0][:4] for name in measures(data).values()] == [name[:4] for name in NAMES]
+    points = plotted(data)
+    assert points["measure_0"].null_count() == 1
+    assert points["measure_0_se"].null_count() == 1
+    assert (points["measure_2"] - points["measure_1"]).unique().to_list() == [1.0]
+    assert points["kl"].to_list() != points["measure_2"].to_list()
+    assert data.points["words.n"].to_list() == [0] + [12] * (len(points) - 1)
 
 
-def test_they_are_drawn_over_steps_and_over_kl(data: ReportData, tmp_path: Path) -> None:
-    figures = charts.task_figures(data, data.tasks[0], charts.Look.for_images(data))
+def test_they_are_drawn_over_steps_and_over_kl(data: StudyResults, tmp_path: Path) -> None:
+    figures = task_figures(data, data.tasks[0], Theme.for_images(data))
     (figure,) = (figure for figure in figures if figure.name == "measures")
     keys = [panel.key for panel in figure.panels]
     assert keys == [f"{over}-measure_{index}" for index in range(3) for over in ("step", "kl")]
     assert figure.panels[0].title == "Words over steps"
-    written = charts.figures(data, tmp_path, ("svg",), choose=lambda *_: [figure])
+    written = figure_files(data, tmp_path, ("svg",), choose=lambda *_: [figure])
     drawn = written[0].read_text("utf-8")
     assert "Words over KL" in drawn
     assert "KL(policy || SFT), nats" in drawn
     assert drawn.count('aria-roledescription="line mark"') > 6
 
 
-def test_the_page_shows_them_and_no_markup_of_theirs(data: ReportData) -> None:
+def test_the_page_shows_them_and_no_markup_of_theirs(data: StudyResults) -> None:
     page = render(data)
     assert "Further measures of the responses" in page
     assert HOSTILE not in page
@@ -71,7 +74,7 @@ def test_the_page_shows_them_and_no_markup_of_theirs(data: ReportData) -> None:
     assert list(shared["measures"]) == ["measure_0", "measure_1", "measure_2"]
 
 
-def test_a_failed_analysis_is_neither_verdict_nor_inconclusive(data: ReportData) -> None:
+def test_a_failed_analysis_is_neither_verdict_nor_inconclusive(data: StudyResults) -> None:
     page = render(data)
     assert data.tasks[0].experiments[0].verdict == "failed"
     assert 'class="badge failed"' in page
@@ -79,13 +82,6 @@ def test_a_failed_analysis_is_neither_verdict_nor_inconclusive(data: ReportData)
 
 
 def test_a_study_without_them_has_no_such_figure(tmp_path: Path) -> None:
-    data = load(write_results(tmp_path, seeds=(0,)))
-    assert data.measures == {}
+    data = read(write_results(tmp_path, seeds=(0,)))
+    assert data.measures == []
     assert "Further measures" not in render(data)
-
-
-def test_a_mean_counts_what_has_a_number() -> None:
-    assert Mean.of(pl.Series([1.0, 3.0, float("nan"), None]))[::2] == (2.0, 2)
-    nothing = Mean.of(pl.Series([None, None], dtype=pl.Float64))
-    assert nothing.n == 0
-    assert nothing.mean != nothing.mean

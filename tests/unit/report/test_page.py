@@ -13,8 +13,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from aligngap.report.load import load
-from aligngap.report.page import json_in_html, render, seeds_note, text_of_number, text_of_share, write_report
+from aligngap.report.packing import json_in_html
+from aligngap.report.page import render, write_report
+from aligngap.report.text import seeds_note, text_of_number, text_of_share
+from aligngap.results import read
 from unit.report.fixture_results import HOSTILE, UNRULY, write_large_results, write_results
 
 
@@ -52,7 +54,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_results(tmp_path_factory.mktemp("hostile"), text=HOSTILE, smoke=True, seeds=(0,))
-    return render(load(folder))
+    return render(read(folder))
 
 
 def _packed(page: str, name: str) -> Any:
@@ -126,6 +128,42 @@ def test_each_datum_and_each_specification_is_there_once(page: str) -> None:
     assert any(run["peak"] or run["end"] for run in samples["runs"])
 
 
+def test_what_a_specification_names_is_in_the_tables_though_it_be_null_in_every_row(tmp_path: Path) -> None:
+    path = write_results(tmp_path, seeds=(0,)) / "results.json"
+    results = json.loads(path.read_text())
+    for experiment in results["tasks"]["summarisation"]["experiments"].values():
+        for figure in experiment["figures"]:
+            # As a study of one seed draws: no point is of a single seed.
+            figure["points"] = [point for point in figure["points"] if point["seed"] is None]
+    path.write_text(json.dumps(results))
+    content = _packed(render(read(tmp_path)), "task:summarisation")
+    columns = {name for table in content["tables"].values() for name in table["columns"]}
+    seeds = content["tables"]["drawn"]["columns"].index("seed")
+    assert {row[seeds] for row in content["tables"]["drawn"]["rows"]} == {None}
+    for spec in content["specs"].values():
+        named, made = _fields(spec)
+        assert {"family"} <= named or {"series", "seed"} <= named
+        assert named <= columns | made
+
+
+def _fields(spec: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The fields that a specification reads, and those that it makes itself."""
+    named: set[str] = set()
+    made = {"at"}  # of a line across, which brings its own value
+    nodes: list[Any] = [spec]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            nodes += node.values()
+            named |= {node["field"]} if "field" in node else set(node.get("fold", ()))
+            made |= {node["as"]} if isinstance(node.get("as"), str) else set(node.get("as", ()))
+            for key in ("filter", "calculate"):
+                named |= set(re.findall(r"datum\.(\w+)", str(node.get(key))))
+        elif isinstance(node, list):
+            nodes += node
+    return named, made
+
+
 def test_every_experiment_has_its_section_rule_finding_and_figures(page: str) -> None:
     elements = Elements(page)
     identifiers = [a["id"] for _, a in elements.tags if a.get("id")]
@@ -168,7 +206,7 @@ def test_hostile_text_is_text(hostile: str) -> None:
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A study of which an arm is half evaluated, another experiment has all it needs, and every name is hostile."""
-    folder = write_results(tmp_path_factory.mktemp("unfinished"), text=HOSTILE, fail_one=False)
+    folder = write_results(tmp_path_factory.mktemp("unfinished"), text=HOSTILE, fail_one=False, schema=1)
     raw = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     task = raw["tasks"]["summarisation"]
     for arm in task["arms"]:
@@ -181,7 +219,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> str:
     done |= {"inputs": [names | {"finished": [0, 1, 2], "failed": [], "pending": []}]}
     task["holm"] = dict.fromkeys(task["experiments"])
     (folder / "results.json").write_text(json.dumps(raw), encoding="utf-8")
-    return render(load(folder))
+    return render(read(folder))
 
 
 def test_an_unfinished_study_says_so_and_what_its_estimates_rest_on(unfinished: str, page: str) -> None:
@@ -241,7 +279,7 @@ def test_what_an_interval_covers_is_said_once(tmp_path: Path) -> None:
     estimates = results["tasks"]["summarisation"]["experiments"]["goodhart"]["estimates"]
     estimates["gap"]["note"] = note
     path.write_text(json.dumps(results))
-    text = " ".join(Elements(render(load(tmp_path))).text.split())
+    text = " ".join(Elements(render(read(tmp_path))).text.split())
     assert f"Seeds and prompts. F{note[1:]}." in text
     assert "Seeds and prompts; fewer than five seeds. Chosen on train prompts." in text
 
@@ -256,7 +294,7 @@ def test_json_cannot_end_its_element() -> None:
 
 
 def test_nothing_measured_computes_nothing(tmp_path: Path) -> None:
-    page = render(load(write_results(tmp_path, no_numbers=True, fail_one=False)))
+    page = render(read(write_results(tmp_path, no_numbers=True, fail_one=False)))
     text = Elements(page).text
     assert "there is nothing to draw" in text
     assert "nan" not in text.lower().split()
@@ -291,21 +329,9 @@ def _numbers_that_are_none(results: Results) -> None:
 def _a_measure_is_missing(results: Results) -> None:
     for arm in results["tasks"]["summarisation"]["arms"]:
         for point in arm["points"]:
-            for name in ("accuracy", "drift", "self_accuracy", "proxy"):
+            for name in ("accuracy", "drift", "proxy"):
                 point.pop(name)
             point["wins"].pop("sft")
-
-
-def _nothing_where_something_should_be(results: Results) -> None:
-    content = results["tasks"]["summarisation"]
-    content["arms"] += [None, 3, {}, {"name": None, "seed": "zero", "points": [None, 7], "cost": [1], "loss": None}]
-    content |= {"stages": None, "measures": {"a": 1}, "holm": [], "yardstick": 4}
-    content["experiments"] |= {
-        "none": None,
-        "odd": {"estimates": [1], "figures": [None, {"points": [None]}], "power": 1},
-    }
-    results["tasks"] |= {"nothing": None, "a list": []}
-    results |= {"timings": [], "versions": None, "revision": "abc", "study": None}
 
 
 @pytest.mark.parametrize(
@@ -315,17 +341,16 @@ def _nothing_where_something_should_be(results: Results) -> None:
         (_only_one_arm_is_empty, ("it has no checkpoint with a KL and a win rate",)),
         (_numbers_that_are_none, ("points lack a KL or a win rate", "no data")),
         (_a_measure_is_missing, ("Win rate over KL",)),
-        (_nothing_where_something_should_be, ("no name", "seeds not known", "Win rate over KL")),
     ],
 )
 def test_a_broken_study_is_shown_as_what_it_is(
     tmp_path: Path, broken: Callable[[Results], None], said: tuple[str, ...]
 ) -> None:
-    path = write_results(tmp_path, seeds=(0,), fail_one=False) / "results.json"
+    path = write_results(tmp_path, seeds=(0,), fail_one=False, schema=1) / "results.json"
     results = json.loads(path.read_text())
     broken(results)
     path.write_text(json.dumps(results))
-    page = render(load(tmp_path))
+    page = render(read(tmp_path))
     text = " ".join(Elements(page).text.split())
     for words in said:
         assert words in text, words
@@ -335,11 +360,11 @@ def test_a_broken_study_is_shown_as_what_it_is(
 
 
 def test_without_measures_there_is_no_figure_of_them(tmp_path: Path) -> None:
-    path = write_results(tmp_path, seeds=(0,), fail_one=False) / "results.json"
+    path = write_results(tmp_path, seeds=(0,), fail_one=False, schema=1) / "results.json"
     results = json.loads(path.read_text())
     _a_measure_is_missing(results)
     path.write_text(json.dumps(results))
-    content = _packed(render(load(tmp_path)), "task:summarisation")
+    content = _packed(render(read(tmp_path)), "task:summarisation")
     assert "judges" not in content["figures"]
     # Neither of the proxy's opinion, nor of accuracy: the rest stays.
     assert [panel["spec"] for panel in content["figures"]["other_axes"]["panels"]] == ["win-step"]
@@ -352,7 +377,7 @@ def test_without_measures_there_is_no_figure_of_them(tmp_path: Path) -> None:
 
 def test_unruly_text_is_text_and_has_an_end(tmp_path: Path) -> None:
     folder = write_results(tmp_path, text=UNRULY, seeds=(0,), prompts=4)
-    page = render(load(folder))
+    page = render(read(folder))
     elements = Elements(page)
     assert [tag for tag, _ in elements.tags].count("script") == 5
     assert "\x00" not in page
@@ -380,7 +405,7 @@ def test_no_experiments_no_samples_no_arms(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     results["tasks"]["empty"] = {"arms": [], "stages": {}, "experiments": {}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    text = Elements(render(load(tmp_path))).text
+    text = Elements(render(read(tmp_path))).text
     assert "No experiment of this study has a verdict" in text
     assert "No samples were kept" in text
     assert "No arms." in text
@@ -388,14 +413,14 @@ def test_no_experiments_no_samples_no_arms(tmp_path: Path) -> None:
 
 def test_bare_results(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"schema": 1}')
-    assert "hold no task" in render(load(tmp_path))
+    assert "hold no task" in render(read(tmp_path))
 
 
 def test_too_many_samples_are_cut_by_order_and_the_page_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligngap.report.page._SAMPLE_BYTES", 20_000)
-    data = load(write_results(tmp_path, prompts=40))
+    data = read(write_results(tmp_path, prompts=40))
     page = render(data)
     samples = _packed(page, "samples:summarisation")
     kept = samples["prompts"]
@@ -435,14 +460,14 @@ def test_the_note_on_seeds() -> None:
 
 
 def test_arms_without_numbers_are_named_and_not_drawn(tmp_path: Path) -> None:
-    results = json.loads((write_results(tmp_path, seeds=(0,), fail_one=False) / "results.json").read_text())
+    results = json.loads((write_results(tmp_path, seeds=(0,), fail_one=False, schema=1) / "results.json").read_text())
     online, replay, shuffled = results["tasks"]["summarisation"]["arms"][:3]
     online["points"] = []
     for point in replay["points"]:
         point |= {"kl": None, "wins": {}}
     shuffled["points"][2]["kl"] = math.nan
     (tmp_path / "results.json").write_text(json.dumps(results))
-    text = " ".join(Elements(render(load(tmp_path))).text.split())
+    text = " ".join(Elements(render(read(tmp_path))).text.split())
     assert text.count("finished it has no checkpoint with a KL and a win rate") == 2
     assert "1 of its 16 points lack a KL or a win rate" in text
     assert "No data of: Online, Absent." in text

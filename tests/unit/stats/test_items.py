@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aligngap.stats.bootstrap import FEW_SEEDS
+from aligngap.stats.intervals import FEW_SEEDS
 from aligngap.stats.items import ONE_SEED, apart, item_estimate
 from aligngap.stats.verdict import bootstrap_p
 

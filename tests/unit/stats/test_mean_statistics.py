@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aligngap.stats.bootstrap import Estimate, mean_statistics, prompt_means
+from aligngap.stats.intervals import Estimate, mean_statistics, prompt_means
 
 N = 200
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit, minimize_scalar
 
-from aligngap.stats.bootstrap import ONE_SEED
-from aligngap.stats.curves import Run
+from aligngap.stats.budget import Run
+from aligngap.stats.intervals import ONE_SEED
 from aligngap.stats.overoptimisation import fit, overoptimisation
 
 
@@ -22,7 +22,7 @@ def runs(a, b, seeds=3, n=200, noise=0.0, kl=WIDE):
         g = np.random.default_rng(seed)
         mean = 0.5 + law(np.sqrt(kl), a, b)
         win = np.clip(mean[:, None] + noise * g.normal(size=(len(kl), n)), 0, 1)
-        out.append(Run("arm", seed, np.arange(len(kl)), np.repeat(kl[:, None], n, 1), win))
+        out.append(Run("arm", seed, np.arange(len(kl)), win, {"kl": np.repeat(kl[:, None], n, 1)}))
     return out
 
 
@@ -89,7 +89,7 @@ def test_with_one_seed_the_errors_are_scipys():
     noise, n = 0.1, 900
     (single,) = runs(0.15, 0.07, seeds=1, n=n, noise=noise)
     found = overoptimisation([single], np.random.default_rng(0), replicates=2000)
-    kl, win = single.kl[:, 0], single.win.mean(axis=1)
+    kl, win = single.amount[:, 0], single.win.mean(axis=1)
     d = np.sqrt(kl[kl >= 0.09])
     error = np.full(len(d), single.win.std(axis=1)[-len(d) :].mean() / np.sqrt(n))
     values, covariance = curve_fit(law, d, win[-len(d) :] - 0.5, sigma=error, absolute_sigma=True)
@@ -99,7 +99,7 @@ def test_with_one_seed_the_errors_are_scipys():
 
 
 def test_reference_shifts_the_gain():
-    shifted = [Run(r.arm, r.seed, r.steps, r.kl, r.win - 0.2) for r in runs(0.15, 0.07)]
+    shifted = [Run(r.arm, r.seed, r.steps, r.win - 0.2, {"kl": r.amount}) for r in runs(0.15, 0.07)]
     result = overoptimisation(shifted, np.random.default_rng(0), reference=0.3, replicates=20)
     assert result.a.value == pytest.approx(0.15)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aligngap.stats.bootstrap import estimate, prompt_means
-from aligngap.stats.curves import Run
+from aligngap.stats.budget import Run
+from aligngap.stats.intervals import intervals, prompt_means
 
 N = 300
 
@@ -39,9 +39,9 @@ def test_what_prompts_do_to_all_seeds_does_not_average_away() -> None:
 def test_it_agrees_with_the_bootstrap_of_win_rates() -> None:
     rng = np.random.default_rng(5)
     wins = {seed: (rng.random(N) < 0.3 + 0.05 * seed).astype(float) for seed in range(4)}
-    runs = [Run("x", seed, np.array([1]), np.ones((1, N)), win[None]) for seed, win in wins.items()]
+    runs = [Run("x", seed, np.array([1]), win[None], {"kl": np.ones((1, N))}) for seed, win in wins.items()]
     ours = prompt_means({"x": wins}, rng=np.random.default_rng(1))["x"]
-    theirs = estimate({"x": runs}, lambda seed: seed["x"][0].end, rng=np.random.default_rng(1))
+    theirs = intervals({"x": runs}, lambda seed: seed["x"][0].end, rng=np.random.default_rng(1))[""]
     assert (ours.value, ours.low, ours.high) == pytest.approx((theirs.value, theirs.low, theirs.high))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
 from aligngap.stats.separation import higher, separating_rule
 
 N = 1200

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Curve, Run, average_gap, peak
+from aligngap.stats.budget import Curve, Run
+from aligngap.stats.estimands import average_gap, peak
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.unpaired import difference_of_intervals, unpaired_estimates
 
 PATH = np.array([1.0, 3.0, 9.0])
@@ -17,7 +18,7 @@ def run(seed: int, win: np.ndarray) -> Run:
     """Outcomes `win` [N] at each of three checkpoints, one KL for all prompts."""
     shape = (len(PATH), len(win))
     kl = np.broadcast_to(PATH[:, None], shape)
-    return Run("arm", seed, np.arange(1, 4), np.array(kl), np.array(np.broadcast_to(win, shape)))
+    return Run("arm", seed, np.arange(1, 4), np.array(np.broadcast_to(win, shape)), {"kl": np.array(kl)})
 
 
 def level(seed: int, share: float, n: int = 40) -> Run:
@@ -68,7 +69,9 @@ def test_nothing_is_nan_with_a_note() -> None:
     found = estimated([], [level(0, 0.5)])["gap"]
     assert np.isnan(found.value)
     assert found.note == "no data"
-    empty = Run("arm", 0, np.arange(1, 4), np.zeros((3, 40)), np.full((3, 40), 0.5))  # no KL: no place on the axis
+    empty = Run(
+        "arm", 0, np.arange(1, 4), np.full((3, 40), 0.5), {"kl": np.zeros((3, 40))}
+    )  # no KL: no place on the axis
     assert np.isnan(estimated([empty], [level(1, 0.5)])["gap"].value)
 
 

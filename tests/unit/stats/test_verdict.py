@@ -7,7 +7,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower, zt_ind_solve_power
 from statsmodels.stats.weightstats import ttost_paired
 
-from aligngap.stats.bootstrap import Estimate, prompt_means
+from aligngap.stats.intervals import Estimate, prompt_means
 from aligngap.stats.verdict import (
     all_of,
     bootstrap_p,

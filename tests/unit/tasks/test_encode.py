@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aligngap.errors import UserError
-from aligngap.models.build import word_tokenizer
+from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.datasets import DatasetSpec, Tally
 from aligngap.tasks.encode import PreparedData, cut_prompt, encode, make_dataset_pairs
 from aligngap.tasks.formats import Message, TextPair
@@ -66,7 +66,7 @@ def test_a_conversation_goes_through_the_chat_template() -> None:
     tokenizer = byte_tokenizer(CHATML)
     prompt, first, _ = encoded(TextPair(CHAT, "yes", "no"), tokenizer)
     assert tokenizer.decode(prompt) == "<|user|>a b<eos><|assistant|>c<eos><|user|>d<eos><|assistant|>"
-    whole = [*(message._asdict() for message in CHAT), {"role": "assistant", "content": "yes"}]
+    whole = [*(message.turn() for message in CHAT), {"role": "assistant", "content": "yes"}]
     assert prompt + first == tokenizer.apply_chat_template(whole, tokenize=True)["input_ids"]
 
 

@@ -33,31 +33,31 @@ def until(condition: Callable[[], object]) -> None:
 def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_KEPT", 500)
     tracker = line(tmp_path)
-    assert tracker._process.pid is not None
-    os.kill(tracker._process.pid, signal.SIGSTOP)
+    assert tracker._child.pid is not None
+    os.kill(tracker._child.pid, signal.SIGSTOP)
     start = time.monotonic()
     for step in range(10_000):
         tracker.log(SERIES, step, {f"value {name}": 1.0 for name in range(20)})
     assert tracker.problem == "it cannot keep up with the run"
     tracker.close(5.0)
     assert time.monotonic() - start < 5.0  # one that is off is not waited for
-    assert not tracker._process.is_alive()
+    assert tracker._child.pid is None
 
 
 def test_one_that_does_not_end_is_ended(tmp_path: Path) -> None:
     tracker = line(tmp_path)
     tracker.log(SERIES, 1, {"value": 1.0}, evaluated=True)
     until(tracker.confirmed)
-    assert tracker._process.pid is not None
-    os.kill(tracker._process.pid, signal.SIGSTOP)
+    assert tracker._child.pid is not None
+    os.kill(tracker._child.pid, signal.SIGSTOP)
     tracker.close(0.3)
     assert tracker.problem == "it had not ended after 0 seconds, and what it had not written is lost"
-    assert not tracker._process.is_alive()
+    assert tracker._child.pid is None
 
 
 def test_a_tracker_that_dies_is_off(tmp_path: Path) -> None:
     tracker = line(tmp_path)
-    tracker._process.kill()
+    tracker._child.kill()
     until(lambda: tracker.problem is not None)
     assert tracker.problem == "its process ended without a word"
     tracker.log(SERIES, 1, {"value": 1.0})
@@ -76,8 +76,8 @@ def test_what_was_given_is_confirmed_in_order(tmp_path: Path) -> None:
 
 def test_ctrl_c_does_not_reach_the_tracker(tmp_path: Path) -> None:
     tracker = line(tmp_path)
-    assert tracker._process.pid is not None
-    os.kill(tracker._process.pid, signal.SIGINT)
+    assert tracker._child.pid is not None
+    os.kill(tracker._child.pid, signal.SIGINT)
     tracker.log(SERIES, 1, {"value": 1.0}, evaluated=True)
     until(tracker.confirmed)
     tracker.close(60.0)

@@ -16,8 +16,8 @@ import pytest
 from aligngap.cli import main
 from aligngap.errors import UserError
 from aligngap.experiments.bench import ArmEntry
-from aligngap.experiments.spec import StudySpec
-from aligngap.experiments.study import arms, load_study
+from aligngap.experiments.plan import Plan
+from aligngap.experiments.study import load_study
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.stages import Evaluate
 from aligngap.trackers.base import chosen
@@ -27,22 +27,21 @@ from unit.trackers.wandb_files import offline_runs
 
 
 def test_series_have_names_that_tell_them_apart() -> None:
-    study = load_study("paper", ["seeds=[0, 1]"])
-    found = series_of(study)
+    plan = Plan(load_study("paper", ["seeds=[0, 1]"]))
+    found = series_of(plan)
     names = Counter(name for name in {series.key: series.name for series in found.values()}.values())
     assert max(names.values()) == 1
-    assert {f"{task}/online/seed {seed}" for task in study.tasks for seed in (0, 1)} <= set(names)
+    assert {f"{task}/online/seed {seed}" for task in plan.tasks for seed in (0, 1)} <= set(names)
     assert "shared/SFT policy (small)" in names  # one for all tasks
-    for entry in arms(study, "arena"):
+    for entry in (arm.entry for arm in plan.tasks["arena"].arms):
         assert found[entry.stage.identity].settings["seed"] == entry.stage.seed
         json.dumps(found[entry.stage.identity].settings)
 
 
 def test_a_checkpoints_values_leave_out_what_was_not_measured() -> None:
-    win = {"rate": 0.25, "se": 0.1, "n": 4, "ties": 1}
-    wins = {"sft": {"golden": win, "true": win | {"rate": float("nan")}}}
+    wins = {"rate_sft_golden": 0.25, "se_sft_golden": 0.1, "n_sft_golden": 4, "rate_sft_true": float("nan")}
     point = {"split": "held_out", "kl": 0.5, "utility": None, "tokens": 7.0, "accuracy": float("nan"), "drift": -1.0}
-    assert values_of([point | {"wins": wins}]) == {
+    assert values_of([point | wins]) == {
         "on_held_out_prompts/kl": 0.5,
         "on_held_out_prompts/tokens": 7.0,
         "on_held_out_prompts/drift": -1.0,
@@ -70,7 +69,7 @@ class Study:
     """A tiny study with one evaluated arm, and a run's folder for each test."""
 
     tiny: Tiny
-    spec: StudySpec
+    plan: Plan
     entry: ArmEntry
     evaluation: Evaluate
     warnings: list[str] = field(default_factory=list)
@@ -78,7 +77,7 @@ class Study:
     @contextmanager
     def tracked(self, folder: Path, *names: str) -> Iterator[Any]:
         folder.mkdir(exist_ok=True)
-        with tracking(names, self.spec, self.tiny.store, folder, folder / "logs", self.warnings.append) as note:
+        with tracking(names, self.plan, self.tiny.store, folder, folder / "logs", self.warnings.append) as note:
             yield note
 
     @property
@@ -87,7 +86,12 @@ class Study:
         arm, evaluation = self.entry.stage, self.evaluation
         return [
             Event("started", arm),
-            *(Event("progress", arm, step, 6, {"loss": 1 / step, "grad_norm": 2.0 * step}) for step in (1, 2, 6)),
+            *(
+                Event(
+                    "progress", arm, step, 6, {"loss": 1 / step, "rewards/margins": step / 4, "grad_norm": 2.0 * step}
+                )
+                for step in (1, 2, 6)
+            ),
             Event("finished", arm, seconds=3.0),
             Event("started", evaluation),
             Event("progress", evaluation, 3, 3),
@@ -99,11 +103,11 @@ class Study:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Study:
     tiny = Tiny(tmp_path_factory.mktemp("tiny"))
     given = tiny.bench.study.model_dump(mode="json") | {"experiments": ["coverage"], "name": "try"}
-    spec = StudySpec.model_validate(given)
-    entry = next(entry for entry in arms(spec, "summarisation") if entry.family == "offline")
-    evaluation = tiny.bench.evaluation(entry)
+    plan = Plan.recorded(given)
+    arm = next(arm for arm in plan.tasks["summarisation"].arms if arm.entry.family == "offline")
+    entry, evaluation = arm.entry, arm.evaluation
     tiny.made(evaluation)
-    return Study(tiny, spec, entry, evaluation)
+    return Study(tiny, plan, entry, evaluation)
 
 
 @pytest.fixture
@@ -139,6 +143,7 @@ def test_tensorboard_reads_what_was_tracked(study: Study, tmp_path: Path) -> Non
     found = scalars(tmp_path / "tensorboard" / NAME)
     assert found["training/loss"] == [(1, 1.0), (2, 0.5), (6, pytest.approx(1 / 6))]
     assert [step for step, _ in found["training/grad_norm"]] == [1, 2, 6]
+    assert found["training/rewards/margins"] == [(1, 0.25), (2, 0.5), (6, 1.5)]
     assert [step for step, _ in found["on_held_out_prompts/kl"]] == list(study.entry.stage.keep)
     assert found["on_held_out_prompts/kl"][-1][1] == pytest.approx(kl(study, 6), rel=1e-5)
     for name in ("win_rate_over_golden_policy_by_golden", "win_rate_over_sft_by_proxy", "utility", "accuracy"):
@@ -166,8 +171,8 @@ def test_a_run_that_goes_on_repeats_nothing_and_voids_what_was_lost(study: Study
 
 def test_checkpoints_are_tracked_while_the_evaluation_goes_on(study: Study, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    (entry,) = (entry for entry in arms(study.spec, "summarisation") if entry.family == "shuffled")
-    evaluation = study.tiny.bench.evaluation(entry)
+    (shuffled,) = (arm for arm in study.plan.tasks["summarisation"].arms if arm.entry.family == "shuffled")
+    evaluation = shuffled.evaluation
     folder = study.tiny.store.partial(evaluation.identity)
     whole = study.tiny.store.get(study.evaluation.identity).path
     for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):

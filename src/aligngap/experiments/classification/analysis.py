@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
+from aligngap.experiments.base import Analysis, Figure, FigurePoint, Labelled, TaskData
 from aligngap.experiments.classification.sweep import TABLE
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.items import apart, item_estimate
 from aligngap.stats.verdict import joint_verdict
 
@@ -111,7 +111,7 @@ def estimated(data: TaskData, found: dict[int, Floats], *purpose: str) -> Estima
     return item_estimate(found, data.rng("classification", *purpose), replicates=data.settings.replicates)
 
 
-def points(data: TaskData, pairs: pl.DataFrame) -> list[Point]:
+def points(data: TaskData, pairs: pl.DataFrame) -> list[FigurePoint]:
     """Accuracy of each classifier near each step."""
     drawn = []
     for (step,), rows in sorted(pairs.partition_by("step", as_dict=True).items()):
@@ -120,5 +120,5 @@ def points(data: TaskData, pairs: pl.DataFrame) -> list[Point]:
                 continue
             found = estimated(data, values(rows, pl.col(name)), "figure", name, str(step))
             if found.n_seeds:
-                drawn.append(Point(CLASSIFIERS[name], int(step), found.value, found.low, found.high))
+                drawn.append(FigurePoint(CLASSIFIERS[name], int(step), found.value, found.low, found.high))
     return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import polars as pl
@@ -10,8 +11,7 @@ import torch
 from aligngap.judges.base import Judge
 from aligngap.measure.classify import correct, pair_log_probs
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Arm, JudgeStage, Pairs, Sft, load_judge, load_policy, predictions
-from aligngap.tasks.pairs import read_pairs
+from aligngap.pipeline.stages import Arm, JudgeStage, load_judge, load_policy, predictions
 
 
 def windows(length: int, batch: int, points: int, pairs: int) -> dict[int, torch.Tensor]:
@@ -42,43 +42,41 @@ class StreamAccuracy(Stage):
 
     online: Arm
     offline: Arm
-    sft: Sft
-    task: Pairs
     golden: JudgeStage
     proxy: JudgeStage
     points: int = 10
     pairs: int = 64
 
     @property
+    def reads(self) -> Sequence[Stage]:
+        return (self.online.sft, self.online.task)
+
+    @property
     def label(self) -> str:
-        return f"{self.task.name}: classifiers along the online stream (seed {self.online.seed})"
+        return f"{self.online.task.name}: classifiers along the online stream (seed {self.online.seed})"
 
     @property
     def work(self) -> float:
         judged = self.golden.seconds + self.proxy.seconds + 1e-4
-        return self.points * self.pairs * (judged + 3 * 3e-4 * self.sft.base.size) + 3
+        return self.points * self.pairs * (judged + 3 * 3e-4 * self.online.sft.base.size) + 3
 
     def run(self, context: Context) -> None:
-        stream = read_pairs(context.one("online") / "stream.parquet")
-        reference, *policies = (
-            load_policy(context, self.sft, weights)
-            for weights in (None, *(context.one(name) / "final.safetensors" for name in ("online", "offline")))
-        )
-        golden = load_judge(self.golden, context.one("golden"), context)
-        judges: dict[str, Judge] = {
-            "proxy": load_judge(self.proxy, context.one("proxy"), context),
+        stream, sft, task = self.online.read(context), self.online.sft, self.online.task
+        reference = load_policy(context, sft, task)
+        policies = {
+            name: load_policy(context, sft, task, arm.weights(context))
+            for name, arm in (("online", self.online), ("offline", self.offline))
         }
-        if truth := self.task.truth():
+        golden = load_judge(self.golden, context)
+        judges: dict[str, Judge] = {"proxy": load_judge(self.proxy, context)}
+        if truth := task.truth():
             judges["true"] = truth
         near = windows(len(stream), self.online.optim.batch, self.points, self.pairs)
         tables = []
         for done, (step, index) in enumerate(near.items(), start=1):
             pairs = stream.take(index)
             labels, fixed = predictions(golden, pairs), pair_log_probs(reference, pairs)
-            scores = {
-                name: pair_log_probs(policy, pairs) - fixed
-                for name, policy in zip(("online", "offline"), policies, strict=True)
-            }
+            scores = {name: pair_log_probs(policy, pairs) - fixed for name, policy in policies.items()}
             for name, judge in judges.items():
                 decided = predictions(judge, pairs)
                 scores[name] = torch.stack([decided, 1 - decided])

@@ -23,8 +23,6 @@ def stream_accuracy(bench: Bench, seed: int) -> StreamAccuracy:
     return StreamAccuracy(
         online=bench.online(seed).stage,
         offline=bench.offline(seed).stage,
-        sft=bench.sft,
-        task=bench.pairs,
         golden=bench.golden,
         proxy=bench.proxy(seed),
     )

@@ -7,11 +7,11 @@ from itertools import product
 
 import polars as pl
 
-from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
+from aligngap.experiments.base import Analysis, Figure, FigurePoint, Labelled, TaskData
+from aligngap.experiments.contrasts import Contrasts
 from aligngap.experiments.dataset.sweep import D_GOLDEN, FAMILIES, LABELS, STEP_FACTOR, profile_name
 from aligngap.experiments.words import across, interval_words
-from aligngap.pipeline.stages import SPLITS
-from aligngap.stats.bootstrap import Estimate
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import gap_verdict
 
 NEAR, FAR = ("sft_vs_early", D_GOLDEN), ("final_vs_final", "early_vs_final")
@@ -51,18 +51,15 @@ QUANTITIES: Mapping[str, tuple[str, str, pl.Expr]] = {
 
 def analyse(data: TaskData) -> Analysis:
     """Peaks of the sets with a side near the SFT policy over those without, and the profile of each set."""
-    other = next(split for split in SPLITS if split != data.settings.split)
-    peaks, further = {}, {}
+    contrasts = Contrasts(data, "dataset")
+    peaks, further = dict[str, Labelled](), dict[str, Labelled]()
     for near, far in product(NEAR, FAR):
         key, names = f"{near}_minus_{far}", f"{LABELS[near]} minus {LABELS[far]}"
-        found = data.gap(data.runs(near), data.runs(far), "dataset", key)
+        found = contrasts.gaps(near, far, None, key)
         peaks[key] = Labelled(f"difference of the peaks, {names}", found["peak_difference"])
         further[f"{key}_gap"] = Labelled(f"average gap at equal KL, {names}", found["average_gap"])
-        for name, (split, judge) in {other: (other, None), "true": (None, "true")}.items():
-            runs = [data.runs(family, split=split, judge=judge) for family in (near, far)]
-            peak = data.gap(runs[0], runs[1], "dataset", key, name)["peak_difference"]
-            how = "by true utility" if judge else f"{other.replace('_', '-')} prompts"
-            further[f"{key}_{name}"] = Labelled(f"difference of the peaks, {names}, {how}", peak)
+        label = f"difference of the peaks, {names}"
+        further |= contrasts.gap_elsewhere(key, label, near, far, key, part="peak_difference")
     profiles = profile(data, FAMILIES)
     described = {
         f"{quantity}_{family}": Labelled(f"{LABELS[family]}: {label}", profiles[family][quantity], unit)
@@ -108,7 +105,7 @@ def quality_bars(profiles: Mapping[str, Mapping[str, Estimate]]) -> Figure:
 
 def _bars(name: str, title: str, profiles: Mapping[str, Mapping[str, Estimate]], series: Mapping[str, str]) -> Figure:
     points = [
-        Point(label, LABELS[family], found[quantity].value, found[quantity].low, found[quantity].high)
+        FigurePoint(label, LABELS[family], found[quantity].value, found[quantity].low, found[quantity].high)
         for label, quantity in series.items()
         for family, found in profiles.items()
         if found[quantity].n_seeds

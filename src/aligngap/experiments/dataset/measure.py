@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import polars as pl
@@ -9,15 +10,14 @@ import torch
 
 from aligngap.measure.classify import pair_log_probs
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Generate, JudgeStage, Pairs, Relabel, Sft, load_judge, load_policy, utilities
-from aligngap.tasks.pairs import read_pairs
+from aligngap.pipeline.stages import Generate, Relabel, Sft, load_judge, load_policy, utilities
 
 
 class PairProfile(Stage):
     """Quality, contrast and proximity of the pairs that an offline arm trains on, a row a training pair.
 
-    reference: `D_golden`, with which the pairs' quality is compared on the same prompts, first response with first and
-    second with second.
+    reference: `D_golden`, whose judge is golden, and with which the pairs' quality is compared on the same prompts,
+    first response with first and second with second.
 
     table.parquet: prompt_number; golden_margin, golden's |r(x, y1, y2) - r(x, y2, y1)|; and for each side, first and
     second: utility_*, the true utility; gain_*, its excess over the reference's response; win_*, golden's decision
@@ -31,28 +31,30 @@ class PairProfile(Stage):
     together: ClassVar[bool] = True
 
     sft: Sft
-    task: Pairs
-    golden: JudgeStage
     pairs: Relabel | Generate
     reference: Relabel
 
     @property
+    def reads(self) -> Sequence[Stage]:
+        return (self.reference.pairs, self.reference.judge)
+
+    @property
     def label(self) -> str:
         what = self.pairs.origin if isinstance(self.pairs, Generate) else "D_golden"
-        return f"{self.task.name}: profile of pairs, {what}"
+        return f"{self.reference.pairs.name}: profile of pairs, {what}"
 
     @property
     def work(self) -> float:
-        each = 3 * self.golden.seconds + 3e-4 * self.sft.base.size + 2e-4
-        return each * self.task.count + 3
+        each = 3 * self.reference.judge.seconds + 3e-4 * self.sft.base.size + 2e-4
+        return each * self.reference.pairs.count + 3
 
     def run(self, context: Context) -> None:
-        pairs, reference = (read_pairs(context.one(name) / "train.parquet") for name in ("pairs", "reference"))
+        pairs, reference = (stage.read(context) for stage in (self.pairs, self.reference))
         if not torch.equal(pairs.prompt_numbers, reference.prompt_numbers):
             raise ValueError("pairs whose quality is compared must be on the same prompts, in the same order")
-        golden = load_judge(self.golden, context.one("golden"), context)
-        truth = self.task.truth()
-        log_probs = pair_log_probs(load_policy(context, self.sft), pairs)
+        task, golden = self.reference.pairs, load_judge(self.reference.judge, context)
+        truth = task.truth()
+        log_probs = pair_log_probs(load_policy(context, self.sft, task), pairs)
         columns: dict[str, Any] = {
             "prompt_number": pairs.prompt_numbers.numpy(),
             "golden_margin": golden.margin(pairs.prompts, pairs.first, pairs.second).double().abs().numpy(),

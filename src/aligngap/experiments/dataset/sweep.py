@@ -67,10 +67,4 @@ def pairs_of(bench: Bench, seed: int, family: str) -> Relabel | Generate:
 
 
 def _profile(bench: Bench, seed: int, family: str) -> PairProfile:
-    return PairProfile(
-        sft=bench.sft,
-        task=bench.pairs,
-        golden=bench.golden,
-        pairs=pairs_of(bench, seed, family),
-        reference=bench.golden_pairs,
-    )
+    return PairProfile(sft=bench.sft, pairs=pairs_of(bench, seed, family), reference=bench.golden_pairs)

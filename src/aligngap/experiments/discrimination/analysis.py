@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from aligngap.experiments.base import Analysis, Figure, Finished, Labelled, Point, TaskData
+from aligngap.experiments.base import Analysis, Figure, FigurePoint, Finished, Labelled, TaskData
+from aligngap.experiments.contrasts import Contrasts
 from aligngap.experiments.discrimination.sweep import FAMILIES, SELF_FAMILIES, table_name
 from aligngap.experiments.words import across, interval_words
-from aligngap.pipeline.stages import SPLITS
-from aligngap.stats.bootstrap import Estimate, mean_statistics
-from aligngap.stats.curves import Floats, weighted_means
+from aligngap.stats.budget import Floats, weighted_means
+from aligngap.stats.intervals import Estimate, mean_statistics
 from aligngap.stats.verdict import joint_verdict
 
 CHANCE = 0.5
@@ -61,9 +61,9 @@ EMPTY = pl.DataFrame(
 def analyse(data: TaskData) -> Analysis:
     """Accuracy against win rate, the winners' drift, and self-classification."""
     primary = data.settings.split
-    other = next(split for split in SPLITS if split != primary)
-    online, offline = (data.runs(family, baseline=True) for family in ("online", "offline"))
-    gap = data.gap(online, offline, "discrimination")["average_gap"]
+    other = data.other_split
+    contrasts = Contrasts(data, "discrimination")
+    gap = data.gap(contrasts.runs("online"), contrasts.runs("offline"), "discrimination")["average_gap"]
     main, beside = ends(data, primary), ends(data, other)
     ahead, grids = main["accuracy_difference"].estimate, checkpoints(data)
     estimates = {
@@ -282,7 +282,7 @@ def scatter(grids: Mapping[int, Checkpoints]) -> Figure:
     for seed, grid in grids.items():
         accuracy, win = np.split(weighted_means(grid.values, np.ones((1, grid.values.shape[1])))[0], 2)
         series = [grid.arms[number].entry.family for number in grid.owner]
-        points += [Point(s, float(x), float(y), seed=seed) for s, x, y in zip(series, accuracy, win, strict=True)]
+        points += [FigurePoint(s, float(x), float(y), seed=seed) for s, x, y in zip(series, accuracy, win, strict=True)]
     return Figure(
         name="win_rate_by_accuracy",
         title="Win rate against accuracy on D_golden pairs, a point a checkpoint",
@@ -302,7 +302,7 @@ def over_training(data: TaskData, name: str, split: str) -> Figure:
         values = {str(step): (rows, pl.col(kind.column)) for (step,), rows in sorted(by_step.items())}
         for step, found in data.prompt_means(values, "discrimination", name, split, family).items():
             if found.n_seeds:
-                points.append(Point(family, int(step), found.value, found.low, found.high))
+                points.append(FigurePoint(family, int(step), found.value, found.low, found.high))
     return Figure(
         name=f"{name}_{split}",
         title=f"{kind.title}, {split.replace('_', '-')}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import polars as pl
@@ -13,8 +14,6 @@ from aligngap.pipeline.stages import (
     SPLITS,
     Arm,
     JudgeStage,
-    Pairs,
-    Sft,
     evaluation_prompts,
     load_arm,
     load_judge,
@@ -39,14 +38,16 @@ class SelfAccuracy(Stage):
     together: ClassVar[bool] = True
 
     arm: Arm
-    sft: Sft
-    task: Pairs
     golden: JudgeStage
     prompts: int
 
     @property
     def label(self) -> str:
         return f"self-classification of {self.arm.label}"
+
+    @property
+    def reads(self) -> Sequence[Stage]:
+        return (self.arm.sft, self.arm.task)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -56,21 +57,21 @@ class SelfAccuracy(Stage):
     @property
     def work(self) -> float:
         # Two responses to sample, to judge, and to score under policy and SFT.
-        each = (1.6e-3 + 2 * 3e-4) * self.sft.base.size + self.golden.seconds
+        each = (1.6e-3 + 2 * 3e-4) * self.arm.sft.base.size + self.golden.seconds
         return len(SPLITS) * self.prompts * len(self.steps) * each + 3
 
     def run(self, context: Context) -> None:
-        policy, reference = load_arm(context, self.sft)
-        golden = load_judge(self.golden, context.one("golden"), context)
-        splits = evaluation_prompts(context.one("task"), self.prompts)
+        policy, reference = load_arm(context, self.arm.sft, self.arm.task)
+        golden = load_judge(self.golden, context)
+        splits = evaluation_prompts(self.arm.task, context, self.prompts)
         tables = []
         for done, step in enumerate(self.steps, start=1):
-            policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
+            policy.load_weights(self.arm.weights(context, step))
             for split, (numbers, prompts) in splits.items():
                 noise = uniforms(numbers, 2, policy.max_new_tokens, "self-classification", self.arm.seed)
                 rows = torch.arange(len(numbers))
-                drawn = sample_in_chunks(policy, prompts.take(rows.repeat_interleave(2)), noise)
-                first, second = drawn.take(2 * rows), drawn.take(2 * rows + 1)
+                sampled = sample_in_chunks(policy, prompts.take(rows.repeat_interleave(2)), noise)
+                first, second = sampled.take(2 * rows), sampled.take(2 * rows + 1)
                 labels = golden.prefer(prompts, first, second)
                 pairs = PairBatch(numbers, prompts, first, second, labels, ("policy itself",) * len(numbers))
                 ratios = pair_log_probs(policy, pairs) - pair_log_probs(reference, pairs)

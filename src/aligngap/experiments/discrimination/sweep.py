@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from aligngap.experiments import coverage as coverage
+from aligngap.experiments import goodhart as goodhart
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
-from aligngap.experiments.coverage import sweep as coverage
 from aligngap.experiments.discrimination.measure import SelfAccuracy
-from aligngap.experiments.goodhart import sweep as goodhart
 
 FAMILIES = ("online", "offline", "shuffled")
 SELF_FAMILIES = ("online", "offline")
@@ -34,6 +34,4 @@ def table_name(family: str) -> str:
 
 def self_accuracy(bench: Bench, entry: ArmEntry) -> SelfAccuracy:
     """The measure of an arm, on as many prompts as `D_golden` pairs are looked at."""
-    return SelfAccuracy(
-        arm=entry.stage, sft=bench.sft, task=bench.pairs, golden=bench.golden, prompts=bench.study.evaluation.pairs
-    )
+    return SelfAccuracy(arm=entry.stage, golden=bench.golden, prompts=bench.study.evaluation.pairs)

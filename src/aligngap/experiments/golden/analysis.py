@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
+from aligngap.experiments.base import Analysis, Figure, FigurePoint, Labelled, TaskData
 from aligngap.experiments.golden.measure import GOLDENS
 from aligngap.experiments.golden.sweep import LABELS, OVER_OPTIMISED, audit_name
 from aligngap.experiments.words import across, interval_words
-from aligngap.pipeline.stages import SPLITS
 from aligngap.stats.verdict import sign_verdict
 
 RULE = (
@@ -29,7 +28,7 @@ DEPARTURES: Mapping[str, pl.Expr] = {name: pl.col(f"win_{name}") - pl.col("win_t
 def analyse(data: TaskData) -> Analysis:
     """Departure of golden along each arm, and by each golden on the over-optimised one."""
     split = data.settings.split
-    other = next(name for name in SPLITS if name != split)
+    other = data.other_split
     audits = {family: data.table(audit_name(family)) for family in LABELS}
     risen = {(family, part): _risen(audits[family], part) for family in LABELS for part in (split, other)}
     far = risen[OVER_OPTIMISED, split]
@@ -116,7 +115,7 @@ def _risen(audit: pl.DataFrame, split: str) -> pl.DataFrame:
     return audit.filter(pl.col("split") == split).group_by("seed", "prompt_number").agg(change)
 
 
-def _path(data: TaskData, audit: pl.DataFrame, series: str, value: pl.Expr) -> list[Point]:
+def _path(data: TaskData, audit: pl.DataFrame, series: str, value: pl.Expr) -> list[FigurePoint]:
     """A departure at each checkpoint, over the KL reached there; step 0 has no place on a log axis."""
     if not len(audit):
         return []
@@ -124,4 +123,4 @@ def _path(data: TaskData, audit: pl.DataFrame, series: str, value: pl.Expr) -> l
     steps = {str(rows["step"][0]): rows for rows in later.partition_by("step", maintain_order=True)}
     found = data.prompt_means({step: (rows, value) for step, rows in steps.items()}, "golden", "path")
     kl = {step: float(rows["kl"].to_numpy().mean()) for step, rows in steps.items()}
-    return [Point(series, kl[step], here.value, here.low, here.high) for step, here in found.items()]
+    return [FigurePoint(series, kl[step], here.value, here.low, here.high) for step, here in found.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import polars as pl
@@ -37,19 +38,19 @@ class FreshPairs(Pairs):
 
     def run(self, context: Context) -> None:
         super().run(context)
-        files = [f"{split}.parquet" for split in SPLITS]
-        known = {tuple(ids) for file in files for ids in read_pairs(context.one("apart") / file).prompts.rows()}
-        for file in files:
-            pairs = read_pairs(context.out / file)
+        known = {tuple(ids) for split in SPLITS for ids in self.apart.read(context, split).prompts.rows()}
+        for split in SPLITS:
+            path = context.out / f"{split}.parquet"
+            pairs = read_pairs(path)
             fresh = torch.tensor([tuple(ids) not in known for ids in pairs.prompts.rows()])
-            write_pairs(pairs.take(torch.nonzero(fresh).squeeze(1)), context.out / file)
+            write_pairs(pairs.take(torch.nonzero(fresh).squeeze(1)), path)
 
 
 class GoldenAudit(Stage):
     """An arm's responses along its checkpoints against those of SFT, by several goldens and by the true utility.
 
-    evaluation: whose responses; opponent: those of SFT to the same prompts. golden: the study's; more_pairs, on_policy:
-    the same with further pairs. All are trained for equally many steps.
+    evaluation: whose responses, golden and opponents; more_pairs, on_policy: that golden with further pairs. All are
+    trained for equally many steps.
 
     table.parquet, a row an evaluation prompt and checkpoint: step, split, prompt_number, kl (nats), win_true and
     win_golden, win_more_pairs, win_on_policy: 1, 0, or 0.5 for a tie.
@@ -59,11 +60,22 @@ class GoldenAudit(Stage):
     together: ClassVar[bool] = True
 
     evaluation: Evaluate
-    opponent: Responses
-    task: Pairs
-    golden: JudgeStage
     more_pairs: JudgeStage
     on_policy: JudgeStage
+
+    @property
+    def opponent(self) -> Responses:
+        """The responses of SFT."""
+        return next(stage for stage in self.evaluation.start.opponents if stage.who == "sft")
+
+    @property
+    def golden(self) -> JudgeStage:
+        """The study's golden."""
+        return self.evaluation.start.golden
+
+    @property
+    def reads(self) -> Sequence[Stage]:
+        return (self.evaluation.start.task, self.opponent, self.golden)
 
     @property
     def label(self) -> str:
@@ -71,27 +83,30 @@ class GoldenAudit(Stage):
 
     @property
     def work(self) -> float:
-        rows = len(SPLITS) * self.evaluation.prompts * len(self.evaluation.arm.keep)
+        rows = len(SPLITS) * self.evaluation.start.prompts * len(self.evaluation.arm.keep)
         return rows * len(GOLDENS) * self.golden.seconds + 3
 
     def run(self, context: Context) -> None:
         # A prompt's number names it over both splits.
         prompts, against = (
             pl.concat(
-                pl.read_parquet(context.one(name) / f"{split}.parquet", columns=["prompt_number", column])
+                pl.read_parquet(context.folder(stage) / f"{split}.parquet", columns=["prompt_number", column])
                 for split in SPLITS
             ).rename({column: name})
-            for name, column in (("task", "prompt_ids"), ("opponent", "response_ids"))
+            for name, stage, column in (
+                ("prompt", self.evaluation.start.task, "prompt_ids"),
+                ("opponent", self.opponent, "response_ids"),
+            )
         )
         rows = (
-            pl.read_parquet(context.one("evaluation") / "per_prompt.parquet")
+            pl.read_parquet(context.folder(self.evaluation) / "per_prompt.parquet")
             .join(prompts, on="prompt_number", validate="m:1", maintain_order="left")
             .join(against, on="prompt_number", validate="m:1", maintain_order="left")
         )
-        asked = [Tokens.collate(rows[column].to_list()) for column in ("task", "response_ids", "opponent")]
+        asked = [Tokens.collate(rows[column].to_list()) for column in ("prompt", "response_ids", "opponent")]
         wins: dict[str, Any] = {}
         for done, name in enumerate(GOLDENS, start=1):
-            judge = load_judge(getattr(self, name), context.one(name), context)
+            judge = load_judge(getattr(self, name), context)
             wins[f"win_{name}"] = judge.prefer(*asked).double().numpy()
             context.progress(done, len(GOLDENS), {})
         table = rows.select("step", "split", "prompt_number", "kl", win_true="win_sft_true")

@@ -50,12 +50,8 @@ def audit_name(family: str) -> str:
 def audit(bench: Bench, entry: ArmEntry) -> GoldenAudit:
     """An arm's responses judged by golden, by golden with more pairs, and by golden with on-policy pairs."""
     fresh = fresh_pairs(bench)
-    sft_responses, _ = bench.opponents
     return GoldenAudit(
         evaluation=bench.evaluation(entry),
-        opponent=sft_responses,
-        task=bench.pairs,
-        golden=bench.golden,
         more_pairs=bench.golden_with(fresh),
         on_policy=bench.golden_with(on_policy_pairs(bench, entry.stage.seed, fresh)),
     )

@@ -8,11 +8,12 @@ from math import isnan
 import numpy as np
 import polars as pl
 
-from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
+from aligngap.experiments.base import Analysis, Figure, FigurePoint, Labelled, TaskData, View
+from aligngap.experiments.contrasts import Contrasts
 from aligngap.experiments.proxy.sweep import NAMES
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import Estimate, Seed
-from aligngap.stats.curves import peak
+from aligngap.stats.estimands import peak
+from aligngap.stats.intervals import Estimate, Seed
 from aligngap.stats.verdict import gap_verdict
 
 RULE = (
@@ -44,13 +45,11 @@ def analyse(data: TaskData) -> Analysis:
     larger = agrees[f"{LARGE} - {SMALL}"]
     better, worse = (SMALL, LARGE) if larger.value < 0 else (LARGE, SMALL)
     told_apart = larger.low > 0 or larger.high < 0
-    other = "train" if data.settings.split == "held_out" else "held_out"
-
-    def gaps(a: str, b: str, *purpose: str, split: str | None = None, judge: str | None = None) -> dict[str, Estimate]:
-        first, second = (data.runs(family, split=split, judge=judge) for family in (a, b))
-        return data.gap(first, second, "proxy", a, b, *purpose)
-
-    main, form = gaps(better, worse), gaps(POINTWISE, SMALL)
+    contrasts = Contrasts(data, "proxy")
+    main, form = (
+        contrasts.gaps(better, worse, None, better, worse),
+        contrasts.gaps(POINTWISE, SMALL, None, POINTWISE, SMALL),
+    )
     pair = f"online against {PROXIES[better]} minus {PROXIES[worse]}"
     excess = over_optimisation(data, better, worse)
     estimates = {
@@ -60,13 +59,6 @@ def analyse(data: TaskData) -> Analysis:
             f"agreement with golden, {PROXIES[LARGE]} minus {PROXIES[SMALL]}", larger, "share of pairs"
         ),
         "excess_difference": Labelled(f"over-optimisation at the end, {pair}", excess),
-        f"average_gap_{other}": Labelled(
-            f"average gap, {pair}, {other.replace('_', '-')} prompts",
-            gaps(better, worse, other, split=other)["average_gap"],
-        ),
-        "average_gap_true": Labelled(
-            f"average gap, {pair}, by true utility", gaps(better, worse, "true", judge="true")["average_gap"]
-        ),
         "pointwise_agreement": Labelled(
             f"agreement with golden, {PROXIES[POINTWISE]} minus {PROXIES[SMALL]}",
             agrees[f"{POINTWISE} - {SMALL}"],
@@ -80,6 +72,7 @@ def analyse(data: TaskData) -> Analysis:
             form["peak_difference"],
         ),
     }
+    estimates |= contrasts.gap_elsewhere("average_gap", f"average gap, {pair}", better, worse, better, worse)
     each = {
         "agreement": ("agreement with golden on held-out pairs", "share of pairs"),
         "peak": ("peak of its arm, by golden", "win rate"),
@@ -147,7 +140,7 @@ def over_optimisation(data: TaskData, family: str, other: str | None = None) -> 
     """
     families = [family] if other is None else [family, other]
     groups = {
-        f"{name}, {judge}": data.runs(name, opponent="sft", judge=judge)
+        f"{name}, {judge}": data.runs(name, View(opponent="sft", judge=judge))
         for name in families
         for judge in ("proxy", "golden")
     }
@@ -160,10 +153,10 @@ def over_optimisation(data: TaskData, family: str, other: str | None = None) -> 
     return data.estimate(groups, statistic, "proxy", "excess", *families)
 
 
-def scatter(x: Mapping[str, Estimate], y: Mapping[str, Estimate]) -> list[Point]:
+def scatter(x: Mapping[str, Estimate], y: Mapping[str, Estimate]) -> list[FigurePoint]:
     """A point a proxy that has both measures, with the interval of `y`."""
     return [
-        Point(PROXIES[family], x[family].value, y[family].value, y[family].low, y[family].high)
+        FigurePoint(PROXIES[family], x[family].value, y[family].value, y[family].low, y[family].high)
         for family in x
         if not isnan(x[family].value) and not isnan(y[family].value)
     ]

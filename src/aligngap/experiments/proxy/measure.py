@@ -9,7 +9,6 @@ import torch
 
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages import JudgeStage, Pairs, Relabel, load_judge, predictions
-from aligngap.tasks.pairs import read_pairs
 
 
 class ProxyAgreement(Stage):
@@ -40,10 +39,10 @@ class ProxyAgreement(Stage):
         return self.task.count / 8 * sum(proxy.seconds for proxy in self.proxies) + 2
 
     def run(self, context: Context) -> None:
-        pairs = read_pairs(context.one("golden_pairs") / "held_out.parquet")
+        pairs = self.golden_pairs.read(context, "held_out")
         tables = []
-        for name, stage, folder in zip(self.names, self.proxies, context.many("proxies"), strict=True):
-            decided = predictions(load_judge(stage, folder, context), pairs)
+        for name, proxy in zip(self.names, self.proxies, strict=True):
+            decided = predictions(load_judge(proxy, context), pairs)
             tie = (decided == 0.5) | (pairs.preference == 0.5)
             agrees = (decided == pairs.preference).double().masked_fill(tie, torch.nan)
             tables.append(

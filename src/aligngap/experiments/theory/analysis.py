@@ -8,10 +8,10 @@ from itertools import product
 import numpy as np
 import polars as pl
 
-from aligngap.experiments.base import Analysis, Figure, Labelled, Point, TaskData
+from aligngap.experiments.base import Analysis, Figure, FigurePoint, Labelled, TaskData
 from aligngap.experiments.words import across, interval_words
-from aligngap.stats.bootstrap import Estimate
-from aligngap.stats.curves import Floats
+from aligngap.stats.budget import Floats
+from aligngap.stats.intervals import Estimate
 from aligngap.stats.items import item_estimate
 from aligngap.stats.verdict import Verdict, threshold_verdict
 
@@ -98,7 +98,7 @@ def figure(found: Mapping[tuple[str, str, str], Estimate], column: str) -> Figur
     """A measure by policy, as bars, for either mu."""
     what, unit, _ = MEASURES[column]
     points = [
-        Point(f"{mu} mu", METHODS[method], value.value, value.low, value.high)
+        FigurePoint(f"{mu} mu", METHODS[method], value.value, value.low, value.high)
         for (name, mu, method), value in found.items()
         if name == column and value.n_seeds
     ]

@@ -28,11 +28,10 @@ from torch.nn.functional import one_hot
 from aligngap.judges.base import Judge
 from aligngap.models.policy import Policy
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import Arm, JudgeStage, Pairs, Sft, load_arm, load_judge, load_policy, sample_in_chunks
+from aligngap.pipeline.stages import Arm, JudgeStage, load_arm, load_judge, load_policy, sample_in_chunks
 from aligngap.seeds import numpy_stream, uniforms
 from aligngap.sources.order import Walk, in_sequence, prompt_schedule
 from aligngap.sources.recorded import Recorded
-from aligngap.tasks.pairs import read_pairs
 from aligngap.train.loop import LossSpec, train
 from aligngap.train.step import OptimSpec
 from aligngap.types import PairBatch, Tokens
@@ -164,8 +163,6 @@ class ClosedForm(Stage):
     kind: ClassVar[str] = "closed_form"
     together: ClassVar[bool] = True
 
-    sft: Sft
-    task: Pairs
     online: Arm
     golden: JudgeStage
     loss: LossSpec
@@ -176,23 +173,29 @@ class ClosedForm(Stage):
     seed: int
 
     @property
+    def reads(self) -> Sequence[Stage]:
+        return (self.online.sft, self.online.task)
+
+    @property
     def label(self) -> str:
-        return f"{self.task.name}: closed form and training on enumerated responses (seed {self.seed})"
+        return f"{self.online.task.name}: closed form and training on enumerated responses (seed {self.seed})"
 
     @property
     def work(self) -> float:
         # Under 60 s at the default sizes: two trainings of 500 steps on the small base are most of it.
-        sampled = 4 * self.responses * 8e-4 * self.sft.base.size
+        sampled = 4 * self.responses * 8e-4 * self.online.sft.base.size
         judged = self.responses * (self.responses - 1) / 2 * self.golden.seconds
-        trained = 2 * 0.035 * self.sft.base.size * self.optim.steps * self.optim.batch / 32
+        trained = 2 * 0.035 * self.online.sft.base.size * self.optim.steps * self.optim.batch / 32
         return self.prompts * (sampled + judged) + trained + 5
 
     def run(self, context: Context) -> None:
-        weights = context.one("online") / "final.safetensors"
-        reference, online = (load_policy(context, self.sft, given) for given in (None, weights))
+        reference, online = (
+            load_policy(context, self.online.sft, self.online.task, weights)
+            for weights in (None, self.online.weights(context))
+        )
         reference.model.requires_grad_(False)
         place = self._enumerated(context, reference, online)
-        wins = place.wins(load_judge(self.golden, context.one("golden"), context))
+        wins = place.wins(load_judge(self.golden, context))
         before = place.log_probs(reference)
         both = [wide_and_narrow(row.log_softmax(-1), self.support) for row in place.log_probs(online)]
         owner = Walk(len(place.sizes), prompt_schedule(self.seed)).take(self.optim.steps * self.optim.batch)
@@ -229,7 +232,10 @@ class ClosedForm(Stage):
         def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
             context.progress(done * steps + step, 2 * steps, metrics)
 
-        (policy, reference), source = load_arm(context, self.sft, self.seed), Recorded(batch, in_sequence)
+        (policy, reference), source = (
+            load_arm(context, self.online.sft, self.online.task, self.seed),
+            Recorded(batch, in_sequence),
+        )
         train(
             policy,
             reference,
@@ -244,7 +250,7 @@ class ClosedForm(Stage):
 
     def _enumerated(self, context: Context, sft: Policy, online: Policy) -> Enumerated:
         """The first prompts of the seed's schedule, with responses of both policies."""
-        given = read_pairs(context.one("task") / "train.parquet")
+        given = self.online.task.read(context)
         given = given.take(prompt_schedule(self.seed)(len(given), 0)[: self.prompts])
         tries = 2 * self.responses
         drawn = []

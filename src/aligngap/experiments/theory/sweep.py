@@ -21,8 +21,6 @@ def measures(bench: Bench) -> list[Measure]:
 def closed_form(bench: Bench, online: ArmEntry) -> ClosedForm:
     """The measure that goes with an online arm."""
     return ClosedForm(
-        sft=bench.sft,
-        task=bench.pairs,
         online=online.stage,
         golden=bench.golden,
         loss=bench.loss(name="ipo", reduction="sum", sft=0.0),

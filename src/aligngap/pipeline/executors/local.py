@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Executor, Message
 from aligngap.pipeline.executors.server import one_thread, process_context
 from aligngap.pipeline.executors.worker import Settings, StageProcess
@@ -84,7 +84,7 @@ class LocalExecutor(Executor):
     def start(self, stage: Stage) -> None:
         settings = replace(self._settings, log=self._log(stage.identity))
         process = StageProcess(self._context, stage.identity, PackedStage.of(stage), settings)
-        self._running[process.messages] = (stage.identity, process)
+        self._running[process.pipe] = (stage.identity, process)
 
     def listen(self, seconds: float) -> Iterator[tuple[str, Message]]:
         for ready in wait(list(self._running), timeout=seconds):

@@ -22,6 +22,8 @@ _EVERY = 15.0  # seconds between two lines about the same stage
 _RATE_AFTER = 1.0  # seconds of steps before a rate means something
 _PRIOR = 5.0  # seconds for which the estimates are believed before this machine's own pace is
 _TOO_LITTLE = 0.05  # seconds of an activity that are not worth a line
+# Training metrics (train/loop.py) in the progress line, and what they are called there.
+_WATCHED = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 _BETWEEN_ESTIMATES = 2.0  # seconds; a large study's takes some milliseconds
 
 
@@ -62,12 +64,15 @@ class Entry:
 
     @property
     def pace(self) -> str:
-        """`120/400, 5.1 steps/s, 0:55 left`, as far as it is known."""
+        """`120/400, 5.1 steps/s, 0:55 left, loss 0.243, accuracy 0.61, margin 0.12`, as far as it is known. What is
+        watched of a training is as of its last report.
+        """
         parts = [f"{self.done}/{self.total}"] if self.total else []
         if self.rate:
             parts.append(f"{self.rate:.3g} steps/s")
         if self.left is not None:
             parts.append(f"{clock(self.left)} left")
+        parts += [f"{word} {self.metrics[name]:.3g}" for name, word in _WATCHED.items() if name in self.metrics]
         return ", ".join([*parts, self.reason] if self.reason else parts)
 
 
@@ -80,6 +85,11 @@ class Ledger:
         self._stages = stages
         self._start = time.monotonic()
         self._left: tuple[float, float] | None = None  # the estimate, and when it was made
+
+    def add(self, stage: Stage) -> None:
+        """One more, which could not be known before the others were made."""
+        self._stages = [*self._stages, stage]
+        self.entries[stage.identity] = Entry(stage.label, stage.kind, stage.work)
 
     def update(self, event: Event) -> None:
         """Take in an event."""

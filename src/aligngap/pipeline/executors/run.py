@@ -17,9 +17,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.process import GRACE
 from aligngap.pipeline.executors.schedule import Schedule
 from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
+from aligngap.pipeline.processes import GRACE
 from aligngap.store.contents import Problem, all_but_weights
 from aligngap.store.store import Store
 

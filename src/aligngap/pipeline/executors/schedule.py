@@ -30,8 +30,8 @@ class Schedule:
         self._needs = {name: self._missing(stage) for name, stage in self._waiting.items()}
         self._users: dict[str, list[str]] = {name: [] for name in self._stages}
         for name, stage in self._stages.items():
-            for parent in {parent.identity for parent in stage.parents}:
-                self._users[parent].append(name)
+            for parent in stage.parents:
+                self._users[parent.identity].append(name)
         self._chain: dict[str, float] = {}
         for name in reversed(self._stages):
             longest = max((self._chain[user] for user in self._users[name]), default=0.0)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, SpawnContext
-from types import ModuleType
+
+from aligngap.pipeline.processes import without_interrupts
 
 _VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 _PRELOAD = "aligngap.pipeline.executors.preload"
@@ -39,31 +38,6 @@ def process_context(modules: Iterable[str]) -> ForkServerContext | SpawnContext:
     with without_interrupts():
         forkserver.ensure_running()
     return context
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal. Blocked here, it is blocked from its first moment in a process that
-    is started here, and only the parent acts on it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def without_main() -> Iterator[None]:
-    """A process that starts runs the main program again, to have what is defined there. No stage needs that, and a
-    script without a guard around `aligngap.run` would start the study once more in every process.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from aligngap import ranks
-from aligngap.pipeline.executors.process import PackedStage, death, die_with_parent
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.graph import Context, Progress, Stage
+from aligngap.pipeline.processes import GRACE, Child, die_with_parent
 from aligngap.ranks import Parallel
 
 # After a first sign of trouble the other ranks get this long to end by themselves and say what they saw.
@@ -91,41 +91,27 @@ def together(
     with tempfile.TemporaryDirectory(prefix="aligngap-") as folder:
         try:
             for number in range(parallel.processes):
-                receive, send = context.Pipe(duplex=False)
-                given = (number, parallel, device, Path(folder) / "rendezvous", send, work, arguments)
-                process: BaseProcess = context.Process(target=_rank, args=given, name=f"rank {number}")
-                try:
-                    process.start()
-                finally:
-                    # Open in the child only, or its death would go unseen; and not in the next one.
-                    send.close()
-                group.append(_Rank(number, process, receive))
+                given = (number, parallel, device, Path(folder) / "rendezvous", work, arguments)
+                group.append(_Rank(number, Child(_rank, *given, name=f"rank {number}", context=context)))
             _watch(group, progress)
         finally:
             for rank in group:
-                rank.end()
+                rank.child.end()
 
 
 @dataclass
 class _Rank:
     number: int
-    process: BaseProcess
-    messages: Connection
+    child: Child
     finished: bool = False
     error: tuple[float, BaseException, str] | None = None
     """When, what, and its traceback."""
     ended: bool = False
 
-    def end(self) -> None:
-        """Kill it if need be."""
-        self.process.kill()
-        self.process.join()
-        self.messages.close()
-
 
 def _watch(group: list[_Rank], progress: Progress) -> None:
     deadline: float | None = None
-    while open_ones := {rank.messages: rank for rank in group if not rank.ended}:
+    while open_ones := {rank.child.pipe: rank for rank in group if not rank.ended}:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             break
@@ -158,8 +144,7 @@ def _raise_the_cause(group: list[_Rank]) -> None:
     lost = [rank for rank in group if rank.ended and not rank.finished and not rank.error]
     if lost and not (failed and not _of_talking(failed[0][1])):
         rank = lost[0]
-        rank.process.join()
-        raise Lost(f"rank {rank.number} {of}: {death(rank.process.exitcode)}")
+        raise Lost(f"rank {rank.number} {of}: {rank.child.end(GRACE)}")
     for _, error, trace, number in failed[:1]:
         raise error from FromRank(f"in rank {number} {of}:\n{trace}")
 
@@ -170,11 +155,11 @@ def _of_talking(error: BaseException) -> bool:
 
 
 def _rank(
+    messages: Connection,
     number: int,
     parallel: Parallel,
     device: str,
     rendezvous: Path,
-    messages: Connection,
     work: Work,
     arguments: tuple[Any, ...],
 ) -> None:

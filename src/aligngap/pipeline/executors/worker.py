@@ -14,19 +14,18 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
 from aligngap.errors import UserError, out_of_memory
-from aligngap.pipeline.executors.process import GRACE, PackedStage, death, die_with_parent
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Message, describe
-from aligngap.pipeline.executors.server import without_main
 from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
+from aligngap.pipeline.processes import GRACE, Child, die_with_parent, redirect
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.record import environment
-from aligngap.store.store import DiskError, Store, disk_errors
+from aligngap.store.store import DiskError, Store
 from aligngap.timings import account
 
 _BETWEEN_MESSAGES = 0.2
@@ -47,96 +46,50 @@ class Settings:
     parallel: Parallel = ALONE
 
 
-class StageProcess:
+class StageProcess(Child):
     """A process that makes one stage. Raises OSError when it cannot be started."""
 
     def __init__(
         self, context: ForkServerContext | SpawnContext, name: str, stage: PackedStage, settings: Settings
     ) -> None:
-        self.messages, send = context.Pipe(duplex=False)
-        self._process: BaseProcess = context.Process(target=_work, args=(stage, settings, send), name=name)
+        super().__init__(_work, stage, settings, name=name, context=context)
         self._last: Message | None = None
-        try:
-            with without_main():
-                _start(self._process)
-        except BaseException:
-            self.messages.close()
-            raise
-        finally:
-            # The child's end must be open in the child only, or its death would go unseen.
-            send.close()
 
     @property
     def ended(self) -> bool:
         """Whether the last word has been read."""
-        return self.messages.closed
+        return self.pipe.closed
 
     def read(self, seconds: float = 0.0) -> Message | None:
         """The next message, or None when there is none within this time. The last word comes when the process has
         ended.
         """
-        if not self.messages.poll(seconds):
+        if not self.pipe.poll(seconds):
             return None
         try:
-            message: Message = self.messages.recv()
-        except (EOFError, OSError):
-            return self._end()
+            message: Message = self.pipe.recv()
+        except (EOFError, OSError):  # it has closed its end: it is dead or about to be
+            died = self.end(GRACE)
+            return self._last or ("vanished", died)
         if message[0] == "progress":
             return message
         self._last = message
         return None
 
-    def terminate(self) -> None:
-        """Tell it to put its files away and end."""
-        self._process.terminate()
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
-
     def close(self) -> None:
         """End it, gently as long as there is time, unless it has ended."""
-        if self.ended:
-            return
         self.terminate()
         deadline = time.monotonic() + GRACE
-        while not self.messages.closed and (left := deadline - time.monotonic()) > 0:
+        while not self.ended and (left := deadline - time.monotonic()) > 0:
             self.read(left)
-        if not self.messages.closed:
-            self.kill()
-            self._end()
-
-    def _end(self) -> Message:
-        """It has closed its end of the pipe: it is dead or about to be."""
-        self.messages.close()
-        self._process.join(GRACE)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        code = self._process.exitcode
-        self._process.close()
-        return self._last or ("vanished", death(code))
-
-
-def _start(process: BaseProcess) -> None:
-    """Start it; again where the server that forks it is lost in that very moment, because there is a new one then, once
-    the system has noticed: a process that is killed closes its connections a little before it counts as dead.
-    """
-    for pause in (0.02, 0.2, 2.0):
-        try:
-            process.start()
-        except (EOFError, ConnectionError):
-            time.sleep(pause)
-        else:
-            return
-    process.start()
+        self.end()
 
 
 class _Stopped(BaseException):
     """SIGTERM, in a stage's process. Not an Exception, so that no stage's own code can swallow it."""
 
 
-def _work(packed: PackedStage, settings: Settings, messages: Connection) -> None:
+def _work(messages: Connection, packed: PackedStage, settings: Settings) -> None:
     """The child's side, which says what `Message` lists."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_stopped)
@@ -165,17 +118,6 @@ def _work(packed: PackedStage, settings: Settings, messages: Connection) -> None
         send.last(("memory" if out_of_memory(error) else "failed", describe(error)))
 
 
-def redirect(log: Path) -> None:
-    """This process's output goes to a file. The streams themselves: what native code prints cannot disturb a display,
-    and a crash leaves a trace. Raises DiskError.
-    """
-    with disk_errors(log.parent, strict=True):
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-
-
 def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
     store = Store(settings.root)
     with ExitStack() as stack:
@@ -187,23 +129,20 @@ def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
         store.set_aside(stage.identity)
         if store.has(stage.identity):
             return ("cached",)
-        parents = list(dict.fromkeys(parent.identity for parent in stage.parents))
+        parents = [parent.identity for parent in stage.parents]
         if damaged := store.verify(parents):
             return ("damaged", damaged)
         start = time.perf_counter()
         record = {**stage.described, "environment": environment(), **settings.record}
         if stage.together and settings.parallel.processes > 1:
             record["parallel"] = settings.parallel.model_dump()
-        inputs = {
-            name: [store.get(part.identity).path for part in value]
-            if isinstance(value, tuple)
-            else store.get(value.identity).path
-            for name, value in stage.inputs.items()
-        }
+        folders = {identity: store.get(identity).path for identity in parents}
         try:
             with store.writing(stage.identity, record) as out:
                 partial = store.partial(stage.identity)
-                context = Context(inputs, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache)
+                context = Context(
+                    folders, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache
+                )
                 with account(stage.activity) as spent:
                     # On the CPU this process has started no threads that compute, and no device.
                     make(stage, context, settings.parallel, forked=settings.device == "cpu" and hasattr(os, "fork"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +14,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from aligngap.judges.base import Judge
+from aligngap.models.build import SHIPPED
+from aligngap.models.context import SlowPath, slow_path
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.results import SPLITS as SPLITS
 from aligngap.store.store import write_json
+from aligngap.tasks.pairs import read_pairs
 from aligngap.types import PairBatch
-
-SPLITS = ("train", "held_out")
 
 
 class Base(BaseModel):
@@ -47,8 +50,23 @@ class Base(BaseModel):
 
     @property
     def size(self) -> float:
-        """Cost of a training step relative to the small base, measured."""
-        return {"small": 1.0, "medium": 2.3, "large": 7.0}.get(self.name, 1.0)
+        """Cost of a training step relative to the small base: measured; of another model only its kind is known."""
+        measured = {"small": 1.0, "medium": 2.3, "large": 7.0}
+        if self.checkpoint.path in measured:
+            return measured[self.checkpoint.path]
+        slow = self.slow_path
+        return slow.times if slow else 1.0
+
+    @property
+    def slow_path(self) -> SlowPath | None:
+        """What keeps the model from the fast ways of reading, if anything is known to."""
+        return None if self.checkpoint.path in SHIPPED else _slow_path(self.checkpoint.as_loaded, self.digest)
+
+
+@lru_cache(maxsize=64)
+def _slow_path(checkpoint: Checkpoint, digest: str) -> SlowPath | None:
+    """Once a process for the same files."""
+    return slow_path(checkpoint)
 
 
 class PairsStage(Stage):
@@ -61,6 +79,10 @@ class PairsStage(Stage):
     @abstractmethod
     def origin(self) -> str:
         """Where the pairs or their labels come from, in a word or two for people."""
+
+    def read(self, context: Context, split: str = "train") -> PairBatch:
+        """The pairs of a split, from the artefact."""
+        return read_pairs(context.folder(self) / (self.train_file if split == "train" else f"{split}.parquet"))
 
 
 class JudgeStage(Stage):
@@ -79,19 +101,21 @@ class JudgeStage(Stage):
         """The judge that this stage's artefact in `folder` holds."""
 
 
-def load_judge(stage: JudgeStage, folder: Path, context: Context) -> Judge:
-    """The judge of a stage; `folder`: the stage's artefact."""
-    return stage.judge(folder, context)
+def load_judge(stage: JudgeStage, context: Context) -> Judge:
+    """The judge that a stage's artefact holds."""
+    return stage.judge(context.folder(stage), context)
 
 
-def write_spent(judges: Iterable[Judge | None], folder: Path) -> None:
-    """`cost.json`: what the judges' answers cost beside time, summed; nothing where they cost nothing else."""
-    spent: dict[str, float] = {}
+def write_judge_cost(judges: Iterable[Judge | None], folder: Path) -> None:
+    """`cost.json`: what the judges' answers cost beside time (requests, tokens), summed; no file where they cost
+    nothing else.
+    """
+    cost: dict[str, float] = {}
     for judge in judges:
         for name, amount in judge.spent.items() if judge else ():
-            spent[name] = spent.get(name, 0.0) + amount
-    if spent:
-        write_json(folder / "cost.json", {"judge_spent": spent})
+            cost[name] = cost.get(name, 0.0) + amount
+    if cost:
+        write_json(folder / "cost.json", {"judge_spent": cost})
 
 
 def predictions(judge: Judge, pairs: PairBatch) -> torch.Tensor:

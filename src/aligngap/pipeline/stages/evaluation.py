@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import polars as pl
 import torch
@@ -17,15 +17,16 @@ from aligngap.measure.base import Answers, values_of
 from aligngap.measure.classify import correct, pair_log_probs, winner_drift
 from aligngap.measure.kl import sequence_kl
 from aligngap.measure.registry import MEASURES
-from aligngap.models.build import load_tokenizer
 from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_spent
+from aligngap.pipeline.stages.base import SPLITS, JudgeStage, load_judge, write_judge_cost
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, load_reference, sample_in_chunks
+from aligngap.plugins import Registered
 from aligngap.seeds import uniforms
 from aligngap.store.store import is_checked, write_checked
-from aligngap.tasks.pairs import read_pairs, token_column
+from aligngap.tasks.pairs import token_column
 from aligngap.types import PairBatch, Tokens
 
 
@@ -55,32 +56,46 @@ class Responses(Stage):
         return 3.5e-4 * len(SPLITS) * self.prompts + 0.1
 
     def run(self, context: Context) -> None:
-        policy = load_policy(context, self.sft, context.one("arm") / "final.safetensors" if self.arm else None)
+        weights = self.arm.weights(context) if self.arm else None
+        policy = load_policy(context, self.sft, self.task, weights)
         truth = self.task.truth()
-        for split, (numbers, prompts) in evaluation_prompts(context.one("task"), self.prompts).items():
+        for split, (numbers, prompts) in evaluation_prompts(self.task, context, self.prompts).items():
             noise = uniforms(numbers, 1, policy.max_new_tokens, "opponent", self.who, self.seed)
-            drawn = sample_in_chunks(policy, prompts, noise)
+            responses = sample_in_chunks(policy, prompts, noise)
             columns = {
                 "prompt_number": numbers.numpy(),
-                "response_ids": token_column(drawn),
-                "utility": utilities(truth, prompts, drawn),
+                "response_ids": token_column(responses),
+                "utility": utilities(truth, prompts, responses),
             }
             pl.DataFrame(columns).write_parquet(context.out / f"{split}.parquet")
 
+    def table(self, context: Context, split: str) -> pl.DataFrame:
+        """prompt_number, response_ids and utility of a split, from the artefact."""
+        return pl.read_parquet(context.folder(self) / f"{split}.parquet")
 
-def evaluation_prompts(task: Path, count: int) -> dict[str, tuple[torch.Tensor, Tokens]]:
-    """The fixed evaluation prompts of each split: their numbers and token ids. The same for every arm and seed."""
-    found = {}
+
+def evaluation_prompts(task: Pairs, context: Context, count: int) -> dict[str, tuple[torch.Tensor, Tokens]]:
+    """The fixed evaluation prompts of each split: their numbers, int64 [n], and token ids. The same for every arm and
+    seed.
+    """
+    prompts = {}
     for split in SPLITS:
-        pairs = read_pairs(task / f"{split}.parquet")
+        pairs = task.read(context, split)
         index = torch.arange(min(count, len(pairs)))
-        found[split] = (pairs.prompt_numbers[index], pairs.prompts.take(index))
-    return found
+        prompts[split] = (pairs.prompt_numbers[index], pairs.prompts.take(index))
+    return prompts
 
 
-class Examination(Stage):
-    """What it takes to measure policies on a task's evaluation prompts: against whose responses, by which judges."""
+class Start(Stage):
+    """The policy that all arms of a seed start from, evaluated as `Evaluate` does their checkpoints: their step 0, once
+    for all of them. Its fields are what any evaluation of those arms needs: prompts, judges, opponents, pairs.
 
+    prompts, pairs: how many of each split. prompts.parquet: rows of `per_prompt` without a step. pairs.parquet: split,
+    prompt_number, and the policy's log-probabilities of first and second response (nats), which are the reference's
+    for every checkpoint.
+    """
+
+    kind: ClassVar[str] = "start"
     together: ClassVar[bool] = True
 
     sft: Sft
@@ -91,34 +106,6 @@ class Examination(Stage):
     opponents: tuple[Responses, ...]
     prompts: int
     pairs: int
-
-    @property
-    def checkpoint_work(self) -> float:
-        """Estimated seconds to measure one policy."""
-        # Of what it takes to judge a pair a third has been read before (judges keep prompts and opponents).
-        judged = 0.65 * self.prompts * (len(self.opponents) * self.golden.seconds + self.proxy.seconds)
-        other = (self.prompts * 5e-4 + self.pairs * 2e-4) * self.sft.base.size
-        return len(SPLITS) * (judged + other)
-
-    def labelled(self, context: Context) -> dict[str, PairBatch]:
-        """The golden-labelled pairs of each split that policies are asked about as classifiers."""
-        found = {}
-        for split in SPLITS:
-            pairs = read_pairs(context.one("golden_pairs") / f"{split}.parquet")
-            found[split] = pairs.take(torch.arange(min(self.pairs, len(pairs))))
-        return found
-
-
-class Start(Examination):
-    """The policy that all arms of a seed start from, measured as `Evaluate` measures their checkpoints: their step 0,
-    once for all of them.
-
-    prompts.parquet: rows of `per_prompt` without a step. pairs.parquet: split, prompt_number, and the policy's
-    log-probabilities of first and second response, which are the reference of every checkpoint's.
-    """
-
-    kind: ClassVar[str] = "start"
-
     seed: int
 
     @property
@@ -126,13 +113,35 @@ class Start(Examination):
         return f"evaluate {self.task.name}'s starting policy ({self.sft.base.name}), seed {self.seed}"
 
     @property
+    def checkpoint_work(self) -> float:
+        """Estimated seconds to evaluate one policy."""
+        # Of what it takes to judge a pair a third has been read before (judges keep prompts and opponents).
+        judged = 0.65 * self.prompts * (len(self.opponents) * self.golden.seconds + self.proxy.seconds)
+        other = (self.prompts * 5e-4 + self.pairs * 2e-4) * self.sft.base.size
+        return len(SPLITS) * (judged + other)
+
+    @property
     def work(self) -> float:
         return self.checkpoint_work + 0.2
 
+    def labelled(self, context: Context) -> dict[str, PairBatch]:
+        """The golden-labelled pairs of each split that policies are asked about as classifiers."""
+        pairs = {split: self.golden_pairs.read(context, split) for split in SPLITS}
+        return {split: part.take(torch.arange(min(self.pairs, len(part)))) for split, part in pairs.items()}
+
+    def responses(self, context: Context) -> dict[str, dict[str, Tokens]]:
+        """What each opponent, `sft` and `golden_policy`, responded to the prompts of each split."""
+        return {
+            opponent.who: {
+                split: Tokens.collate(opponent.table(context, split)["response_ids"].to_list()) for split in SPLITS
+            }
+            for opponent in self.opponents
+        }
+
     def run(self, context: Context) -> None:
-        policy = load_reference(context, self.sft)
-        examiner = Examiner(self, context)
-        prompts = [examiner.measured(policy, policy, split, self.seed) for split in SPLITS]
+        policy = load_reference(context, self.sft, self.task)
+        evaluator = Evaluator(self, context)
+        prompts = [evaluator.evaluate(policy, policy, split, self.seed) for split in SPLITS]
         pairs = []
         for split, labelled in self.labelled(context).items():
             first, second = pair_log_probs(policy, labelled)
@@ -145,25 +154,26 @@ class Start(Examination):
         if ranks.first():
             pl.concat(prompts).write_parquet(context.out / "prompts.parquet")
             pl.concat(pairs).write_parquet(context.out / "pairs.parquet")
-        write_spent(examiner.judges.values(), context.out)
+        write_judge_cost(evaluator.judges.values(), context.out)
 
 
-class Evaluate(Examination):
-    """An arm along its checkpoints: every measure, per prompt (section 4, appendices D and E).
+class Evaluate(Stage):
+    """An arm along its checkpoints: KL, win rates, utility, per prompt and pair (section 4, appendices D and E).
 
     Prompts and sampling noise are the same for all arms of a seed; the opponents' responses are the same for all arms.
+    start: step 0, whose judges, prompts and opponents serve all later steps.
     """
 
     kind: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 2
+    together: ClassVar[bool] = True
 
     arm: Arm
     start: Start
 
-    @classmethod
-    def of(cls, arm: Arm, start: Start) -> Evaluate:
-        """An arm that begins with the policy of `start`, measured as that is."""
-        return cls(arm=arm, start=start, **{name: getattr(start, name) for name in Examination.model_fields})
+    @property
+    def reads(self) -> Sequence[Stage]:
+        return self.start.parents
 
     @property
     def label(self) -> str:
@@ -172,54 +182,50 @@ class Evaluate(Examination):
     @property
     def work(self) -> float:
         # Step 0 is the start's, and a fifth of the work has been done for earlier checkpoints.
-        return 0.8 * self.checkpoint_work * (len(self.arm.keep) - 1) + 0.3
+        return 0.8 * self.start.checkpoint_work * (len(self.arm.keep) - 1) + 0.3
 
     def run(self, context: Context) -> None:
-        # A file a checkpoint: what is measured is not measured again after a kill, and a live view can read it.
-        kinds = ("prompts", "pairs")
-        missing = ranks.agreed(
-            [
-                step
-                for step in self.arm.keep
-                if not all(is_checked(self.file(context.partial, kind, step)) for kind in kinds)
-            ]
-        )
+        # A file a checkpoint: what is evaluated is not evaluated again after a kill, and a live view can read it.
+        files = {
+            step: [self.file(context.partial, kind, step) for kind in ("prompts", "pairs")] for step in self.arm.keep
+        }
+        missing = ranks.agreed([step for step, both in files.items() if not all(map(is_checked, both))])
         if missing:
-            self._measure(context, missing)
+            self._evaluate(context, missing)
         if not ranks.first():
             return
-        for kind, name in (("prompts", "per_prompt"), ("pairs", "per_pair")):
-            parts = [pl.read_parquet(self.file(context.partial, kind, step)) for step in self.arm.keep]
-            pl.concat(parts).write_parquet(context.out / f"{name}.parquet")
+        for name, parts in zip(("per_prompt", "per_pair"), zip(*files.values(), strict=True), strict=True):
+            pl.concat(map(pl.read_parquet, parts)).write_parquet(context.out / f"{name}.parquet")
 
     @staticmethod
     def file(partial: Path, kind: str, step: int) -> Path:
         """Where a checkpoint's rows of `per_prompt` (kind `prompts`) or `per_pair` (`pairs`) wait for the others'."""
         return partial / f"{kind}-{step:06d}.parquet"
 
-    def _measure(self, context: Context, steps: list[int]) -> None:
-        policy, reference = load_arm(context, self.sft)
-        examiner = Examiner(self, context)
-        start = pl.read_parquet(context.one("start") / "prompts.parquet")
-        examiner.remember(start)
-        fixed = pl.read_parquet(context.one("start") / "pairs.parquet")
-        labelled = self.labelled(context)
-        for place, step in enumerate(self.arm.keep):
+    def _evaluate(self, context: Context, steps: list[int]) -> None:
+        policy, reference = load_arm(context, self.start.sft, self.start.task)
+        evaluator = Evaluator(self.start, context)
+        start, before = (
+            pl.read_parquet(context.folder(self.start) / f"{kind}.parquet") for kind in ("prompts", "pairs")
+        )
+        evaluator.remember(start)
+        labelled = self.start.labelled(context)
+        for done, step in enumerate(self.arm.keep, start=1):
             if step not in steps:
-                # What was said of it before the kill is known now, as it would be without one.
-                examiner.remember(pl.read_parquet(self.file(context.partial, "prompts", step)))
+                # Judged before the kill: remembered now, as it would be without one.
+                evaluator.remember(pl.read_parquet(self.file(context.partial, "prompts", step)))
                 continue
             if step:
-                policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
+                policy.load_weights(self.arm.weights(context, step))
             per_prompt, per_pair = [], []
             for split, pairs in labelled.items():
-                before = fixed.filter(split=split).select("first", "second").to_torch().T
+                log_probs = before.filter(split=split).select("first", "second").to_torch().T
                 if step:
-                    rows = examiner.measured(policy, reference, split, self.arm.seed)
-                    first, second = pair_log_probs(policy, pairs) - before
+                    rows = evaluator.evaluate(policy, reference, split, self.arm.seed)
+                    first, second = pair_log_probs(policy, pairs) - log_probs
                 else:
                     rows = start.filter(split=split)
-                    first, second = torch.zeros_like(before)
+                    first, second = torch.zeros_like(log_probs)
                 labels = {"step": pl.lit(step), "split": pl.lit(split)}
                 per_prompt.append(rows.with_columns(**labels))
                 columns = {
@@ -231,100 +237,88 @@ class Evaluate(Examination):
             # `pairs` last: its file says that the checkpoint is done.
             for kind, frames in (("prompts", per_prompt), ("pairs", per_pair)) if ranks.first() else ():
                 write_checked(self.file(context.partial, kind, step), pl.concat(frames).write_parquet)
-            context.progress(place + 1, len(self.arm.keep), {})
-        write_spent(examiner.judges.values(), context.out)
+            context.progress(done, len(self.arm.keep), {})
+        write_judge_cost(evaluator.judges.values(), context.out)
 
 
-class Examiner:
-    """Measures policies on the evaluation prompts. No judge is asked twice about a response: under common noise, a
-    policy that has changed little gives most of its responses again.
+_RESPONSE: dict[str, Any] = {"split": pl.String, "prompt_number": pl.Int64, "response_ids": pl.List(pl.Int32)}
+"""What a judgement is of: a response to a prompt, which a prompt's number and split name."""
+
+
+class Evaluator:
+    """Samples a policy's responses to the evaluation prompts, and has them judged. No judge is asked twice about a
+    response: under common noise, a policy that has changed little gives most of its responses again.
     """
 
-    def __init__(self, stage: Examination, context: Context) -> None:
-        self.judges: dict[str, Judge] = {
-            name: load_judge(judge, context.one(name), context)
-            for name, judge in (("golden", stage.golden), ("proxy", stage.proxy))
+    def __init__(self, start: Start, context: Context) -> None:
+        self.judges = {"golden": load_judge(start.golden, context), "proxy": load_judge(start.proxy, context)}
+        self._truth = start.task.truth()
+        self._prompts = evaluation_prompts(start.task, context, start.prompts)
+        responses = start.responses(context)
+        # No figure or table shows what a proxy says of the golden policy.
+        self._known = {
+            name: [who for who in responses if (who, name) != ("golden_policy", "proxy")] for name in self.judges
         }
-        self._truth = stage.task.truth()
-        self._prompts = evaluation_prompts(context.one("task"), stage.prompts)
-        answers = opponents_of(stage.opponents, context)
-        self._opponents = list(answers)
-        # No measure asks a proxy about the golden policy.
-        asked = {name: [who for who in answers if (who, name) != ("golden_policy", "proxy")] for name in self.judges}
-        self._asked = {name: who for name, who in asked.items() if who}
         self._against = {
-            (name, split): self.judges[name].against(self._prompts[split][1], [answers[one][split] for one in who])
-            for name, who in self._asked.items()
+            (name, split): judge.against(self._prompts[split][1], [responses[who][split] for who in self._known[name]])
+            for name, judge in self.judges.items()
             for split in SPLITS
         }
         self._utility = {
-            (opponent.who, split): pl.read_parquet(folder / f"{split}.parquet")["utility"].to_torch()
-            for opponent, folder in zip(stage.opponents, context.many("opponents"), strict=True)
-            for split in (SPLITS if self._truth else ())
+            (opponent.who, split): opponent.table(context, split)["utility"]
+            for opponent in start.opponents
+            for split in SPLITS
         }
-        self._said: dict[tuple[str, int, tuple[int, ...]], tuple[float | None, ...]] = {}
-
-    @property
-    def _columns(self) -> list[str]:
-        """What depends on prompt and response alone."""
-        wins = [
-            f"win_{who}_{name}"
-            for who in self._opponents
-            for name in ("golden", "proxy", "true")
-            if name == "true" or who in self._asked.get(name, ())
-        ]
-        return ["utility", *wins, *(f"margin_{name}" for name in self.judges)]
+        self._judged = pl.DataFrame(schema=_RESPONSE)
 
     def remember(self, rows: pl.DataFrame) -> None:
-        """What judges have said, from rows of `per_prompt`."""
-        for split in SPLITS:
-            of_split = rows.filter(split=split).select("response_ids", *self._columns)
-            for place, (response, *said) in enumerate(of_split.iter_rows()):
-                self._said.setdefault((split, place, tuple(response)), tuple(said))
+        """Take over what judges decided about responses, from rows of `per_prompt`."""
+        rows = rows.select(*_RESPONSE, pl.exclude(*_RESPONSE, "step", "kl", "tokens"))
+        self._judged = pl.concat([self._judged, rows], how="diagonal").unique(
+            list(_RESPONSE), keep="first", maintain_order=True
+        )
 
-    def measured(self, policy: Policy, reference: Policy, split: str, seed: int) -> pl.DataFrame:
-        """A row of `per_prompt` for each of a split's prompts."""
+    def evaluate(self, policy: Policy, reference: Policy, split: str, seed: int) -> pl.DataFrame:
+        """A row of `per_prompt` for each of a split's prompts. reference: may be the policy itself, whose KL is 0."""
         numbers, prompts = self._prompts[split]
         noise = uniforms(numbers, 1, policy.max_new_tokens, "evaluation", seed)
         responses = sample_in_chunks(policy, prompts, noise)
-        itself = policy is reference
-        kl = torch.zeros(len(rows := responses.rows()), dtype=torch.float64)
-        if not itself:
+        kl = torch.zeros(len(numbers), dtype=torch.float64)
+        if policy is not reference:
             kl = sequence_kl(policy, reference, prompts, responses)
-        keys = [(split, place, tuple(row)) for place, row in enumerate(rows)]
-        new = torch.tensor([place for place, key in enumerate(keys) if key not in self._said], dtype=torch.int64)
+        rows = pl.DataFrame(
+            {
+                "prompt_number": numbers.numpy(),
+                "split": pl.Series([split] * len(numbers)),
+                "kl": kl.numpy(),
+                "tokens": responses.lengths.numpy(),
+                "response_ids": token_column(responses),
+            }
+        )
+        new = rows.with_row_index("place").join(self._judged, on=list(_RESPONSE), how="anti").sort("place")
         if len(new):
-            said = self._ask(split, new, responses.take(new))
-            self._said |= zip([keys[place] for place in new.tolist()], said, strict=True)
-        columns = {
-            "prompt_number": numbers.numpy(),
-            "split": pl.Series([split] * len(rows)),
-            "kl": kl.numpy(),
-            "tokens": responses.lengths.numpy(),
-            "response_ids": token_column(responses),
-        }
-        judged = zip(*(self._said[key] for key in keys), strict=True)
-        judgements = {
-            name: pl.Series(values, dtype=pl.Float64) for name, values in zip(self._columns, judged, strict=True)
-        }
-        return pl.DataFrame(columns | judgements)
+            place = new["place"].cast(pl.Int64).to_torch()
+            self.remember(new.select(*_RESPONSE).hstack(self._judge(split, place, responses.take(place))))
+        return rows.join(self._judged, on=list(_RESPONSE), how="left", maintain_order="left")
 
-    def _ask(self, split: str, index: torch.Tensor, responses: Tokens) -> list[tuple[float | None, ...]]:
-        """`_columns` of responses to these of a split's prompts."""
-        unknown: list[float | None] = [None] * len(index)
-        found = dict.fromkeys(self._columns, unknown)
-        for name, asked in self._asked.items():
-            margins = self._against[name, split].margins(index, responses).double()
-            for who, margin in zip(asked, margins, strict=True):
-                found[f"win_{who}_{name}"] = decision(margin).tolist()
-                if who == "sft":
-                    found[f"margin_{name}"] = margin.tolist()
-        if self._truth:
-            utility = self._truth.utilities(self._prompts[split][1].take(index), responses)
-            found["utility"] = utility.tolist()
-            for who in self._opponents:
-                found[f"win_{who}_true"] = decision(utility - self._utility[who, split][index]).tolist()
-        return list(zip(*found.values(), strict=True))
+    def _judge(self, split: str, index: torch.Tensor, responses: Tokens) -> pl.DataFrame:
+        """utility, win_* and margin_* of responses to these of a split's prompts; null what takes a true utility where
+        there is none.
+        """
+        margins = {
+            (who, name): margin
+            for name, whose in self._known.items()
+            for who, margin in zip(whose, self._against[name, split].margins(index, responses).double(), strict=True)
+        }
+        utility = utilities(self._truth, self._prompts[split][1].take(index), responses)
+        columns: dict[str, Any] = {"utility": utility}
+        for who in self._known["golden"]:
+            wins: dict[str, Any] = {
+                name: decision(margins[who, name]).double().numpy() for name in self.judges if (who, name) in margins
+            }
+            wins["true"] = ((utility - self._utility[who, split].gather(index.numpy())).sign() + 1) / 2
+            columns |= {f"win_{who}_{name}": win for name, win in wins.items()}
+        return pl.DataFrame(columns | {f"margin_{name}": margins["sft", name].numpy() for name in self.judges})
 
 
 class Measured(Stage):
@@ -333,25 +327,20 @@ class Measured(Stage):
     """
 
     kind: ClassVar[str] = "measured"
+    registered: ClassVar[Registered] = {"measure": MEASURES}
 
     measure: str
     evaluation: Evaluate
-    arm: Arm
-    sft: Sft
-    task: Pairs
-    golden: JudgeStage
-    proxy: JudgeStage
-    opponents: tuple[Responses, ...]
-
-    @classmethod
-    def of(cls, measure: str, evaluation: Evaluate) -> Measured:
-        """A measure of what has been evaluated."""
-        same = ("arm", "sft", "task", "golden", "proxy", "opponents")
-        return cls(measure=measure, evaluation=evaluation, **{name: getattr(evaluation, name) for name in same})
 
     @property
-    def code(self) -> str | None:
-        return super().code or MEASURES.code(self.measure)
+    def arm(self) -> Arm:
+        """The arm that is measured."""
+        return self.evaluation.arm
+
+    @property
+    def reads(self) -> Sequence[Stage]:
+        start = self.evaluation.start
+        return (self.arm, start.sft, start.task, start.golden, start.proxy, *start.opponents)
 
     @property
     def label(self) -> str:
@@ -359,71 +348,56 @@ class Measured(Stage):
 
     @property
     def work(self) -> float:
-        return 1e-4 * len(SPLITS) * self.evaluation.prompts * len(self.arm.keep) * self.sft.base.size + 1
+        start = self.evaluation.start
+        return 1e-4 * len(SPLITS) * start.prompts * len(self.arm.keep) * start.sft.base.size + 1
 
     def run(self, context: Context) -> None:
-        table = pl.read_parquet(context.one("evaluation") / "per_prompt.parquet")
-        prompts = evaluation_prompts(context.one("task"), self.evaluation.prompts)
-        tokenizer = load_tokenizer(self.sft.base.checkpoint.at(context.one("sft") / "model"))
-        against = opponents_of(self.opponents, context)
+        start = self.evaluation.start
+        table = pl.read_parquet(context.folder(self.evaluation) / "per_prompt.parquet")
+        evaluated = evaluation_prompts(start.task, context, start.prompts)
+        tokenizer = load_tokenizer(start.sft.base.checkpoint.at(context.folder(start.sft) / "model"))
+        opponents = start.responses(context)
+        stages = {"golden": start.golden, "proxy": start.proxy}
         judges: dict[str, Judge | None] = {}
-        policies: dict[int, tuple[Policy, Policy]] = {}
 
         def judge(name: str) -> Judge | None:
             if name not in judges:
-                stages = {"golden": self.golden, "proxy": self.proxy}
-                judges[name] = (
-                    load_judge(stages[name], context.one(name), context) if name in stages else self.task.truth()
-                )
+                judges[name] = load_judge(stages[name], context) if name in stages else start.task.truth()
             return judges[name]
 
+        pair = cache(lambda: load_arm(context, start.sft, start.task))
+
+        @lru_cache(maxsize=1)  # both splits of a checkpoint ask for it
         def models(step: int) -> tuple[Policy, Policy]:
-            if step not in policies:
-                policy, reference = next(iter(policies.values()), None) or load_arm(context, self.sft)
-                policy.load_weights(context.one("arm") / "steps" / f"{step:06d}.safetensors")
-                policies.clear()
-                policies[step] = policy, reference
-            return policies[step]
+            policy, reference = pair()
+            policy.load_weights(self.arm.weights(context, step))
+            return policy, reference
 
         frames = []
-        for step in self.arm.keep:
-            for split, (numbers, asked) in prompts.items():
-                rows = table.filter((pl.col("step") == step) & (pl.col("split") == split))
+        for done, step in enumerate(self.arm.keep, start=1):
+            for split, (numbers, prompts) in evaluated.items():
+                rows = table.filter(step=step, split=split)
                 assert rows["prompt_number"].to_list() == numbers.tolist()
                 answers = Answers(
                     step,
                     split,
                     numbers,
-                    asked,
+                    prompts,
                     Tokens.collate(rows["response_ids"].to_list()),
-                    {who: drawn[split] for who, drawn in against.items()},
+                    {who: responses[split] for who, responses in opponents.items()},
                     tokenizer,
                     partial(models, step),
                     judge,
                 )
                 values = values_of(MEASURES[self.measure], answers, self.measure, MEASURES.place(self.measure))
                 frames.append(rows.select("step", "split", "prompt_number").with_columns(value=values.numpy()))
-            context.progress(self.arm.keep.index(step) + 1, len(self.arm.keep), {})
+            context.progress(done, len(self.arm.keep), {})
         pl.concat(frames).write_parquet(context.out / "measure.parquet")
-        write_spent(judges.values(), context.out)
-
-
-def opponents_of(stages: Iterable[Responses], context: Context) -> dict[str, dict[str, Tokens]]:
-    """What the opponents that are the context's input `opponents` answered, by name and split."""
-    return {
-        stage.who: {
-            split: Tokens.collate(pl.read_parquet(folder / f"{split}.parquet")["response_ids"].to_list())
-            for split in SPLITS
-        }
-        for stage, folder in zip(stages, context.many("opponents"), strict=True)
-    }
+        write_judge_cost(judges.values(), context.out)
 
 
 def utilities(truth: TrueUtilityJudge | None, prompts: Tokens, responses: Tokens) -> pl.Series:
     """True utility of each response as a column; nulls where there is no true utility to be known."""
-    return pl.Series(truth.utilities(prompts, responses).numpy()) if truth else unknown(len(prompts.ids))
-
-
-def unknown(rows: int) -> pl.Series:
-    """A column of nulls."""
-    return pl.Series([None] * rows, dtype=pl.Float64)
+    if truth is None:
+        return pl.Series([None] * len(prompts.ids), dtype=pl.Float64)
+    return pl.Series(truth.utilities(prompts, responses).numpy())

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 
 from aligngap.pipeline.graph import Context
-from aligngap.pipeline.stages.base import SPLITS, JudgeStage, PairsStage, load_judge, write_spent
+from aligngap.pipeline.stages.base import SPLITS, JudgeStage, PairsStage, load_judge, write_judge_cost
 from aligngap.pipeline.stages.pairs import Pairs
-from aligngap.pipeline.stages.policies import Arm, Sft, load_policy
+from aligngap.pipeline.stages.policies import Arm, Sft, load_policy, prompts_of
 from aligngap.sources.sampled import Sampled
-from aligngap.tasks.pairs import read_pairs, write_pairs
-from aligngap.types import Prompt, concatenate
+from aligngap.tasks.pairs import write_pairs
+from aligngap.types import concatenate
 
 
 class Generate(PairsStage):
@@ -39,9 +39,12 @@ class Generate(PairsStage):
     @property
     def origin(self) -> str:
         """Whose responses, against whose."""
-        sides = ((self.first, self.first_step), (self.second, self.second_step))
-        names = ["sft" if arm is None else f"step {step} of seed {arm.seed}" for arm, step in sides]
-        return f"{names[0]} vs {names[1]}"
+        return " vs ".join("sft" if arm is None else f"step {step} of seed {arm.seed}" for arm, step in self.sides)
+
+    @property
+    def sides(self) -> tuple[tuple[Arm | None, int | None], tuple[Arm | None, int | None]]:
+        """Who responds first and second: an arm and its step; None for the SFT policy."""
+        return (self.first, self.first_step), (self.second, self.second_step)
 
     @property
     def label(self) -> str:
@@ -54,20 +57,16 @@ class Generate(PairsStage):
         return (7e-4 * self.sft.base.size + judged) * (self.prompts or self.task.count) + 0.5
 
     def run(self, context: Context) -> None:
-        policies = []
-        for name, step in (("first", self.first_step), ("second", self.second_step)):
-            weights = context.one(name) / f"steps/{step:06d}.safetensors" if getattr(self, name) else None
-            policies.append(load_policy(context, self.sft, weights))
+        first, second = (
+            load_policy(context, self.sft, self.task, arm.weights(context, step) if arm else None)
+            for arm, step in self.sides
+        )
         truth = self.task.truth()
-        judge = load_judge(self.judge, context.one("judge"), context) if self.judge else truth
+        judge = load_judge(self.judge, context) if self.judge else truth
         assert judge is not None, "a real data set's raters cannot be asked again"
         for split in SPLITS:
-            given = read_pairs(context.one("task") / f"{split}.parquet")
-            given = given.take(torch.arange(min(self.prompts or len(given), len(given))))
-            rows = zip(given.prompt_numbers.tolist(), given.prompts.rows(), strict=True)
-            prompts = [Prompt(number, tuple(ids)) for number, ids in rows]
-            frozen = (policies[0], policies[1])
-            source = Sampled(prompts, judge, self.seed, frozen=frozen, purpose="generate")
+            prompts = prompts_of(self.task.read(context, split))[: self.prompts]
+            source = Sampled(prompts, judge, self.seed, frozen=(first, second), purpose="generate")
             parts = []
             for index in torch.arange(len(prompts)).split(32):
                 parts.append(source.next_batch(len(index)))
@@ -80,4 +79,4 @@ class Generate(PairsStage):
                 labels = truth.rated(pairs.prompts, pairs.first, pairs.second, self.seed)
                 pairs = replace(pairs, preference=labels)
             write_pairs(pairs, context.out / f"{split}.parquet")
-        write_spent([judge], context.out)
+        write_judge_cost([judge], context.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,20 +14,21 @@ from aligngap.judges.model import ModelJudge, separator_of
 from aligngap.judges.registry import GivenJudge
 from aligngap.judges.spec import JudgeIngredients
 from aligngap.measure.winrate import win_rate
-from aligngap.models.build import load_tokenizer, parameter_count
+from aligngap.models.build import check_read_back, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.preference import (
     PREFERENCE_MODELS,
     build_preference_model,
     load_preference_model,
 )
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context, Stage, all_stages
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
-from aligngap.pipeline.stages.pairs import Pairs, Relabel, check_fits
+from aligngap.pipeline.stages.pairs import Pairs, Reading, Relabel, check_fits
+from aligngap.plugins import Registered
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.store import write_json
-from aligngap.tasks.pairs import read_pairs
 from aligngap.tasks.spec import DatasetTask
 from aligngap.tasks.worlds import world
 from aligngap.tasks.worlds.base import Dials
@@ -42,6 +44,7 @@ class Preference(JudgeStage):
     """
 
     kind: ClassVar[str] = "preference"
+    registered: ClassVar[Registered] = {"model": PREFERENCE_MODELS}
     activity: ClassVar[str] = "training"
     version: ClassVar[int] = 2
     together: ClassVar[bool] = True
@@ -64,26 +67,24 @@ class Preference(JudgeStage):
         return 0.018 * self.base.size * self.optim.steps + 0.5
 
     @property
-    def code(self) -> str | None:
-        return super().code or PREFERENCE_MODELS.code(self.model)
-
-    @property
     def seconds(self) -> float:
         return 3.7e-4 * self.base.size
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads pairs."""
+        return Reading(self.base.checkpoint, backbone=True, both=PREFERENCE_MODELS[self.model].reads_order)
 
     def judge(self, folder: Path, context: Context) -> Judge:
         separator = separator_of(load_tokenizer(self.base.checkpoint))
         return ModelJudge(load_preference_model(self.model, folder, separator, context.device, self.base.checkpoint))
 
     def run(self, context: Context) -> None:
-        folder = context.one("pairs")
-        train_pairs, held_out = (read_pairs(folder / f"{split}.parquet") for split in SPLITS)
+        train_pairs, held_out = (self.pairs.read(context, split) for split in SPLITS)
         if self.train_pairs is not None:
             train_pairs = train_pairs.take(torch.arange(min(self.train_pairs, len(train_pairs))))
         if self.more:
-            train_pairs = concatenate(
-                [train_pairs, *(read_pairs(part / "train.parquet") for part in context.many("more"))]
-            )
+            train_pairs = concatenate([train_pairs, *(stage.read(context) for stage in self.more)])
         checkpoint = self.base.checkpoint
         self._check(train_pairs)
         tokenizer = load_tokenizer(checkpoint)
@@ -101,6 +102,7 @@ class Preference(JudgeStage):
         )
         merge_adapters(model.backbone)
         model.save(context.out)
+        check_read_back(model.backbone, checkpoint.at(context.out / "backbone"), backbone=True)
         judge = ModelJudge(model.eval().requires_grad_(False))
         metrics: dict[str, Any] = {"parameters": parameter_count(model), "train_pairs": len(train_pairs)}
         for split, pairs in (
@@ -114,7 +116,7 @@ class Preference(JudgeStage):
         task = next(stage for stage in all_stages([self.pairs]) if isinstance(stage, Pairs))
         # It will judge what policies sample, up to the limit; in the built-in worlds few responses come near it.
         limit = task.task.dataset.max_response_tokens if isinstance(task.task, DatasetTask) else None
-        check_fits(self.base.checkpoint, task, pairs, response=limit, both=PREFERENCE_MODELS[self.model].reads_order)
+        check_fits(self.reading, task, pairs, response=limit)
 
 
 class Given(JudgeStage):
@@ -153,7 +155,7 @@ class Given(JudgeStage):
         )
 
     def run(self, context: Context) -> None:
-        self.judge(context.out, context)  # what cannot be built is found before anything rests on it
+        self.judge(context.out, context)  # what cannot be built fails here, before anything rests on it
         write_json(context.out / "metrics.json", {"given": self.given.identity})
 
 
@@ -172,28 +174,31 @@ class Agreement(Stage):
     kind: ClassVar[str] = "agreement"
     together: ClassVar[bool] = True
 
-    pairs: Pairs
     golden_pairs: Relabel
     proxy: JudgeStage
 
     @property
+    def reads(self) -> Sequence[Stage]:
+        return (self.golden_pairs.pairs,)
+
+    @property
     def label(self) -> str:
-        return f"{self.pairs.name}: judges' agreement (seed {self.proxy.seed})"
+        return f"{self.golden_pairs.pairs.name}: judges' agreement (seed {self.proxy.seed})"
 
     @property
     def work(self) -> float:
-        return self.proxy.seconds * self.pairs.count / 8 + 0.2
+        return self.proxy.seconds * self.golden_pairs.pairs.count / 8 + 0.2
 
     def run(self, context: Context) -> None:
-        raters, golden = (read_pairs(context.one(name) / "held_out.parquet") for name in ("pairs", "golden_pairs"))
-        truth = self.pairs.truth()
+        raters, golden = (stage.read(context, "held_out") for stage in (self.golden_pairs.pairs, self.golden_pairs))
+        truth = self.golden_pairs.pairs.truth()
         labels = {
             "rater": raters.preference,
             "golden": golden.preference,
-            "proxy": predictions(load_judge(self.proxy, context.one("proxy"), context), raters),
+            "proxy": predictions(load_judge(self.proxy, context), raters),
         }
         if truth is not None:
             labels["true"] = predictions(truth, raters)
         names = list(labels)
-        found = {f"{a}_{b}": agreement(labels[a], labels[b]) for i, b in enumerate(names) for a in names[i + 1 :]}
-        write_json(context.out / "agreement.json", found)
+        rates = {f"{a}_{b}": agreement(labels[a], labels[b]) for i, b in enumerate(names) for a in names[i + 1 :]}
+        write_json(context.out / "agreement.json", rates)

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from aligngap.errors import UserError
 from aligngap.judges.true_utility import TrueUtilityJudge
-from aligngap.models.build import load_tokenizer
 from aligngap.models.check import check_lengths
+from aligngap.models.context import context_of
 from aligngap.models.spec import Checkpoint
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context
-from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions, write_spent
-from aligngap.store.store import write_json
+from aligngap.pipeline.stages.base import (
+    SPLITS,
+    Base,
+    JudgeStage,
+    PairsStage,
+    load_judge,
+    predictions,
+    write_judge_cost,
+)
+from aligngap.store.store import read_json, write_json
 from aligngap.tasks.encode import make_dataset_pairs
-from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.tasks.pairs import write_pairs
 from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs
 from aligngap.types import PairBatch
 
 _FEWEST = 8
 """Held-out prompts, as many as an evaluation must take: an interval over fewer is far too narrow."""
+
+
+def check_held_out(prompts: int, source: str) -> None:
+    """Raises UserError where so many held-out prompts are too few for any conclusion."""
+    if prompts < _FEWEST:
+        raise UserError(
+            f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
+            where=source,
+            hint="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
+        )
+
+
+_ANY_WORLD = (64, 31)
+"""Most tokens of a prompt and of a response that are assumed of a built-in world: with both, the bases' context."""
 
 
 class Pairs(PairsStage):
@@ -49,6 +73,10 @@ class Pairs(PairsStage):
         """About how many pairs there are, both splits, for estimates of work."""
         return self.task.count
 
+    def max_new_tokens(self, context: Context) -> int:
+        """The limit of responses to the task's prompts, from the artefact."""
+        return int(read_json(context.folder(self) / "task.json")["max_new_tokens"])
+
     def truth(self) -> TrueUtilityJudge | None:
         """The task's hidden utility, where there is one: in built-in worlds only."""
         if isinstance(self.task, DatasetTask):
@@ -65,12 +93,7 @@ class Pairs(PairsStage):
             prepared = make_dataset_pairs(self.task.dataset, tokenizer)
             data = prepared.data
             prompts = len({tuple(ids) for ids in data.held_out.prompts.rows()})
-            if prompts < _FEWEST:
-                raise UserError(
-                    f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
-                    where=self.task.dataset.source,
-                    hint="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
-                )
+            check_held_out(prompts, self.task.dataset.source)
             write_json(context.out / "data.json", prepared.as_json())
         else:
             data = make_pairs(self.task, tokenizer)
@@ -102,26 +125,58 @@ class Relabel(PairsStage):
         return self.judge.seconds * self.pairs.count + 0.3
 
     def run(self, context: Context) -> None:
-        judge = load_judge(self.judge, context.one("judge"), context)
+        judge = load_judge(self.judge, context)
         for split in SPLITS:
-            pairs = read_pairs(context.one("pairs") / f"{split}.parquet")
+            pairs = self.pairs.read(context, split)
             write_pairs(replace(pairs, preference=predictions(judge, pairs)), context.out / f"{split}.parquet")
-        write_spent([judge], context.out)
+        write_judge_cost([judge], context.out)
 
 
-def check_fits(
-    checkpoint: Checkpoint, task: Pairs, pairs: PairBatch, *, response: int | None = None, both: bool = False
-) -> None:
+class Reading(NamedTuple):
+    """How a stage reads pairs with a model; see `check_lengths`."""
+
+    checkpoint: Checkpoint
+    backbone: bool = False
+    both: bool = False
+
+
+def check_beforehand(task: Pairs, readings: Collection[Reading]) -> None:
+    """Raises UserError, before anything is made, where a model cannot read the longest of a task's pairs, or of the
+    responses that policies may sample. Pairs are made only where the limits alone do not say already that all fit.
+    """
+    limits = _ANY_WORLD
+    if isinstance(task.task, DatasetTask):
+        limits = task.task.dataset.max_prompt_tokens, task.task.dataset.max_response_tokens
+    tight = [reading for reading in readings if not _fits(reading, *limits)]
+    if not tight:
+        return
+    tokenizer = load_tokenizer(task.base.checkpoint)
+    if own := isinstance(task.task, DatasetTask):
+        data = make_dataset_pairs(task.task.dataset, tokenizer).data
+    else:
+        data = make_pairs(task.task, tokenizer)
+    prompt = max(int(pairs.prompts.lengths.max()) for pairs in (data.train, data.held_out))
+    written = max(int(side.lengths.max()) for side in (data.train.first, data.train.second))
+    for reading in tight:
+        _check_lengths(reading, task, prompt, written if reading.backbone and not own else data.max_new_tokens)
+
+
+def _fits(reading: Reading, prompt: int, response: int) -> bool:
+    context = context_of(reading.checkpoint, backbone=reading.backbone)
+    return context.fits(prompt, 2 * (response + 1) if reading.both else response)
+
+
+def check_fits(reading: Reading, task: Pairs, pairs: PairBatch, *, response: int | None = None) -> None:
     """Raises UserError when a model cannot read the longest of a task's pairs; see `check_lengths`.
 
     response: the longest response's tokens, where those in the pairs do not say.
     """
-    found = max(int(side.lengths.max()) for side in (pairs.first, pairs.second))
-    check_lengths(
-        checkpoint,
-        int(pairs.prompts.lengths.max()),
-        found if response is None else response,
-        task=task.name,
-        own_data=isinstance(task.task, DatasetTask),
-        both=both,
-    )
+    longest = max(int(side.lengths.max()) for side in (pairs.first, pairs.second))
+    prompt = int(pairs.prompts.lengths.max())
+    _check_lengths(reading, task, prompt, longest if response is None else response)
+
+
+def _check_lengths(reading: Reading, task: Pairs, prompt: int, response: int) -> None:
+    own = isinstance(task.task, DatasetTask)
+    checkpoint, backbone, both = reading
+    check_lengths(checkpoint, prompt, response, task=task.name, own_data=own, backbone=backbone, both=both)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,21 +12,22 @@ import polars as pl
 import torch
 
 from aligngap import ranks
-from aligngap.models.build import end_tokens, load_language_model, load_tokenizer, parameter_count
+from aligngap.models.build import check_read_back, load_language_model, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.policy import Policy, WithoutAdapters
 from aligngap.models.sharding import save_folder
+from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import Base, JudgeStage, PairsStage, load_judge
-from aligngap.pipeline.stages.pairs import Pairs, check_fits
+from aligngap.pipeline.stages.pairs import Pairs, Reading, check_fits
 from aligngap.sources.base import Ingredients
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.sources.recording import Recording
 from aligngap.sources.registry import AnySource
 from aligngap.store.identity import file_digest
-from aligngap.store.store import read_json, write_json
-from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.store.store import write_json
+from aligngap.tasks.pairs import write_pairs
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.loop import LossSpec, reference_log_probs, train
 from aligngap.train.step import OptimSpec
@@ -57,15 +59,15 @@ class Sft(Stage):
         return 0.023 * self.base.size * (self.optim.steps if self.optim else 0) + 0.5
 
     def run(self, context: Context) -> None:
-        folders, checkpoint = context.many("pairs"), self.base.checkpoint
-        parts = [read_pairs(folder / "train.parquet") for folder in folders]
+        checkpoint = self.base.checkpoint
+        parts = [stage.read(context) for stage in self.pairs]
         for stage, part in zip(self.pairs, parts, strict=True):
-            check_fits(checkpoint, stage, part)
+            check_fits(Reading(checkpoint), stage, part)
         tokenizer = load_tokenizer(checkpoint)
-        model = load_language_model(checkpoint, context.device)
+        model = load_language_model(checkpoint, context.device, tokenizer)
         policy = Policy(model, end_tokens(tokenizer), 1)
         pooled = concatenate(parts)
-        held_out = concatenate([read_pairs(folder / "held_out.parquet") for folder in folders])
+        held_out = concatenate([stage.read(context, "held_out") for stage in self.pairs])
         before = nll(policy, held_out)
         if self.optim is not None:
             if checkpoint.lora:
@@ -76,6 +78,7 @@ class Sft(Stage):
             merge_adapters(model)
         save_folder(model, context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
+        check_read_back(model, checkpoint.at(context.out / "model"))
         metrics = {
             "parameters": parameter_count(model),
             "held_out_nll_before": before,
@@ -105,12 +108,12 @@ def nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
 
 
 class Reference(Stage):
-    """What the SFT policy gives both responses of recorded pairs, for all arms that are trained on them, whoever's
-    labels those take.
+    """Reference log-probabilities of recorded pairs under the SFT policy, computed once for all arms that train on
+    these responses, whichever labels those take.
 
-    batch, visits: pairs a step and in all steps of an arm. An arm that does not get round the pairs once asks about
-    those that it meets itself: reference.parquet is empty then. One row a pair, in the pairs' order: first, second
-    (log-probabilities summed over tokens, nats).
+    batch, visits: pairs a step, and in all steps of an arm. An arm of less than one epoch computes them batch by batch
+    itself; reference.parquet is empty then. One row a pair, in the pairs' order: first, second (log-probabilities
+    summed over tokens, nats).
     """
 
     kind: ClassVar[str] = "reference"
@@ -133,36 +136,41 @@ class Reference(Stage):
         return 2.2e-4 * self.sft.base.size * min(self.visits, self.task.count) + 0.3
 
     def run(self, context: Context) -> None:
-        pairs = read_pairs(context.one("pairs") / self.pairs.train_file)
-        found = torch.zeros(0, 2)
+        pairs = self.pairs.read(context)
+        values = torch.zeros(0, 2)
         if self.visits >= len(pairs):
-            check_fits(self.sft.base.checkpoint, self.task, pairs)
-            reference = load_reference(context, self.sft)
+            check_fits(Reading(self.sft.base.checkpoint), self.task, pairs)
+            reference = load_reference(context, self.sft, self.task)
 
-            def asked(index: torch.Tensor) -> torch.Tensor:
+            def scored(index: torch.Tensor) -> torch.Tensor:
                 return reference_log_probs(reference, pairs.take(index).to(reference.device)).float().cpu()
 
             parts = []
-            # In batches as an arm's: a recorded stream gets the bits that the arm found which recorded it.
+            # In an arm's batches: a recorded stream then gets the bits that the arm which recorded it computed.
             for index in torch.arange(len(pairs)).split(self.batch):
-                parts.append(ranks.spread(asked, index))
+                parts.append(ranks.spread(scored, index))
                 context.progress(int(index[-1]) + 1, len(pairs), {})
-            found = torch.cat(parts)
+            values = torch.cat(parts)
         if ranks.first():
-            columns = {name: found[:, place].numpy() for place, name in enumerate(("first", "second"))}
+            columns = {"first": values[:, 0].numpy(), "second": values[:, 1].numpy()}
             pl.DataFrame(columns).write_parquet(context.out / "reference.parquet")
 
     @staticmethod
     def of(pairs: PairBatch, folder: Path) -> PairBatch:
-        """The pairs with what this stage's artefact in `folder` says of them, if it says anything."""
-        said = pl.read_parquet(folder / "reference.parquet").to_torch()
-        return replace(pairs, reference=said) if len(said) else pairs
+        """The pairs with the log-probabilities of the artefact in `folder`; as they are where that is empty."""
+        values = pl.read_parquet(folder / "reference.parquet").to_torch()
+        return replace(pairs, reference=values) if len(values) else pairs
 
 
 class Arm(PairsStage):
     """A policy trained from the SFT policy by one loss on the pairs of one source. Golden policy, online, offline,
-    replay: all are this stage. reference: what is known of the recorded pairs; for sources that hand them on as they
-    are.
+    replay: all are this stage.
+
+    recorded: the pairs of an offline source; reference: their reference log-probabilities, where the source leaves the
+    responses as they are. keep: steps whose weights are kept, 0 for those before training.
+
+    final.safetensors: the weights after the last step; steps/STEP.safetensors: those of `keep`. stream.parquet: the
+    pairs in the order of training, of a source that samples or labels them. cost.json, seconds.json, weights.json.
     """
 
     kind: ClassVar[str] = "arm"
@@ -206,20 +214,19 @@ class Arm(PairsStage):
         live = 0.023 * self.sft.base.size + 22 * self.judge.seconds if self.judge else 0.0
         return (0.019 * self.sft.base.size + live) * self.optim.steps * self.optim.batch / 32 + 0.5
 
+    def weights(self, context: Context, step: int | None = None) -> Path:
+        """The file of weights after a step of `keep`; after the last step if none is named."""
+        return context.folder(self) / _weights_file(step)
+
     def run(self, context: Context) -> None:
         start = time.perf_counter()
-        self._check(context)
-        given = self._ingredients(context)
-        policy: Policy
-        reference: Policy | None
-        if given.pairs is None or given.pairs.reference is None:
-            policy, reference = load_arm(context, self.sft, self.seed)
-        else:
-            policy, reference = load_start(context, self.sft, self.seed), None
-        source = self.source.build(replace(given, ends=policy.ends))
+        ingredients = self._ingredients(context)
+        known = ingredients.pairs is not None and ingredients.pairs.reference is not None
+        policy = load_start(context, self.sft, self.task, self.seed)
+        reference = None if known else load_reference(context, self.sft, self.task, policy)
+        source = self.source.build(replace(ingredients, ends=policy.ends))
         recording = Recording(source) if self.source.needs_judge else None
-        kept = context.partial / "steps"
-        kept.mkdir(parents=True, exist_ok=True)
+        (context.partial / "steps").mkdir(parents=True, exist_ok=True)
         train(
             policy,
             reference,
@@ -227,101 +234,85 @@ class Arm(PairsStage):
             self.loss,
             self.optim,
             keep=self.keep,
-            save_policy=lambda step, p: p.save_weights(kept / f"{step:06d}.safetensors"),
+            save_policy=lambda step, p: p.save_weights(context.partial / _weights_file(step)),
             checkpointer=Checkpointer(context.partial, context.checkpoint_seconds),
             progress=context.progress,
         )
-        final = context.out / "final.safetensors"
+        final = context.out / _weights_file(None)
         policy.save_weights(final)
         if not ranks.first():
             return
         if recording:
-            write_pairs(recording.stream(), context.out / "stream.parquet")
-        (context.out / "steps").mkdir()
-        for path in sorted(kept.iterdir()):
-            (context.out / "steps" / path.name).write_bytes(path.read_bytes())
-        cost = {
-            "tokens_sampled": source.cost.tokens_sampled,
-            "judge_calls": source.cost.judge_calls,
-            "judge_spent": source.cost.judge_spent,
-            "steps": self.optim.steps,
-        }
-        write_json(context.out / "cost.json", cost)
+            write_pairs(recording.stream(), context.out / self.train_file)
+        shutil.copytree(context.partial / "steps", context.out / "steps")
+        write_json(context.out / "cost.json", {**asdict(source.cost), "steps": self.optim.steps})
         write_json(context.out / "weights.json", {"weights_sha256": file_digest(final)})
         write_json(context.out / "seconds.json", {"seconds": time.perf_counter() - start})
 
-    def _check(self, context: Context) -> None:
-        check_fits(
-            self.sft.base.checkpoint,
-            self.task,
-            read_pairs(context.one("task") / "train.parquet"),
-            response=max_new_tokens(context) if self.source.needs_judge else 0,
-        )
-        if self.recorded is not None:
-            pairs = read_pairs(context.one("recorded") / self.recorded.train_file)
-            check_fits(self.sft.base.checkpoint, self.task, pairs)
-
     def _ingredients(self, context: Context) -> Ingredients:
-        train_pairs = read_pairs(context.one("task") / "train.parquet")
-        prompts = [
-            Prompt(number, tuple(ids))
-            for number, ids in zip(train_pairs.prompt_numbers.tolist(), train_pairs.prompts.rows(), strict=True)
-        ]
-        judge = load_judge(self.judge, context.one("judge"), context) if self.judge else None
-        recorded = None
+        """What the source is built from; each file of pairs is read once. Raises UserError for pairs that are longer
+        than the model's context.
+        """
+        checkpoint, pairs, recorded = self.sft.base.checkpoint, self.task.read(context), None
+        response = self.task.max_new_tokens(context) if self.source.needs_judge else 0
+        check_fits(Reading(checkpoint), self.task, pairs, response=response)
         if self.recorded is not None:
-            recorded = read_pairs(context.one("recorded") / self.recorded.train_file)
+            recorded = pairs if self.recorded.identity == self.task.identity else self.recorded.read(context)
+            check_fits(Reading(checkpoint), self.task, recorded)
             if self.reference is not None:
-                recorded = Reference.of(recorded, context.one("reference"))
-        return Ingredients(seed=self.seed, batch=self.optim.batch, prompts=prompts, judge=judge, pairs=recorded)
+                recorded = Reference.of(recorded, context.folder(self.reference))
+        judge = load_judge(self.judge, context) if self.judge else None
+        return Ingredients(self.seed, self.optim.batch, prompts_of(pairs), judge, recorded)
 
 
-def load_policy(context: Context, sft: Sft, weights: Path | None = None) -> Policy:
-    """The SFT policy whose artefact is the context's input `sft`; or an arm's, of which `weights` are the file."""
-    if weights is None:
-        return _sft_policy(context, sft)
-    policy = load_start(context, sft)
-    policy.load_weights(weights)
-    return policy
+def _weights_file(step: int | None) -> str:
+    return "final.safetensors" if step is None else f"steps/{step:06d}.safetensors"
 
 
-def load_start(context: Context, sft: Sft, seed: int = 0) -> Policy:
+def prompts_of(pairs: PairBatch) -> list[Prompt]:
+    """The prompts of pairs, one a pair, in their order."""
+    rows = zip(pairs.prompt_numbers.tolist(), pairs.prompts.rows(), strict=True)
+    return [Prompt(number, tuple(ids)) for number, ids in rows]
+
+
+def load_policy(context: Context, sft: Sft, task: Pairs, weights: Path | None = None) -> Policy:
+    """The SFT policy, or an arm's, whose file of weights is given. task: whose limit of tokens responses keep to."""
+    if weights is not None:
+        policy = load_start(context, sft, task)
+        policy.load_weights(weights)
+        return policy
+    checkpoint = sft.base.checkpoint.at(context.folder(sft) / "model")
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_language_model(checkpoint, context.device, tokenizer)
+    return Policy(model, end_tokens(tokenizer), task.max_new_tokens(context))
+
+
+def load_start(context: Context, sft: Sft, task: Pairs, seed: int = 0) -> Policy:
     """The SFT policy as an arm begins with it: with adapters where the study asks for them, whose first weights `seed`
     decides.
     """
-    policy, lora = _sft_policy(context, sft), sft.base.checkpoint.lora
+    policy, lora = load_policy(context, sft, task), sft.base.checkpoint.lora
     if lora is not None:
         add_adapters(policy.model, lora, seed)
     return policy
 
 
-def load_arm(context: Context, sft: Sft, seed: int = 0) -> tuple[Policy, Policy]:
+def load_arm(context: Context, sft: Sft, task: Pairs, seed: int = 0) -> tuple[Policy, Policy]:
     """A policy to train, or to take over an arm's weights, and its reference: `load_start` and `load_reference`."""
-    policy = load_start(context, sft, seed)
-    return policy, load_reference(context, sft, policy)
+    policy = load_start(context, sft, task, seed)
+    return policy, load_reference(context, sft, task, policy)
 
 
-def load_reference(context: Context, sft: Sft, policy: Policy | None = None) -> Policy:
-    """The SFT policy as the reference of arms: of `policy`, with which it shares the model in memory if that has
-    adapters, or of any.
+def load_reference(context: Context, sft: Sft, task: Pairs, policy: Policy | None = None) -> Policy:
+    """The SFT policy as the reference of arms. policy: the one in training, with which it shares the model in memory if
+    that has adapters.
     """
     if sft.base.checkpoint.lora is not None:
-        policy = policy or load_start(context, sft)
+        policy = policy or load_start(context, sft, task)
         return WithoutAdapters(policy.model, policy.ends, policy.max_new_tokens, policy.layout)
-    reference = _sft_policy(context, sft)
+    reference = load_policy(context, sft, task)
     reference.model.requires_grad_(False)
     return reference
-
-
-def _sft_policy(context: Context, sft: Sft) -> Policy:
-    checkpoint = sft.base.checkpoint.at(context.one("sft") / "model")
-    ends = end_tokens(load_tokenizer(checkpoint))
-    return Policy(load_language_model(checkpoint, context.device), ends, max_new_tokens(context))
-
-
-def max_new_tokens(context: Context) -> int:
-    """The limit of responses to the prompts of the context's input `task`."""
-    return int(read_json(context.one("task") / "task.json")["max_new_tokens"])
 
 
 def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor) -> Tokens:
@@ -329,7 +320,7 @@ def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor) -> To
     # A pass takes hardly longer for many rows than for few; long ones need memory for their keys and values.
     chunk = min(128, max(32, 8192 // (prompts.ids.shape[1] + noise.shape[1])))
 
-    def drawn(index: torch.Tensor) -> list[list[int]]:
+    def sampled(index: torch.Tensor) -> list[list[int]]:
         return policy.sample(prompts.take(index).to(policy.device), 1, noise[index]).to("cpu").rows()
 
-    return Tokens.collate([row for rows in ranks.chunked(drawn, len(prompts.ids), chunk) for row in rows])
+    return Tokens.collate([row for rows in ranks.chunked(sampled, len(prompts.ids), chunk) for row in rows])

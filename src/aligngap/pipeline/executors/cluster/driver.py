@@ -25,9 +25,8 @@ from typing import Any
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.local import default_jobs
-from aligngap.pipeline.executors.process import die_with_parent
 from aligngap.pipeline.executors.run import Message, describe
-from aligngap.pipeline.executors.worker import redirect
+from aligngap.pipeline.processes import die_with_parent, redirect
 
 OWN = "local"
 """For an address: a cluster of one node, started here and ended with the run."""
@@ -56,7 +55,7 @@ class Terms:
     token: str
 
 
-def drive(terms: Terms, run: Connection, log: Path) -> None:
+def drive(run: Connection, terms: Terms, log: Path) -> None:
     """The process. log: what Ray and this code print."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     redirect(log)

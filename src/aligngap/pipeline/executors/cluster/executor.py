@@ -4,12 +4,10 @@ decides what becomes of a stage is the run's (`executors/run.py`), as on one mac
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Self
 
@@ -17,11 +15,11 @@ from aligngap.errors import UserError
 from aligngap.pipeline.executors.cluster.driver import OWN, Terms, drive
 from aligngap.pipeline.executors.cluster.node import Job, here
 from aligngap.pipeline.executors.local import modules_of
-from aligngap.pipeline.executors.process import GRACE, PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Executor, Message
-from aligngap.pipeline.executors.server import without_interrupts, without_main
 from aligngap.pipeline.executors.worker import Settings
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
+from aligngap.pipeline.processes import GRACE, Child
 from aligngap.pipeline.remote_cache import RemoteCache
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.store import DiskError, Store, disk_errors
@@ -91,24 +89,17 @@ class RayExecutor(Executor):
             token = stack.enter_context(shared.shown())
             cpus = self._parallel.processes
             terms = Terms(self._address, self._wanted_jobs, cpus, self._gpus, here(), place, token)
-            context = multiprocessing.get_context("spawn")
-            self._driver, theirs = context.Pipe()
-            with without_interrupts(), without_main():
-                self._process: BaseProcess = context.Process(
-                    target=drive, args=(terms, theirs, self._log_folder / LOG), name="ray"
-                )
-                self._process.start()
-            theirs.close()
+            self._driver = Child(drive, terms, self._log_folder / LOG, name="ray")
             stack.callback(self._end_driver)
             self._wait_until_ready()
             self._stack = stack.pop_all()
         return self
 
     def _wait_until_ready(self) -> None:
-        if not self._driver.poll(_CONNECT):
+        if not self._driver.pipe.poll(_CONNECT):
             raise self._broken(f"the Ray cluster did not answer within {_CONNECT:.0f} seconds")
         try:
-            word, value = self._driver.recv()
+            word, value = self._driver.pipe.recv()
         except (EOFError, OSError) as error:
             raise self._broken("the process that speaks with Ray died before it was connected") from error
         if word == "refused":
@@ -120,7 +111,7 @@ class RayExecutor(Executor):
         self._modules = modules_of(stages, self._parallel)
 
     def start(self, stage: Stage) -> None:
-        inputs = tuple(dict.fromkeys(parent.identity for parent in stage.parents))
+        inputs = tuple(parent.identity for parent in stage.parents)
         remote_cache = self._remote_cache.url if self._remote_cache else None
         job = Job(PackedStage.of(stage), self._settings, stage.identity, self._modules, remote_cache, inputs)
         if self._remote_cache:  # what an earlier run has made here
@@ -132,7 +123,7 @@ class RayExecutor(Executor):
                 ):
                     self._remote_cache.push(self.store, identity)
         with suppress(OSError):  # the driver is gone, as `listen` will find
-            self._driver.send(("start", stage.identity, job.packed()))
+            self._driver.pipe.send(("start", stage.identity, job.packed()))
         self._running.add(stage.identity)
         self._logged.discard(stage.identity)
 
@@ -143,10 +134,10 @@ class RayExecutor(Executor):
             yield self._last.pop()
 
     def _heard(self, seconds: float) -> Iterator[tuple[str, Message]]:
-        while self._driver.poll(seconds):
+        while self._driver.pipe.poll(seconds):
             seconds = 0.0
             try:
-                word, *rest = self._driver.recv()
+                word, *rest = self._driver.pipe.recv()
             except (EOFError, OSError):
                 raise self._give_up(self._broken("the connection to the Ray cluster is lost")) from None
             if word == "room":
@@ -187,19 +178,15 @@ class RayExecutor(Executor):
 
     def stop(self) -> None:
         with suppress(OSError):
-            self._driver.send(("stop",))
+            self._driver.pipe.send(("stop",))
 
     def kill(self) -> None:
         self._end_driver()
 
     def _end_driver(self) -> None:
         """However it ends, Ray ends with it what it has started."""
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join(GRACE)
-        if self._process.is_alive():
-            self._process.kill()
-        self._process.join()
+        self._driver.terminate()
+        self._driver.end(GRACE)
         self._over = True
         self._last += [(identity, ("vanished", "it was stopped")) for identity in self._running]
         self._running.clear()

@@ -19,7 +19,7 @@ from typing import Any
 
 from aligngap import __version__
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.process import PackedStage
+from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.server import one_thread, process_context
 from aligngap.pipeline.executors.worker import Settings, StageProcess
@@ -37,7 +37,8 @@ _LOG_PART = 1 << 18
 @dataclass(frozen=True)
 class Job:
     """What a node is sent. modules: where the run's stages are defined; remote_cache: address of the
-    artefacts, None where the run's store is the node's as well; inputs: identities of the stage's inputs.
+    artefacts, None where the run's store is the node's as well; inputs: identities of all artefacts that the stage may
+    read (`Stage.parents`), which are brought here before it starts.
     """
 
     stage: PackedStage

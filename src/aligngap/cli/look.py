@@ -1,0 +1,171 @@
+"""Commands that show what a run has made."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.text import Text
+
+from aligngap.cli import show
+from aligngap.cli.options import AsJson, Run
+from aligngap.errors import UserError, unwritable
+
+
+def status(directory: Run) -> None:
+    """Show how far a run has come."""
+    from aligngap.pipeline.executors.progress import Entry, clock
+    from aligngap.pipeline.rundir import RunDirectory
+
+    found = RunDirectory.open(directory)
+    now = found.status()
+    table = show.table(
+        str(found.study.get("title", directory)), "kind", "stage", "state", "steps", ">seconds", "reason"
+    )
+    for item in now["stages"]:
+        entry = Entry(item["label"], item["kind"], 0.0, item["status"], item["done"], item["total"], item["rate"])
+        pace = entry.pace if item["status"] == "running" else f"{entry.done}/{entry.total}" if entry.total else ""
+        seconds = f"{item['seconds']:.1f}" if item["seconds"] else ""
+        table.add_row(item["kind"], Text(item["label"]), item["status"], pace, seconds, Text(item["reason"]))
+    show.console().print(table)
+    times = show.table("Where time went", "kind", ">stages", ">core time")
+    for spent in found.spent(now):
+        some = f" (of {spent.timed})" if spent.timed < spent.stages else ""
+        times.add_row(Text(spent.kind), str(spent.stages), clock(spent.seconds) + some)
+    show.console().print(times)
+    parts = show.table("What it went to", "activity", ">core time", ">share")
+    spent_on = found.activities(now)
+    for activity, part in spent_on.items():
+        parts.add_row(activity, clock(part), f"{part / sum(spent_on.values()):.0%}")
+    show.console().print(parts)
+    states = [item["status"] for item in now["stages"]]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    left = f", about {clock(now['left'])} left" if now["state"] == "running" and now["left"] is not None else ""
+    when = f"started {now['started']}, last seen {now['updated']}"
+    show.say(f"{now['state']}, {clock(now['seconds'])}{left}: {counts} ({when})")
+
+
+def watch(
+    directory: Run,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Port on localhost; 0: any that is free.")
+    ] = 8642,
+    open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The study's file, where it has plugins or judges of its own: imports them."),
+    ] = None,
+) -> None:
+    """Serve the report on localhost while a run goes on: curves grow, stages tick. Reads only; end it with Ctrl-C."""
+    import webbrowser
+
+    from aligngap.live.folder import Watched
+    from aligngap.live.server import Server, Site
+    from aligngap.live.server import watch as follow
+
+    if study is not None and not study.is_file():
+        raise UserError("there is no such file", where=f"--study {study}", hint="Give the YAML file that was run.")
+    server = Server(Site(Watched(directory, study)), port)
+    show.say(f"Watching {directory} at {server.url} (Ctrl-C ends watching, and nothing else).")
+    if open:
+        webbrowser.open(server.url)
+    with suppress(KeyboardInterrupt):
+        follow(server)
+
+
+def report(directory: Run) -> None:
+    """Write the report again, from the stored results."""
+    from aligngap.pipeline.rundir import RunDirectory
+
+    show.needs(RunDirectory.open(directory).folder / "results.json")
+    from aligngap.report.page import publish
+
+    show.say(f"Report: {publish(directory)}")
+
+
+def figures(
+    directory: Run,
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="png, svg or pdf.")] = "png",
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR/figures]")] = None,
+    opponent: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose responses win rates are against: golden_policy or sft.")
+    ] = "golden_policy",
+) -> None:
+    """Write every figure of the report as a file, TASK-EXPERIMENT-FIGURE.FORMAT. No browser is needed."""
+    from aligngap.report.images import FORMATS, Format
+    from aligngap.report.still import figure_files
+    from aligngap.results import OPPONENTS, read
+
+    for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
+        if value not in known:
+            raise UserError(f"there is no '{value}'", where=option, hint=f"Known: {', '.join(known)}.")
+    data = read(directory)
+    folder = out or directory / "figures"
+    with unwritable(folder, "Give --out another folder."):
+        written = figure_files(data, folder, (cast(Format, form),), opponent=opponent)
+    if not written:
+        raise UserError("there is nothing to draw: no run has a measured point", where=str(directory))
+    show.say(f"{len(written)} figures: {folder}")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR1", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR2", help="The folder of another.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of it, FILE.html, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs of the same experiments: what differs, and second minus first with intervals."""
+    from aligngap.compare.differences import compare as compared
+    from aligngap.compare.words import sections
+
+    if out is not None and out.suffix != ".html":
+        raise UserError(f"'{out}' is no .html file", where="--out", hint="Write --out comparison.html.")
+    found = compared(first, second)
+    if out is not None:
+        from aligngap.compare.page import write_comparison
+
+        with unwritable(out, "Give --out another path."):
+            write_comparison(found, out)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        return
+    console = show.console()
+    for part in sections(found):
+        if isinstance(part, str):
+            console.print(show.plain(part), soft_wrap=True)
+        else:
+            table = show.table(part.title, *part.columns)
+            for row in part.rows:
+                table.add_row(*map(show.plain, row))
+            console.print(table)
+    if out is not None:
+        show.say(f"Page: {out}", console)
+
+
+def samples(
+    directory: Run,
+    arm: Annotated[str | None, typer.Option(metavar="NAME", help="The arm.  [default: the first]")] = None,
+    step: Annotated[int | None, typer.Option(metavar="N", help="The step.  [default: the last kept]")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed.  [default: the first]")] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train or held_out.")] = "held_out",
+    n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of prompts.")] = 5,
+) -> None:
+    """Show prompts with the responses of the SFT policy, of an arm and of the golden policy, and their scores."""
+    from aligngap.pipeline.rundir import RunDirectory
+    from aligngap.report.side_by_side import side_by_side
+
+    path = RunDirectory.open(directory).folder / "samples.parquet"
+    show.needs(path)
+    found = side_by_side(path, arm=arm, step=step, seed=seed, split=split, n=n)
+    console = show.console()
+    for row in found.rows:
+        table = show.table(row.heading, "SFT", found.title, "golden policy")
+        table.show_lines = True
+        table.add_row(*map(show.plain, row.responses))
+        table.add_row(*(Text(scores, style="dim") for scores in row.scores))
+        console.print(table)
+    arms, steps = ", ".join(found.arms), ", ".join(map(str, found.steps))
+    show.say(f"Arms: {arms}\nSteps of this arm: {steps}", console)
