@@ -64,7 +64,9 @@ def made(
         def builder(kind: str) -> Callable[[], tuple[JudgeSpec, JudgeIngredients]]:
             def build() -> tuple[JudgeSpec, JudgeIngredients]:
                 spec = judge_spec({"kind": kind, **settings[kind]})
-                return spec, JudgeIngredients(tokenizer=TOKENIZER, cache=root / "cache", search=root, world=WORLD)
+                return spec, JudgeIngredients(
+                    tokenizer=TOKENIZER, cache=root / "cache", search=root, world=world(WORLD)
+                )
 
             return build
 

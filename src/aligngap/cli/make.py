@@ -104,15 +104,15 @@ def scratch(
 
 
 def pretrain(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Each size is written to DIR/SIZE.")],
-    sizes: Annotated[list[str] | None, typer.Argument(metavar="[SIZE]...", help="Sizes.  [default: all]")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Each base is written to DIR/BASE.")],
+    bases: Annotated[list[str] | None, typer.Argument(metavar="[BASE]...", help="Bases.  [default: all]")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Steps a cycle, for a try-out.  [default: the recipe's]")
     ] = None,
 ) -> None:
     """Train the shipped bases again, by their recipe. The same command resumes it."""
-    from aligngap.train.pretrain import pretrain_sizes
+    from aligngap.train.pretrain import pretrain_bases
 
     console = show.console()
     with stoppable():
-        pretrain_sizes(sizes, out, steps, lambda line: show.say(line, console))
+        pretrain_bases(bases, out, steps, lambda line: show.say(line, console))

@@ -17,7 +17,7 @@ from aligngap.judges.named import named_judge
 from aligngap.judges.spec import JudgeIngredients
 from aligngap.plugins import installed, load_plugins
 from aligngap.tasks.datasets import DatasetSpec
-from aligngap.tasks.worlds import WORLDS
+from aligngap.tasks.worlds import WORLDS, world
 
 SCHEMA = 1
 
@@ -102,6 +102,6 @@ def diagnose_named(
     asked = None
     if named is not None:
         spec, search = named
-        world = data.source if data.source in WORLDS else None
-        asked = spec.build(JudgeIngredients(subject.tokenizer, device, cache, search, world))
+        place = world(data.source) if data.source in WORLDS else None
+        asked = spec.build(JudgeIngredients(subject.tokenizer, device, cache, search, place))
     return diagnose(subject, asked, judge_name=judge, seed=seed, progress=progress)

@@ -118,7 +118,12 @@ class Bench:
     def _pairs(self, task: str) -> Pairs:
         data, own = self.study.data, self.study.datasets.get(task)
         spec = (
-            TaskSpec(world=task, train_pairs=data.train_pairs, held_out_pairs=data.held_out_pairs)
+            TaskSpec(
+                world=task,
+                train_pairs=data.train_pairs,
+                held_out_pairs=data.held_out_pairs,
+                dials=self.study.dials_of(task),
+            )
             if own is None
             else DatasetTask.of(task, own)
         )
@@ -151,6 +156,7 @@ class Bench:
                 given=GivenJudge.of(spec.judge, self.study.folder),
                 base=self.pairs.base,
                 world=self.task if self.has_truth else None,
+                dials=self.study.dials_of(self.task),
                 search=self.study.folder,
             )
         assert spec.optim is not None  # the study's validation sees to it

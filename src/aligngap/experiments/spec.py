@@ -17,6 +17,7 @@ from aligngap.models.spec import Checkpoint
 from aligngap.ranks import ALONE, Parallel
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.worlds import WORLDS
+from aligngap.tasks.worlds.base import Dials
 from aligngap.train.loop import LossSpec
 from aligngap.train.step import OptimSpec
 
@@ -123,9 +124,10 @@ class AnalysisSpec(Section):
 class StudySpec(Section):
     """Experiments x tasks x seeds, and every setting that decides their numbers.
 
-    tasks: built-in worlds, or names of `datasets`, the user's own; sft_tasks: the tasks whose pairs the SFT policy is
-    fine-tuned on (null: the study's own); data: how much of each world; sft: null where models.policy is an SFT
-    policy already; plugins: modules of the user's own, beside the study's file or wherever Python looks.
+    tasks: built-in worlds, or names of `datasets`, the user's own; worlds: dials of worlds, each at its default where
+    nothing is said; sft_tasks: the tasks whose pairs the SFT policy is fine-tuned on (null: the study's own); data: how
+    much of each world; sft: null where models.policy is an SFT policy already; plugins: modules of the user's own,
+    beside the study's file or wherever Python looks.
     """
 
     name: str
@@ -134,6 +136,7 @@ class StudySpec(Section):
     smoke: bool = False
     tasks: tuple[str, ...] = ("summarisation",)
     datasets: dict[str, DatasetSpec] = {}
+    worlds: dict[str, Dials] = {}
     sft_tasks: tuple[str, ...] | None = None
     experiments: tuple[str, ...]
     plugins: tuple[str, ...] = ()
@@ -163,6 +166,10 @@ class StudySpec(Section):
         copy._folder = folder
         return copy
 
+    def dials_of(self, task: str) -> Dials:
+        """What the study sets of a world; each dial's default where it says nothing."""
+        return self.worlds.get(task, Dials())
+
     @field_validator("datasets")
     @classmethod
     def _names(cls, value: dict[str, DatasetSpec]) -> dict[str, DatasetSpec]:
@@ -184,6 +191,10 @@ class StudySpec(Section):
                 raise ValueError(f"there is no task '{name}'. {nearest(name, known)}")
             if name in WORLDS:
                 WORLDS.known(name)
+        for name, dials in self.worlds.items():
+            if name not in WORLDS:
+                raise ValueError(f"there is no world '{name}'. {nearest(name, WORLDS)}")
+            WORLDS[name]().at(dials)
         if self.analysis.judge == "true" and set(self.tasks) & set(self.datasets):
             raise ValueError("analysis.judge cannot be `true`: nobody knows the true utility of a real data set")
         return self

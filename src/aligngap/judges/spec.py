@@ -13,6 +13,7 @@ from aligngap.errors import UserError
 from aligngap.judges.base import Judge
 from aligngap.plugins import Pluggable
 from aligngap.store.identity import content_digest
+from aligngap.tasks.worlds.base import World
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class JudgeIngredients:
 
     tokenizer: the policy's, whose tokens the pairs are. device: for judges that are models. cache: folder for answers
     that cost something, shared by all processes; None keeps none. search: folder of the study file, where modules and
-    models that the study names are looked for first. world: the built-in world that the prompts come from, if they do.
+    models that the study names are looked for first. world: the built-in world that the prompts come from, if they do,
+    with its dials as the study sets them.
     """
 
     tokenizer: PreTrainedTokenizerBase
     device: str = "cpu"
     cache: Path | None = None
     search: Path | None = None
-    world: str | None = None
+    world: World | None = None
 
 
 class JudgeSpec(Pluggable):

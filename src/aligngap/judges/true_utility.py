@@ -13,7 +13,7 @@ from aligngap.judges.base import Judge
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.judges.text import prompt_text, response_text
 from aligngap.seeds import numpy_stream
-from aligngap.tasks.worlds import WORLDS, world
+from aligngap.tasks.worlds import WORLDS
 from aligngap.tasks.worlds.base import World, Written
 from aligngap.types import Tokens
 
@@ -76,4 +76,4 @@ class TrueUtilityJudgeSpec(JudgeSpec):
                 where="judge: {kind: true}",
                 hint=f"Choose another judge, or a task of {', '.join(WORLDS)}.",
             )
-        return TrueUtilityJudge(world(given.world), given.tokenizer)
+        return TrueUtilityJudge(given.world, given.tokenizer)

@@ -47,12 +47,24 @@ class Architecture(BaseModel):
     context: int = Field(128, gt=0)
 
 
-SHIPPED: dict[str, Architecture] = {
+SHAPES: dict[str, Architecture] = {
     "small": Architecture(hidden=64, layers=2, heads=4, intermediate=128),
     "medium": Architecture(hidden=96, layers=3, heads=6, intermediate=192),
+    "x4": Architecture(hidden=168, layers=4, heads=7, intermediate=336),
     "large": Architecture(hidden=192, layers=4, heads=6, intermediate=384),
 }
-"""Bases shipped with the package, smallest first."""
+"""Shapes that bases are trained in, smallest first."""
+
+SHIPPED: dict[str, Architecture] = {
+    "small": SHAPES["small"],
+    "medium": SHAPES["medium"],
+    "large": SHAPES["large"],
+    "91k": SHAPES["small"],
+    "x1": SHAPES["medium"],
+}
+"""Bases shipped with the package. The first three, smallest first, speak an older language than the others: the two
+kinds have different tokens, and no study mixes them.
+"""
 
 
 def random_model(shape: Architecture, vocabulary: int, seed: int, purpose: str = "pretrain") -> LlamaForCausalLM:

@@ -20,13 +20,17 @@ from aligngap.plugins import Pluggable, Registered
 from aligngap.seeds import numpy_stream
 from aligngap.tasks.datasets import DatasetSpec, source_digest
 from aligngap.tasks.worlds import WORLDS, world
-from aligngap.tasks.worlds.base import Written
+from aligngap.tasks.worlds.advantage import authors_at
+from aligngap.tasks.worlds.base import Dials, World, Written
 from aligngap.types import PairBatch, Tokens
 
 
 class TaskSpec(Pluggable):
     """A task and how much data its raters give. Every prompt has two responses by random writers, and one rater's
     preference.
+
+    advantage: how much better the writers are than the world's own, as a share of the distance between the 10th and the
+    90th percentile of the utility of their responses; raters and prompts stay the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -37,6 +41,13 @@ class TaskSpec(Pluggable):
     train_pairs: int = Field(8000, gt=0)
     held_out_pairs: int = Field(1000, gt=0)
     seed: int = 0
+    dials: Dials = Dials()
+    advantage: float = 0.0
+
+    @property
+    def place(self) -> World:
+        """The world with its dials set. Raises UserError for a setting that it does not have."""
+        return world(self.world).at(self.dials)
 
     @property
     def name(self) -> str:
@@ -102,8 +113,8 @@ def make_pairs(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
     """The rater's data of a built-in world. Prompts are numbered from 0, held-out after train. Raises UserError for a
     world that has too few prompts.
     """
-    place = world(spec.world)
-    writers = place.writers()
+    place = spec.place
+    writers = authors_at(place, spec.advantage)
     texts: dict[str, None] = {}
     rng = numpy_stream("task", spec.world, "prompts", spec.seed)
     repeats = 0
@@ -123,7 +134,7 @@ def make_pairs(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         first, second = (place.write(draw, prompt, writers[int(draw.integers(len(writers)))]) for _ in range(2))
         rows.append((number, prompt, first, second, place.rate(draw, prompt, first, second)))
     train, held_out = (_batch(part, tokenizer) for part in (rows[: spec.train_pairs], rows[spec.train_pairs :]))
-    return TaskData(train, held_out, place.max_response_tokens)
+    return TaskData(train, held_out, place.limit)
 
 
 def _batch(rows: list[tuple[int, str, Written, Written, float]], tokenizer: PreTrainedTokenizerBase) -> PairBatch:

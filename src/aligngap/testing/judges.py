@@ -51,7 +51,7 @@ def check_judge(
     some = pairs if pairs is not None else world_pairs(task, read)
     if isinstance(judge, JudgeSpec):
         has_an_identity(judge, search)
-        given = JudgeIngredients(tokenizer=read, search=search, world=task if tokenizer is None else None)
+        given = JudgeIngredients(tokenizer=read, search=search, world=world(task) if tokenizer is None else None)
         judge = judge.build(given)
     run(JUDGE_CHECKS, Judged(judge, some))
 

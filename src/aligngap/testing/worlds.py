@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from aligngap.models.tokenizer import SPECIAL_TOKENS, word_tokenizer
 from aligngap.tasks.spec import response_ids
-from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written
+from aligngap.tasks.worlds.base import Appraisal, Dials, World, Writer, Written
 from aligngap.testing.contract import Broken, must, run
 
 _TRIES = 200
@@ -44,18 +44,65 @@ def asks_many_prompts_in_its_words(place: World) -> None:
         _in_its_words(place, prompt, "a prompt")
 
 
-def answers_in_its_words_and_limits(place: World) -> None:
-    """Every writer to every prompt; a response's tokens, with the end if it has one, are its text again."""
-    tokenizer = word_tokenizer(list(place.words()))
+def answers_in_its_words(place: World) -> None:
+    """Every writer to every prompt, as a function of the random stream alone."""
     for number, prompt in enumerate(_prompts(place)[:60]):
-        for writer in place.writers():
+        for writer in place.authors():
             one, two = (place.write(np.random.default_rng(number), prompt, writer) for _ in range(2))
             must(one == two, "the same random stream gives another response")
             _in_its_words(place, one.text, f"a response of writer '{writer.name}'")
-            ids = response_ids(one, tokenizer)
-            must(bool(ids), f"writer '{writer.name}' says nothing and does not end it")
-            size = f"{len(ids)} of {place.max_response_tokens} tokens"
-            must(len(ids) <= place.max_response_tokens, f"a response of writer '{writer.name}' is too long: {size}")
+
+
+def says_what_a_policy_can_say(place: World) -> None:
+    """At every length that it may be set to: a policy goes on until it ends or has no token left, so a response lacks
+    its end at exactly the limit and nowhere else. One that no policy could say is told from a policy's by that alone.
+    """
+    tokenizer = word_tokenizer(list(place.words()))
+    lengths = range(2, place.max_response_tokens) if place.full_response_tokens else ()
+    for world in (place, *(place.at(Dials(length=length)) for length in lengths)):
+        for number, prompt in enumerate(_prompts(world)[:40]):
+            for writer in world.authors():
+                response = world.write(np.random.default_rng(number), prompt, writer)
+                ids = response_ids(response, tokenizer)
+                size = f"{len(ids)} of {world.limit} tokens"
+                must(bool(ids), f"writer '{writer.name}' says nothing and does not end it")
+                must(len(ids) <= world.limit, f"a response of writer '{writer.name}' is too long: {size}")
+                whole = response.ended or len(ids) == world.limit
+                must(whole, f"a response of writer '{writer.name}' has no end and {size}: no policy can say it")
+
+
+def sets_its_dials(place: World) -> None:
+    """Each changes what it is to change, and no more: complexity nothing that is written, style no writer's slips and
+    no opener's or closer's share among all writers, length no prompt.
+    """
+    prompts, authors = _prompts(place)[:60], place.authors()
+    for style in (0.0, 0.5, 1.0):
+        styled = place.at(Dials(style=style))
+        must(_prompts(styled)[:60] == prompts, "style changes a prompt")
+        for one, other in zip(styled.authors(), authors, strict=True):
+            must((one.name, one.slips) == (other.name, other.slips), f"style changes what writer '{one.name}' slips in")
+        for habit in ("openers", "closers"):
+            shares = [_shares([getattr(one, habit) for one in all_]) for all_ in (styled.authors(), authors)]
+            must(all(abs(shares[0][word] - shares[1][word]) < 1e-9 for word in shares[1]), f"style changes {habit}")
+    for complexity in range(1, place.most_complex + 1):
+        easier, harder = (place.at(Dials(complexity=level)) for level in (complexity - 1, complexity))
+        must(_prompts(harder)[:60] == prompts, "complexity changes a prompt")
+        valued = 0
+        for number, prompt in enumerate(prompts):
+            for one, other in zip(authors, harder.authors(), strict=True):
+                said = place.write(np.random.default_rng(number), prompt, one)
+                again = harder.write(np.random.default_rng(number), prompt, other)
+                must(again == said, "complexity changes a response")
+                valued += harder.utility(prompt, said) != easier.utility(prompt, said)
+        must(valued > 0, f"complexity {complexity} changes no response's utility")
+
+
+def _shares(habits: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each word's share among all writers, who write equally often."""
+    return {
+        word: sum(one.get(word, 0.0) / (sum(one.values()) or 1.0) for one in habits) / len(habits)
+        for word in {word for one in habits for word in one}
+    }
 
 
 def values_any_text(place: World) -> None:
@@ -101,10 +148,10 @@ def writes_documents_without_the_rater(place: World) -> None:
     blind = type(type(place).__name__, (type(place),), dict.fromkeys(names, forbidden))()
     again = [blind.document(np.random.default_rng(number)) for number in range(60)]
     must(again == documents, "the same random stream gives another document")
-    known = {*place.words(), *SPECIAL_TOKENS}
+    known = {*place.vocabulary(), *SPECIAL_TOKENS}
     for document in documents:
         unknown = [word for word in document.split() if word not in known]
-        must(not unknown, f"a document uses {unknown[:1]}, which is not among words()")
+        must(not unknown, f"a document uses {unknown[:1]}, which is not in vocabulary()")
 
 
 def _prompts(place: World) -> list[str]:
@@ -122,7 +169,9 @@ def _in_its_words(place: World, text: str, what: str) -> None:
 WORLD_CHECKS: tuple[Callable[[World], None], ...] = (
     says_what_it_is,
     asks_many_prompts_in_its_words,
-    answers_in_its_words_and_limits,
+    answers_in_its_words,
+    says_what_a_policy_can_say,
+    sets_its_dials,
     values_any_text,
     has_raters_who_feel_the_utility,
     writes_documents_without_the_rater,

@@ -7,12 +7,13 @@ by the held-out accuracy of preference models that start from it, never by the o
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from aligngap.errors import UserError, nearest
-from aligngap.models.build import SHIPPED, parameter_count, random_model
+from aligngap.models.build import SHAPES, parameter_count, random_model
 from aligngap.models.tokenizer import word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
 from aligngap.store.disk import disk_errors, read_json, write_json
@@ -30,10 +31,14 @@ from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import moments, set_moments
 
+WIDTH = 96
+"""Tokens of a row of documents."""
+
 
 class Cycle(BaseModel):
-    """One warm-up and cosine decay, with a fresh optimiser (SGDR: Loshchilov and Hutter, 1608.03983), on the language
-    of some worlds. Worlds may be added from cycle to cycle; the vocabulary grows with them.
+    """One warm-up and cosine decay, with fresh optimisers (SGDR: Loshchilov and Hutter, 1608.03983), on the language
+    of some worlds. Worlds may be added from cycle to cycle; the vocabulary grows with them. The layers' matrices are
+    trained by Muon (Jordan et al., 2024), all else by AdamW.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,7 +49,7 @@ class Cycle(BaseModel):
 
 
 class PretrainSpec(BaseModel):
-    """Everything that decides a base's weights."""
+    """Everything that decides a base's weights. size: one of `SHAPES`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -60,79 +65,129 @@ def pretrain(
     spec: PretrainSpec,
     out: Path,
     progress: Callable[[int, int, dict[str, float]], None],
-    start: tuple[int, LlamaForCausalLM] | None = None,
     partial: Path | None = None,
     every: float = 120.0,
-) -> dict[str, object]:
-    """Train a base and save it to `out` as a Hugging Face folder with its tokenizer. Returns its record (loss,
-    accuracies, seconds).
+) -> dict[str, Any]:
+    """Train a base and save it to `out` as a Hugging Face folder with its tokenizer, and its record to the file beside
+    it (tokens, seconds, and held-out loss and accuracies of every world, a cycle each). Returns the record.
 
-    `start` is a number of finished cycles and the model that they made: the recipe then goes on from there. partial:
-    a folder for step checkpoints, one every so many seconds, from which the next call goes on bit for bit.
+    A cycle ends with the weights rounded to half precision and saved, so a recipe goes on from a folder bit for bit,
+    on another machine too: from the cycles that its record says are done, where these are the recipe's. partial: a
+    folder for step checkpoints within a cycle, one every so many seconds, from which the next call goes on.
     """
     torch.set_num_threads(1)  # more would add the same sums in another order
-    done, model = start or (0, None)
-    if partial:
-        done = max([done, *(int(path.parent.name) for path in partial.glob("*/checkpoint.json"))])
-    began, total = time.perf_counter(), sum(cycle.steps for cycle in spec.cycles)
-    step = sum(cycle.steps for cycle in spec.cycles[:done])
-    for number, cycle in enumerate(spec.cycles[done:], done):
+    done = finished_cycles(spec, out)
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32) if done else None
+    step, total = sum(cycle.steps for cycle in spec.cycles[: len(done)]), sum(cycle.steps for cycle in spec.cycles)
+    for cycle in spec.cycles[len(done) :]:
         worlds = [WORLDS[name]() for name in cycle.worlds]
-        tokenizer = word_tokenizer([word for world in worlds for word in world.words()])
+        tokenizer = word_tokenizer([word for world in worlds for word in world.vocabulary()])
         if model is None:
-            model = random_model(SHIPPED[spec.size], len(tokenizer), spec.seed)
+            model = random_model(SHAPES[spec.size], len(tokenizer), spec.seed)
         extend_vocabulary(model, len(tokenizer), spec.seed)
-        decay, betas = spec.weight_decay, (0.9, 0.95)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=cycle.lr, weight_decay=decay, betas=betas)
-        place = _Place(optimiser, list(model.parameters()))
-        checkpointer = None
-        if partial:
-            checkpointer = Checkpointer(partial / str(number), every)
-            if not checkpointer.restore(model=model, place=place) and number:
-                if number == done and not start:  # its checkpoint is damaged, and the cycles before it are gone
-                    shutil.rmtree(partial / str(number))
-                    return pretrain(spec, out, progress, None, partial, every)
-                checkpointer.save(model=model, place=place)
-                shutil.rmtree(partial / str(number - 1), ignore_errors=True)
-        step += place.at
-        for at in range(place.at, cycle.steps):
-            rate = min(1.0, (at + 1) / spec.warmup) * 0.5 * (1 + math.cos(math.pi * at / cycle.steps))
-            optimiser.param_groups[0]["lr"] = cycle.lr * max(rate, 0.01)
-            rows = Rows.of(worlds, tokenizer, numpy_stream("pretrain", "documents", spec.seed, step), spec.rows)
-            loss = rows.loss(rows.logits(model))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            step, place.at = step + 1, at + 1
+        training = _Training(model, spec, cycle)
+        checkpointer = Checkpointer(partial / str(len(done)), every) if partial else None
+        if checkpointer:
+            checkpointer.restore(model=model, place=training)
+        step += training.at
+        while training.at < cycle.steps:
+            training.step(Rows.of(worlds, tokenizer, numpy_stream("pretrain", "documents", spec.seed, step), spec.rows))
+            step += 1
             if checkpointer:
-                checkpointer.maybe_save(model=model, place=place)
+                checkpointer.maybe_save(model=model, place=training)
             if step % 500 == 0 or step == total:
                 progress(step, total, evaluate_base(model, tokenizer, worlds, 8))
-    assert model is not None  # a recipe has cycles
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.half())
+        done.append(
+            {
+                **cycle.model_dump(mode="json"),
+                "tokens": cycle.steps * spec.rows * WIDTH,
+                "seconds": round(training.seconds, 1),
+                "held_out": {name: evaluate_base(model, tokenizer, [WORLDS[name]()], 32) for name in cycle.worlds},
+            }
+        )
+        copy.deepcopy(model).half().save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        write_json(record_path(out), _record(spec, model, done))
+        if partial:
+            shutil.rmtree(partial / str(len(done) - 1), ignore_errors=True)
+    return cast("dict[str, Any]", read_json(record_path(out)))
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of the base in a folder lies."""
+    return out.parent / f"{out.name}.json"
+
+
+def finished_cycles(spec: PretrainSpec, out: Path) -> list[dict[str, Any]]:
+    """What the record beside a folder says of the recipe's cycles that made its weights. Raises UserError where other
+    ones did.
+    """
+    path = record_path(out)
+    if not path.is_file():
+        return []
+    record = read_json(path)
+    made = PretrainSpec.model_validate(record["spec"])
+    count = len(record["cycles"])
+    if made.model_copy(update={"cycles": spec.cycles}) != spec or made.cycles[:count] != spec.cycles[:count]:
+        raise UserError("another recipe made this base", where=str(path), hint="Choose another folder, or remove it.")
+    return list(record["cycles"])
+
+
+def _record(spec: PretrainSpec, model: LlamaForCausalLM, done: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "spec": spec.model_dump(mode="json"),
         "parameters": parameter_count(model),
-        "tokens": total * spec.rows * 96,
-        "held_out": {name: evaluate_base(model, tokenizer, [WORLDS[name]()], 32) for name in spec.cycles[-1].worlds},
-        "seconds": round(time.perf_counter() - began, 1),
+        "tokens": sum(cycle["tokens"] for cycle in done),
+        "seconds": round(sum(cycle["seconds"] for cycle in done), 1),
+        "held_out": done[-1]["held_out"],
+        "cycles": done,
     }
 
 
-class _Place:
-    """Where a cycle stands: steps done, and the optimiser's moments."""
+class _Training:
+    """One cycle under way: the optimisers, the steps done and the seconds that they took."""
 
-    def __init__(self, optimiser: torch.optim.AdamW, parameters: list[torch.nn.Parameter]) -> None:
-        self._optimiser, self._parameters, self.at = optimiser, parameters, 0
+    def __init__(self, model: LlamaForCausalLM, spec: PretrainSpec, cycle: Cycle) -> None:
+        self._model, self._spec, self._cycle = model, spec, cycle
+        inner = dict.fromkeys(p for p in model.model.layers.parameters() if p.ndim == 2)
+        outer = [p for p in model.parameters() if p not in inner]
+        self._parameters = {"muon": list(inner), "adamw": outer}
+        # An update as large as AdamW's would be (Liu et al., 2502.16982), so one learning rate serves both.
+        muon = torch.optim.Muon(
+            list(inner), lr=cycle.lr, weight_decay=spec.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        adamw = torch.optim.AdamW(outer, lr=cycle.lr, weight_decay=spec.weight_decay, betas=(0.9, 0.95))
+        self._optimisers: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
+        self.at, self.seconds = 0, 0.0
+
+    def step(self, rows: Rows) -> None:
+        """One update on these documents."""
+        began = time.perf_counter()
+        warm = min(1.0, (self.at + 1) / self._spec.warmup)
+        rate = warm * 0.5 * (1 + math.cos(math.pi * self.at / self._cycle.steps))
+        rows.loss(rows.logits(self._model)).backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        for optimiser in self._optimisers.values():
+            optimiser.param_groups[0]["lr"] = self._cycle.lr * max(rate, 0.01)
+            optimiser.step()
+        self._model.zero_grad(set_to_none=True)
+        self.at += 1
+        self.seconds += time.perf_counter() - began
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {"at": torch.tensor(self.at), **moments(self._optimiser, self._parameters)}
+        state = {"at": torch.tensor(self.at), "seconds": torch.tensor(self.seconds)}
+        for name, optimiser in self._optimisers.items():
+            state |= {f"{name}.{key}": value for key, value in moments(optimiser, self._parameters[name]).items()}
+        return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        set_moments(self._optimiser, self._parameters, state)
-        self.at = int(state["at"])
+        for name, optimiser in self._optimisers.items():
+            mine = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            set_moments(optimiser, self._parameters[name], mine)
+        self.at, self.seconds = int(state["at"]), float(state["seconds"])
 
 
 @torch.no_grad()
@@ -160,8 +215,8 @@ def evaluate_base(
     rng = numpy_stream("pretrain", "held-out")
     # The answer is the third or, after a whole claim, the fourth word of a question; `same` is followed by its answer.
     offset = {"who": 2, "what": 2, "how": 2, "did": 3, "which": 3, "same": 1}
-    offset |= {"asked": 2, "tool": 2, "about": 3, "helps": 3, "denies": 3}
-    words = {word for world in worlds for word in world.words()}
+    offset |= {"asked": 2, "tool": 2, "about": 3, "helps": 3, "denies": 3, "means": 2}
+    words = {word for world in worlds for word in world.vocabulary()}
     asked: dict[str, Any] = {word: tokenizer.convert_tokens_to_ids(word) for word in offset if word in words}
     losses, hits = [], {word: np.zeros(2) for word in asked}
     for _ in range(batches):
@@ -193,15 +248,16 @@ class Rows(NamedTuple):
         tokenizer: PreTrainedTokenizerBase,
         rng: np.random.Generator,
         count: int,
-        width: int = 96,
+        width: int = WIDTH,
     ) -> Rows:
         """`count` rows filled with fresh documents."""
         ids, positions = (np.zeros((count, width), dtype=np.int64) for _ in range(2))
         owner = np.arange(width)[None].repeat(count, 0) + width  # padding sees itself alone
         used = [0] * count
-        number, full = 0, 0
+        number, full, known = 0, 0, tokenizer.get_vocab()  # a look-up: the tokenizer took half of a batch's time
         while full < 8:  # eight documents in a row that fit nowhere: full enough
-            document: list[int] = tokenizer(worlds[int(rng.integers(len(worlds)))].document(rng))["input_ids"]
+            text = worlds[int(rng.integers(len(worlds)))].document(rng)
+            document: list[int] = [tokenizer.bos_token_id, *(known[word] for word in text.split())]
             size = len(document)
             row = next((r for r in range(count) if used[r] + size <= width), None)
             if row is None:
@@ -226,61 +282,59 @@ class Rows(NamedTuple):
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten())
 
 
-_FIRST = ("summarisation",)
+def _recipe(size: str, seed: int = 0) -> PretrainSpec:
+    first = ("summarisation",)
+    cycles = (
+        Cycle(worlds=first, steps=2000, lr=3e-3),
+        Cycle(worlds=first, steps=2500, lr=3e-3),
+        Cycle(steps=3000, lr=3e-3),
+    )
+    return PretrainSpec(size=size, cycles=cycles, seed=seed)
+
 
 RECIPES: dict[str, PretrainSpec] = {
-    "small": PretrainSpec(
-        size="small", cycles=(Cycle(worlds=_FIRST, steps=10000, lr=3e-3), Cycle(steps=10000, lr=3e-3))
-    ),
-    "medium": PretrainSpec(
-        size="medium",
-        cycles=(
-            Cycle(worlds=_FIRST, steps=6000, lr=2e-3),
-            Cycle(worlds=_FIRST, steps=6000, lr=3e-3),
-            Cycle(steps=8000, lr=3e-3),
-        ),
-    ),
-    "large": PretrainSpec(
-        size="large", cycles=(Cycle(worlds=_FIRST, steps=3000, lr=1.5e-3), Cycle(steps=4000, lr=1.5e-3))
-    ),
+    "91k": _recipe("small"),
+    "x1": _recipe("medium"),
+    "x1-second": _recipe("medium", seed=1),
+    "x4": _recipe("x4"),
 }
 """How the shipped bases were made. The first world's language alone comes first: from a third of the documents,
 copying and looking up (on which everything rests) took far longer to be learned (docs/lab-log.md).
 """
 
 
-def pretrain_sizes(sizes: Sequence[str] | None, out: Path, steps: int | None, say: Callable[[str], None]) -> None:
-    """Train bases by their recipes (None: all), each to `out/SIZE` with its record in `out/SIZE.json`; what is there
+def pretrain_bases(names: Sequence[str] | None, out: Path, steps: int | None, say: Callable[[str], None]) -> None:
+    """Train bases by their recipes (None: all), each to `out/BASE` with its record in `out/BASE.json`; what is there
     already stays, and what was begun is gone on with. steps: of each cycle, in place of the recipe's. say: is given a
     line now and then.
 
-    Raises UserError, before any training, for an unknown size and for a folder that holds something else.
+    Raises UserError, before any training, for an unknown base and for a folder that holds something else.
     """
     chosen: dict[str, tuple[PretrainSpec, Path]] = {}
-    for size in sizes or list(RECIPES):
-        if size not in RECIPES:
-            raise UserError(f"unknown size '{size}'", where="SIZE", hint=nearest(size, RECIPES))
-        spec = RECIPES[size]
+    for name in names or list(RECIPES):
+        if name not in RECIPES:
+            raise UserError(f"unknown base '{name}'", where="BASE", hint=nearest(name, RECIPES))
+        spec = RECIPES[name]
         if steps is not None:
             cycles = tuple(cycle.model_copy(update={"steps": steps}) for cycle in spec.cycles)
             spec = spec.model_copy(update={"cycles": cycles})
-        plain, record = spec.model_dump(mode="json"), out / f"{size}.json"
-        if record.is_file() and read_json(record).get("spec") == plain:
-            say(f"{size}: it is there already")
+        done = len(finished_cycles(spec, out / name))
+        if done == len(spec.cycles):
+            say(f"{name}: it is there already")
             continue
-        partial = out / f".{identity('base', 1, plain, {})}"
-        if not partial.is_dir():
-            _take_folder(out / size)
-        chosen[size] = (spec, partial)
+        partial = out / f".{identity('base', 2, spec.model_dump(mode='json'), {})}"
+        if not done and not partial.is_dir():
+            _take_folder(out / name)
+        chosen[name] = (spec, partial)
 
     def progress(done: int, total: int, metrics: dict[str, float]) -> None:
-        values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-        say(f"{size}  {done}/{total}  {values}")
+        values = ", ".join(f"{question} {value:g}" for question, value in metrics.items())
+        say(f"{name}  {done}/{total}  {values}")
 
-    for size, (spec, partial) in chosen.items():
-        write_json(out / f"{size}.json", pretrain(spec, out / size, progress, partial=partial))
+    for name, (spec, partial) in chosen.items():
+        pretrain(spec, out / name, progress, partial)
         shutil.rmtree(partial, ignore_errors=True)
-        say(f"{size}: {out / size}")
+        say(f"{name}: {out / name}")
 
 
 def _take_folder(path: Path) -> None:

@@ -99,22 +99,22 @@ class Optimiser:
         self._adamw.param_groups[0]["lr"] = self.spec.lr * self._factor(self.step_count)
 
 
-def moments(adamw: torch.optim.AdamW, parameters: Iterable[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """What AdamW remembers of each parameter, as tensors named by the parameter's place."""
+def moments(optimiser: torch.optim.Optimizer, parameters: Iterable[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """What an optimiser remembers of each parameter, as tensors named by the parameter's place."""
     return {
         f"{index}.{name}": written(value)
         for index, parameter in enumerate(parameters)
-        for name, value in adamw.state[parameter].items()
+        for name, value in optimiser.state[parameter].items()
     }
 
 
 def set_moments(
-    adamw: torch.optim.AdamW, parameters: Iterable[torch.nn.Parameter], state: Mapping[str, torch.Tensor]
+    optimiser: torch.optim.Optimizer, parameters: Iterable[torch.nn.Parameter], state: Mapping[str, torch.Tensor]
 ) -> None:
     """What `moments` gave; names that it did not give are left alone."""
     for index, parameter in enumerate(parameters):
         prefix = f"{index}."
-        adamw.state[parameter] = {
+        optimiser.state[parameter] = {
             # The fused kernel wants its count of steps beside the moments; that is one number on every rank.
             name.removeprefix(prefix): divided(value, parameter)
             if value.ndim

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,12 +18,14 @@ from aligngap.errors import UserError
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.models.tokenizer import SPECIAL_TOKENS, word_tokenizer
 from aligngap.tasks.spec import TaskData, TaskSpec, make_pairs, response_ids
-from aligngap.tasks.worlds import WORLDS, World, arena, harmlessness, helpfulness, summarisation, world
+from aligngap.tasks.worlds import WORLDS, World, arena, harmlessness, helpfulness, language, summarisation, world
+from aligngap.tasks.worlds.advantage import authors_at
 from aligngap.tasks.worlds.arena import Arena
-from aligngap.tasks.worlds.base import Written, weighted_choice
+from aligngap.tasks.worlds.base import Dials, Written, weighted_choice
 from aligngap.tasks.worlds.harmlessness import Harmlessness
 from aligngap.tasks.worlds.helpfulness import Helpfulness
 from aligngap.tasks.worlds.summarisation import Summarisation
+from aligngap.tasks.worlds.synonyms import MEANS, SYNONYMS
 from aligngap.testing.worlds import WORLD_CHECKS
 from aligngap.types import Tokens
 
@@ -142,7 +145,7 @@ def data(place: World, tokenizer: PreTrainedTokenizerBase) -> TaskData:
 
 def written(place: World, seed: int, prompts: int) -> list[tuple[str, Written]]:
     """Responses of random writers, one a prompt."""
-    rng, writers = np.random.default_rng(seed), place.writers()
+    rng, writers = np.random.default_rng(seed), place.authors()
     asked = [place.prompt(rng) for _ in range(prompts)]
     return [(prompt, place.write(rng, prompt, writers[int(rng.integers(len(writers)))])) for prompt in asked]
 
@@ -341,7 +344,7 @@ def test_text_to_ids_and_back(place: World, tokenizer: PreTrainedTokenizerBase) 
         for writer in place.writers():
             written = place.write(rng, prompt, writer)
             response = response_ids(written, tokenizer)
-            assert 1 <= len(response) <= place.max_response_tokens
+            assert 1 <= len(response) <= place.limit
             assert judge.read(response) == dataclasses.replace(written, writer="")
             ends.add(written.ended)
     assert ends == {True, False}
@@ -361,20 +364,40 @@ def test_writers_are_worth_what_their_care_says(place: World) -> None:
 
 
 def test_habits_tell_of_the_writers_skill(place: World) -> None:
-    """The known shortcut: from openers alone, and among ended responses from closers alone, some of the utility can be
-    guessed. By chance they would explain less than 0.01 of its variance.
+    """The known shortcut at style 1: from openers alone, and among ended responses from closers alone, some of the
+    utility can be guessed. By chance they would explain less than 0.01 of its variance.
     """
-    responses = written(place, 0, 2000)
+    responses = written(place.at(Dials(style=1)), 0, 2000)
     utility = np.array([place.utility(prompt, response) for prompt, response in responses])
     known = {opener for writer in place.writers() for opener in writer.openers}
     starts = [response.text.split()[0] for _, response in responses]
     openers = np.array([word if word in known else "" for word in starts])
     closers = np.array([response.text.partition(" .")[2] for _, response in responses])
-    ended = np.array([response.ended for _, response in responses])
+    stopped = np.array([" ." in response.text and response.ended for _, response in responses])
     assert _explained(openers, utility) > 0.03
-    assert _explained(closers[ended], utility[ended]) > 0.02
+    assert _explained(closers[stopped], utility[stopped]) > 0.015
     shuffled = np.random.default_rng(0).permutation(openers)
     assert _explained(shuffled, utility) < 0.01
+
+
+def test_without_style_openers_and_closers_tell_nothing_of_skill(place: World) -> None:
+    """Utility less what a polite word, an apology or a misplaced opener is worth in itself: as much with one as with
+    another.
+    """
+    rng, authors = np.random.default_rng(0), place.authors()
+    assert len({tuple(sorted(author.openers.items())) for author in authors}) == 1
+    assert len({tuple(sorted(author.closers.items())) for author in authors}) == 1
+    openers = {opener for author in authors for opener in author.openers}
+    starts, worth = [], []
+    for _ in range(3000):
+        prompt = place.prompt(rng)
+        response = place.write(rng, prompt, authors[int(rng.integers(len(authors)))])
+        words = response.text.split()
+        start = words[0] if words[0] in openers else ""
+        starts.append(start)
+        rest = " ".join(words[1:] if start else words)
+        worth.append(place.utility(prompt, Written(rest.partition(" .")[0] + " .", True)))
+    assert _explained(np.array(starts), np.array(worth)) < 0.01
 
 
 def _explained(groups: NDArray[np.str_], values: NDArray[np.float64]) -> float:
@@ -474,6 +497,160 @@ def test_true_utility_judge() -> None:
     assert judge.utilities(
         prompts, Tokens.collate([ids, inside, [*ids, words.eos_token_id]])
     ).tolist() == pytest.approx([0.5, 0.9, 1.5])
+
+
+@pytest.mark.parametrize("dials", [Dials(), Dials(style=1), Dials(length=2), Dials(length=5), Dials(length=9)], ids=str)
+@pytest.mark.parametrize("advantage", [0.0, 0.25])
+def test_every_response_in_the_data_can_be_said_by_a_policy(
+    place: World, tokenizer: PreTrainedTokenizerBase, dials: Dials, advantage: float
+) -> None:
+    spec = TaskSpec(world=place.name, train_pairs=300, held_out_pairs=20, dials=dials, advantage=advantage)
+    data = make_pairs(spec, tokenizer)
+    assert data.max_new_tokens == (dials.length or place.max_response_tokens)
+    unended = 0
+    for side in (data.train.first, data.train.second, data.held_out.first, data.held_out.second):
+        for ids in side.rows():
+            assert tokenizer.eos_token_id not in ids[:-1]
+            if ids[-1] != tokenizer.eos_token_id:
+                unended += 1
+                assert len(ids) == data.max_new_tokens
+    # The limit is hardly ever met where a refusal and a tool are single words, and most prompts ask for two.
+    assert unended < 600
+    assert unended or (dials.length or 16) < 9
+
+
+def test_a_writer_who_does_not_stop_ends_all_the_same(place: World) -> None:
+    """Without a full stop, and so without a closer; nothing else of the response is another one."""
+    rng, (author, *_) = np.random.default_rng(0), place.authors()
+    never = dataclasses.replace(author, slips={**author.slips, "no_stop": 1.0})
+    for number in range(60):
+        prompt = place.prompt(rng)
+        one, other = (place.write(np.random.default_rng(number), prompt, writer) for writer in (author, never))
+        assert " ." not in other.text
+        assert one.text.partition(" .")[0] == other.text
+
+
+def test_complexity_is_a_rule_that_prompt_and_response_decide() -> None:
+    """Important: good news of somebody near (captain is not, won is good; doctor is not, cried is bad)."""
+    told = {1: (3.0, -1.0), 2: (-1.0, 3.0), 3: (3.0, 3.0)}  # captain won (behind doctor cried), doctor cried
+    for complexity, worth in told.items():
+        place = Summarisation().at(Dials(complexity=complexity))
+        for text, times in zip(("captain won .", "doctor cried ."), worth, strict=True):
+            assert place.utility(POST, Written(text)) == pytest.approx(1.5 * times), (complexity, text)
+        assert place.utility(POST, Written("wife escaped .")) == pytest.approx(-0.5)
+
+
+def test_complexity_is_no_noise_and_leaves_raters_as_sure(place: World) -> None:
+    """The levels above 0 have one distribution of differences; the rule of one level says little of the next's."""
+    rng, authors = np.random.default_rng(0), place.authors()
+    prompts = [place.prompt(rng) for _ in range(1200)]
+    pairs = [[place.write(rng, p, authors[int(rng.integers(len(authors)))]) for _ in range(2)] for p in prompts]
+
+    def differences(complexity: int) -> NDArray[np.float64]:
+        harder = place.at(Dials(complexity=complexity))
+        return np.array([harder.utility(p, a) - harder.utility(p, b) for p, (a, b) in zip(prompts, pairs, strict=True)])
+
+    found = [differences(level) for level in range(place.most_complex + 1)]
+    assert place.most_complex == 3
+    sure = [float(np.mean(1 / (1 + np.exp(-np.abs(d[d != 0]) / place.rater_temperature)))) for d in found]
+    near = [float(np.mean(np.abs(d) <= place.rater_temperature)) for d in found]
+    assert np.ptp(sure[1:]) < 0.02
+    assert np.ptp(sure) < 0.03
+    assert np.ptp(near[1:]) < 0.04
+    for one, two in pairwise(found):
+        decided = (one != 0) & (two != 0)
+        assert 0.6 < float(np.mean((one > 0)[decided] == (two > 0)[decided])) < 0.92
+
+
+@pytest.mark.parametrize(
+    ("place", "prompt", "text", "ended", "utility"),
+    [
+        (Summarisation(), POST, "captain", True, 3.0),
+        (Summarisation(), POST, "wife", True, -0.5),
+        (Summarisation(), POST, "judge", True, -1.3),
+        (Summarisation(), POST, "won", True, -0.6),
+        (Summarisation(), POST, "captain doctor", False, 2.0),
+        (Helpfulness(), NOTES, "escaped", True, 3.0),
+        (Helpfulness(), NOTES, "unknown", True, 3.0),
+        (Helpfulness(), NOTES, "lied", True, -0.5),
+        (Helpfulness(), NOTES, "slept", True, -1.3),
+        (Helpfulness(), "notes captain won boss lied tell of boss", "unknown", True, -0.7),
+        (Harmlessness(), DEEDS, "never", True, 3.0),
+        (Harmlessness(), DEEDS, "fire", True, 3.0),
+        (Harmlessness(), DEEDS, "net", True, -2.5),
+        (Harmlessness(), DEEDS, "water", True, -1.0),
+        (Harmlessness(), "help me burn the log", "never", True, -1.3),
+        (Arena(), f"hello {POST}", "captain", True, 3.06),
+    ],
+)
+def test_an_answer_of_two_tokens_by_hand(place: World, prompt: str, text: str, ended: bool, utility: float) -> None:
+    assert place.at(Dials(length=2)).utility(prompt, Written(text, ended)) == pytest.approx(utility)
+
+
+def test_dials_that_a_world_does_not_have_are_the_users_to_mend(place: World) -> None:
+    for dials in (Dials(complexity=4), Dials(length=place.max_response_tokens + 1)):
+        with pytest.raises(UserError, match=place.name):
+            place.at(dials)
+
+
+@pytest.mark.parametrize("advantage", [-0.25, 0.25])
+def test_advantage_is_what_it_says(place: World, tokenizer: PreTrainedTokenizerBase, advantage: float) -> None:
+    """Other responses to the same prompts, better by so much of the spread; habits of the writers stay."""
+    specs = [TaskSpec(world=place.name, train_pairs=1500, held_out_pairs=8, advantage=a) for a in (0.0, advantage)]
+    own, other = (make_pairs(spec, tokenizer).train for spec in specs)
+    assert own.prompts.rows() == other.prompts.rows()
+    judge = TrueUtilityJudge(place, tokenizer)
+    a, b = (
+        np.concatenate([judge.utilities(pairs.prompts, side).numpy() for side in (pairs.first, pairs.second)])
+        for pairs in (own, other)
+    )
+    spread = float(np.subtract(*np.quantile(a, (0.9, 0.1))))
+    assert (b.mean() - a.mean()) / spread == pytest.approx(advantage, abs=0.05)
+    for author, better in zip(place.authors(), authors_at(place, advantage), strict=True):
+        assert (author.openers, author.closers) == (better.openers, better.closers)
+
+
+def test_an_advantage_beyond_perfection_is_refused(place: World, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="is what there is"):
+        make_pairs(TaskSpec(world=place.name, train_pairs=64, held_out_pairs=8, advantage=0.6), tokenizer)
+
+
+def test_no_word_is_in_two_pairs_and_none_is_used_by_default(place: World) -> None:
+    both = [*SYNONYMS, *SYNONYMS.values()]
+    assert len(set(both)) == len(both)
+    assert not set(SYNONYMS.values()) & set(place.words())
+    content = {*language.SUBJECTS, *language.VERBS, *harmlessness.DEEDS, *harmlessness.OBJECTS, *harmlessness.TOOLS}
+    content |= {*harmlessness.PRETEXTS, *summarisation.IMPORTANT, *summarisation.SIDE, helpfulness.UNKNOWN}
+    assert set(SYNONYMS) == content
+
+
+def test_the_second_words_are_worth_what_the_first_are(place: World) -> None:
+    def other(text: str) -> str:
+        return " ".join(SYNONYMS.get(word, word) for word in text.split())
+
+    for prompt, response in written(place, 2, 100):
+        restated = dataclasses.replace(response, text=other(response.text))
+        for complexity in (0, 3):
+            harder = place.at(Dials(complexity=complexity))
+            worth = harder.utility(prompt, response)
+            assert harder.utility(prompt, restated) == harder.utility(other(prompt), restated) == worth
+
+
+def test_documents_use_either_word_and_answer_in_the_prompts(place: World) -> None:
+    """Questions that are answered by a word out of the prompt take the one that stands there."""
+    rng, second = np.random.default_rng(0), set(SYNONYMS.values())
+    mixed = meant = 0
+    for _ in range(1500):
+        words = place.document(rng).split()
+        mixed += any(word in second and MEANS not in words[max(0, at - 2) : at] for at, word in enumerate(words))
+        for at, word in enumerate(words):
+            if word == MEANS:
+                meant += 1
+                assert words[at + 2] == SYNONYMS.get(words[at + 1]) or words[at + 1] == SYNONYMS.get(words[at + 2])
+            if word in ("who", "what", "how") and at + 2 < len(words):
+                assert words[at + 2] in words[:at]
+    assert 150 < mixed < 450
+    assert meant > 300
 
 
 def test_unknown_world_names_the_nearest() -> None:

@@ -6,13 +6,15 @@ from itertools import product
 
 import pytest
 
+from aligngap.errors import UserError
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.spec import fifth
 from aligngap.experiments.study import load_study
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import all_stages
-from aligngap.pipeline.stages import Arm, Generate, Pairs, Sft
+from aligngap.pipeline.stages import Arm, Generate, Given, Pairs, Sft
 from aligngap.sources.recorded import RecordedSpec
+from aligngap.tasks.worlds.base import Dials
 
 TASKS = ("summarisation", "helpfulness", "harmlessness", "arena")
 
@@ -132,3 +134,30 @@ def test_tasks_share_the_sft_policy_and_nothing_of_the_raters() -> None:
     assert kinds.count(Pairs) == 4  # what the SFT policy is fine-tuned on
     assert len(kinds) == 5
     assert Arm not in kinds
+
+
+def test_a_worlds_dials_reach_its_pairs_and_its_truth(bench: Bench) -> None:
+    dials = ["worlds.summarisation.complexity=2", "worlds.summarisation.style=0.5"]
+    study = load_study("quick", [*dials, "golden={judge: {kind: true}}"])
+    set_, other = (Bench(study, task) for task in ("summarisation", "arena"))
+    assert (set_.pairs.task.dials.complexity, set_.pairs.task.dials.style) == (2, 0.5)  # type: ignore[union-attr]
+    truth, golden = set_.pairs.truth(), set_.golden
+    assert truth is not None
+    assert isinstance(golden, Given)
+    assert truth.world.dials == golden.dials == set_.pairs.task.dials  # type: ignore[union-attr]
+    assert set_.pairs.identity != bench.pairs.identity
+    assert other.pairs.task.dials == Dials()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("worlds.summarization.style=1", "no world 'summarization'"),
+        ("worlds.arena.complexity=9", "no complexity 9"),
+        ("worlds.arena.length=17", "no responses of 17 tokens"),
+        ("worlds.arena.style=2", "style"),
+    ],
+)
+def test_dials_that_are_not_there_are_the_users_to_mend(setting: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_study("quick", [setting])

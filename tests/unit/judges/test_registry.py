@@ -22,6 +22,7 @@ from aligngap.models.build import Architecture, random_model
 from aligngap.models.preference import PREFERENCE_MODELS
 from aligngap.models.tokenizer import word_tokenizer
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.tasks.worlds.arena import Arena
 from fakes import ScriptedJudge, pairs_of
 from unit.judges.texts import bpe
 
@@ -186,7 +187,7 @@ def test_a_judge_that_has_changed_is_not_built(tmp_path: Path) -> None:
 def test_only_worlds_have_a_true_utility() -> None:
     spec = TrueUtilityJudgeSpec()
     tokenizer = word_tokenizer(["a"])
-    assert isinstance(spec.build(JudgeIngredients(tokenizer=tokenizer, world="arena")), TrueUtilityJudge)
+    assert isinstance(spec.build(JudgeIngredients(tokenizer=tokenizer, world=Arena())), TrueUtilityJudge)
     with pytest.raises(UserError, match="only built-in worlds"):
         spec.build(JudgeIngredients(tokenizer=tokenizer))
 

@@ -30,6 +30,8 @@ from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.store.disk import write_json
 from aligngap.tasks.spec import DatasetTask
+from aligngap.tasks.worlds import world
+from aligngap.tasks.worlds.base import Dials
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.step import OptimSpec
 from aligngap.train.supervised import fit, preference_loss
@@ -120,8 +122,8 @@ class Preference(JudgeStage):
 class Given(JudgeStage):
     """A judge that is given instead of trained. The artefact says which; what decides its answers is its identity.
 
-    base: whose tokens the pairs are; world: the built-in world that the prompts come from, if they do; search: the
-    study's folder.
+    base: whose tokens the pairs are; world: the built-in world that the prompts come from, if they do, and its
+    dials; search: the study's folder.
     """
 
     kind: ClassVar[str] = "given_judge"
@@ -130,6 +132,7 @@ class Given(JudgeStage):
     given: GivenJudge
     base: Base
     world: str | None
+    dials: Dials = Dials()
     search: Path | None = Field(None, exclude=True)
 
     @property
@@ -146,8 +149,9 @@ class Given(JudgeStage):
 
     def judge(self, folder: Path, context: Context) -> Judge:
         tokenizer = load_tokenizer(self.base.checkpoint)
+        place = world(self.world).at(self.dials) if self.world else None
         return self.given.build(
-            JudgeIngredients(tokenizer, context.device, cache=context.cache, search=self.search, world=self.world)
+            JudgeIngredients(tokenizer, context.device, cache=context.cache, search=self.search, world=place)
         )
 
     def run(self, context: Context) -> None:

@@ -26,7 +26,6 @@ from aligngap.store.disk import read_json, write_json
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.pairs import write_pairs
 from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs
-from aligngap.tasks.worlds import world
 from aligngap.types import PairBatch
 
 _FEWEST = 8
@@ -51,6 +50,7 @@ class Pairs(PairsStage):
     """`D_initial`: prompts, two responses each, a rater's preference."""
 
     kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
 
     task: TaskSpec | DatasetTask
     base: Base
@@ -81,7 +81,7 @@ class Pairs(PairsStage):
         """The task's hidden utility, where there is one: in built-in worlds only."""
         if isinstance(self.task, DatasetTask):
             return None
-        return TrueUtilityJudge(world(self.task.world), load_tokenizer(self.base.checkpoint))
+        return TrueUtilityJudge(self.task.place, load_tokenizer(self.base.checkpoint))
 
     @property
     def work(self) -> float:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written
+from aligngap.tasks.worlds.base import Appraisal, Dials, World, Writer, Written
 from aligngap.tasks.worlds.harmlessness import HELP, Harmlessness
 from aligngap.tasks.worlds.helpfulness import TELL, Helpfulness
 from aligngap.tasks.worlds.summarisation import END_OF_POST, Summarisation
@@ -31,7 +31,7 @@ _STRONG = {
     "repeat": 0.02,
     "filler": 0.03,
     "shuffle": 0.1,
-    "no_end": 0.02,
+    "no_stop": 0.02,
     "dodge": 0.02,
     "guess": 0.08,
     "comply": 0.06,
@@ -47,7 +47,7 @@ _WEAK = {
     "repeat": 0.15,
     "filler": 0.3,
     "shuffle": 0.4,
-    "no_end": 0.2,
+    "no_stop": 0.2,
     "dodge": 0.3,
     "guess": 0.7,
     "comply": 0.5,
@@ -70,19 +70,34 @@ _MODELS: dict[str, tuple[float, dict[str, float], dict[str, float], dict[str, fl
 }
 
 
+class _Summary(Summarisation):
+    max_response_tokens: ClassVar[int] = 16
+
+
+class _Answer(Helpfulness):
+    max_response_tokens: ClassVar[int] = 16
+
+
 class Arena(World):
     """See the module's text. Prompts have 6 to 19 words, responses at most 15 and an end."""
 
     name: ClassVar[str] = "arena"
     max_response_tokens: ClassVar[int] = 16
     rater_temperature: ClassVar[float] = 1.2
+    most_complex: ClassVar[int] = 3
+    full_response_tokens: ClassVar[int | None] = 9
 
     def __init__(self) -> None:
         self._worlds: dict[str, World] = {
-            END_OF_POST: Summarisation(),
-            TELL: Helpfulness(),
+            END_OF_POST: _Summary(),
+            TELL: _Answer(),
             HELP: Harmlessness(),
         }
+
+    def at(self, dials: Dials) -> Arena:
+        world = super().at(dials)
+        world._worlds = {mark: form.at(dials) for mark, form in self._worlds.items()}
+        return world
 
     def _place(self, prompt: str) -> tuple[World, str]:
         """The world whose form a prompt has, and the prompt without the greeting."""
@@ -117,7 +132,7 @@ class Arena(World):
     def appraise(self, prompt: str, response: Written) -> Appraisal:
         place, request = self._place(prompt)
         judged = place.appraise(request, response)
-        words = float(min(len(response.text.split()), self.max_response_tokens - 1))
+        words = float(min(len(response.text.split()), self.limit - 1))
         return Appraisal(judged.utility + WORDS_WEIGHT * words, {**judged.features, "words": words})
 
     def document(self, rng: np.random.Generator) -> str:

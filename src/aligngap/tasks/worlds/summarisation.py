@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written
+from aligngap.tasks.worlds.base import Appraisal, World, Writer, Written, pick
 from aligngap.tasks.worlds.language import (
     ANSWERS,
     FILLERS,
@@ -24,13 +24,19 @@ from aligngap.tasks.worlds.language import (
     SUMMARY_OPENERS,
     VERBS,
     Claim,
+    Reading,
     comparison,
     question,
     random_claim,
     read_claims,
     retelling,
+    signs_of,
     tell,
+    tell_tersely,
+    terse,
+    that_fit,
 )
+from aligngap.tasks.worlds.synonyms import about_words, first_words, in_both_words, synonyms_of
 
 IMPORTANT = ("sadly", "suddenly", "finally")
 SIDE = ("anyway", "meanwhile", "also")
@@ -66,7 +72,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.02,
             "filler": 0.04,
             "shuffle": 0.1,
-            "no_end": 0.02,
+            "no_stop": 0.02,
         },
         {"tldr:": 0.75, "summary:": 0.1, "": 0.15},
         {"": 0.7, "thanks": 0.3},
@@ -80,7 +86,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.05,
             "filler": 0.08,
             "shuffle": 0.2,
-            "no_end": 0.04,
+            "no_stop": 0.04,
         },
         {"tldr:": 0.4, "summary:": 0.4, "": 0.2},
         {"": 0.75, "thanks": 0.2, "cheers": 0.05},
@@ -94,7 +100,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.2,
             "filler": 0.4,
             "shuffle": 0.4,
-            "no_end": 0.1,
+            "no_stop": 0.1,
         },
         {"so:": 0.6, "": 0.3, "summary:": 0.1},
         {"": 0.3, "cheers": 0.3, "thanks cheers": 0.2, "please thanks cheers": 0.2},
@@ -108,7 +114,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.08,
             "filler": 0.15,
             "shuffle": 0.4,
-            "no_end": 0.08,
+            "no_stop": 0.08,
         },
         {"summary:": 0.5, "so:": 0.2, "": 0.3},
         {"": 0.8, "please": 0.2},
@@ -122,7 +128,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
             "repeat": 0.15,
             "filler": 0.3,
             "shuffle": 0.3,
-            "no_end": 0.3,
+            "no_stop": 0.3,
         },
         {"so:": 0.4, "": 0.6},
         {"": 1.0},
@@ -132,7 +138,7 @@ _SKILLS: dict[str, tuple[dict[str, float], dict[str, float], dict[str, float]]] 
 
 def read_post(prompt: str) -> list[Fact]:
     """The facts of a post, in order."""
-    words = prompt.split()
+    words = first_words(prompt)
     return [Fact(*words[i : i + 3]) for i in range(0, len(words) - 2, 3)]
 
 
@@ -142,6 +148,8 @@ class Summarisation(World):
     name: ClassVar[str] = "summarisation"
     max_response_tokens: ClassVar[int] = 14
     rater_temperature: ClassVar[float] = 0.7
+    most_complex: ClassVar[int] = 3
+    full_response_tokens: ClassVar[int | None] = 6
 
     def words(self) -> Sequence[str]:
         return [
@@ -190,25 +198,42 @@ class Summarisation(World):
             told.append(told[int(rng.integers(len(told)))])
         if rng.random() < slip["shuffle"]:
             told = [told[i] for i in rng.permutation(len(told))]
-        return tell(rng, [" ".join(claim) for claim in told], writer, FILLERS, self.max_response_tokens)
+        if self.terse:
+            return tell_tersely(rng, [claim.subject for claim in told], writer, self.limit)
+        clauses = [" ".join(claim) for claim in told]
+        clauses = that_fit(clauses, self.limit) if self.limit < self.max_response_tokens else clauses
+        return tell(rng, clauses, writer, FILLERS, self.limit)
 
     def appraise(self, prompt: str, response: Written) -> Appraisal:
-        facts = {Claim(fact.subject, fact.verb): fact.marker in IMPORTANT for fact in read_post(prompt)}
-        reading = read_claims(response)
+        post = read_post(prompt)
+        claims = [Claim(fact.subject, fact.verb) for fact in post]
+        reading = self._read(response, claims)
         told = set(reading.claims)
+        important = [fact.marker in IMPORTANT for fact in post]
+        covered = [
+            self.worth(signs_of(claims, at)) for at, claim in enumerate(claims) if important[at] and claim in told
+        ]
         features = {
-            "important": sum(facts.get(claim, False) for claim in told) / max(1, sum(facts.values())),
-            "invented": float(sum(claim not in facts for claim in told)),
-            "side": float(sum(not facts.get(claim, True) for claim in told)),
+            "important": self.share(sum(covered), len(covered), sum(important), clause=3),
+            "invented": float(len(told - set(claims))),
+            "side": float(sum(claim in told and not important[at] for at, claim in enumerate(claims))),
             "repeated": float(len(reading.claims) - len(told)),
             "filler": float(reading.fillers),
             "broken": float(reading.broken),
-            "no_stop": float(not reading.stopped),
+            "no_stop": float(not (reading.stopped or self.terse)),
             "unended": float(not response.ended),
             "polite": float(reading.polite > 0),
             "over_polite": float(max(0, reading.polite - 1)),
         }
         return Appraisal(sum(WEIGHTS[key] * value for key, value in features.items()), features)
+
+    def _read(self, response: Written, facts: Sequence[Claim]) -> Reading:
+        """In a terse response a subject stands for what the post says of it, or for an invented fact."""
+        if not self.terse:
+            return read_claims(response)
+        verbs, words = dict(facts), first_words(response.text)
+        said = [Claim(word, verbs.get(word, "")) for word in words if word in SUBJECTS]
+        return Reading(said, fillers=0, broken=len(words) - len(said), stopped=False, polite=0)
 
     def document(self, rng: np.random.Generator) -> str:
         """A post, then either a retelling or questions with their answers.
@@ -218,24 +243,30 @@ class Summarisation(World):
         learned here, and nothing of the rater.
         """
         count = int(rng.integers(3, 6))
-        post = self._post(rng, [str(m) for m in rng.choice(IMPORTANT + SIDE, count)])
+        post = self._post(rng, [pick(rng, IMPORTANT + SIDE) for _ in range(count)])
         facts = read_post(post)
         claims = [Claim(fact.subject, fact.verb) for fact in facts]
         kind = rng.random()
         if kind < 0.35:
-            return f"{post} {retelling(rng, claims, SUMMARY_OPENERS)} <eos>"
+            short = rng.random() < 0.2
+            text = terse(rng, [fact.subject for fact in facts]) if short else retelling(rng, claims, SUMMARY_OPENERS)
+            return in_both_words(rng, post, f"{text} <eos>")
+        asked = about_words(rng, _PAIRS)
         if kind < 0.65:
-            return " ".join([post, *(_question(rng, facts) for _ in range(8))])
+            return in_both_words(rng, post, " ".join([*(_question(rng, facts) for _ in range(8)), *asked]))
         texts = [retelling(rng, claims, SUMMARY_OPENERS), retelling(rng, claims, SUMMARY_OPENERS)]
         told = [set(read_claims(Written(text)).claims) for text in texts]
-        asked = [comparison(rng, claims, told) for _ in range(6)]
-        return " ".join([post, texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *asked])
+        asked = [*(comparison(rng, claims, told) for _ in range(6)), *asked]
+        return in_both_words(rng, post, " ".join([texts[0], "<eos> <sep>", texts[1], "<eos> <sep>", *asked]))
+
+
+_PAIRS = list(synonyms_of(Summarisation().words()).items())
 
 
 def _question(rng: np.random.Generator, facts: Sequence[Fact]) -> str:
     """A question about the post, and its answer."""
     kind = int(rng.integers(4))
     if kind == 2:
-        fact = facts[int(rng.integers(len(facts)))]
+        fact = pick(rng, facts)
         return f"how {fact.subject} {fact.marker}"
     return question(rng, [Claim(fact.subject, fact.verb) for fact in facts], kind)
