@@ -15,8 +15,9 @@ from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 from aligngap.stats.budget import JUDGE_CALLS, KL, LABELS, SECONDS, STEPS, TOKENS_SAMPLED, Floats, Run
+from aligngap.store.artefact import Artefact
 from aligngap.store.disk import read_json
-from aligngap.store.store import Artefact, Store
+from aligngap.store.store import Store
 
 
 def runs_of(

@@ -3,11 +3,12 @@
 `identity` names a result by what it was made from, `store` keeps it whole, `record` says on what it was made.
 """
 
+from aligngap.store.artefact import Artefact
 from aligngap.store.contents import Problem
 from aligngap.store.disk import DiskError, disk_errors, read_json, write_bytes_atomic, write_json
 from aligngap.store.identity import canonical, file_digest, folder_digest, identity
 from aligngap.store.record import environment
-from aligngap.store.store import Artefact, Store
+from aligngap.store.store import Store
 
 __all__ = [
     "Artefact",

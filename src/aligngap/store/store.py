@@ -31,12 +31,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
+from aligngap.store.artefact import Artefact
 from aligngap.store.contents import (
     MANIFEST,
     RECORD,
     SCHEMA,
     Problem,
-    checked,
     contents_of,
     everything,
     is_inside,
@@ -50,38 +50,6 @@ from aligngap.store.reading import is_gone, is_there, readable
 
 # Seconds after which a network disk that shows no file does not have it.
 _UNSEEN = 10.0
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """A finished result. Its files are read, never changed; who reads one gets its path from `file`, unless a stage
-    does, whose inputs are compared with their checksums before it starts.
-    """
-
-    identity: str
-    path: Path
-
-    def file(self, name: str) -> Path:
-        """The path of a file, or of a folder of files, whose checksums have been compared, once a process. Raises
-        UserError for what is damaged, or missing.
-        """
-        return checked(self.path, self.identity, name)
-
-    def folder(self) -> Path:
-        """The path of the whole artefact, as `file` gives that of a file."""
-        return checked(self.path, self.identity, "")
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file or folder. Raises UserError where that may not be known."""
-        with readable(self.path):
-            return (self.path / name).exists()
-
-    def record(self) -> dict[str, object]:
-        """What the stage wrote about how it was made. Raises UserError when it cannot be read."""
-        value = read_json(self.file(RECORD))
-        if not isinstance(value, dict):
-            raise UserError("the record is not a JSON object", where=str(self.path / RECORD), hint=_REMAKE)
-        return value
 
 
 @dataclass(frozen=True)
@@ -104,9 +72,6 @@ class Freed:
     what: str
     size: int
     held: bool = False
-
-
-_REMAKE = "Run the same command again: what is damaged is set aside and made anew, all else is kept."
 
 
 class Store:
