@@ -378,10 +378,11 @@ def difference(a: Any, b: Any, place: str = "") -> str:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """Checksums of all files of all artefacts, but those that hold times."""
+    """Checksums of all files of all artefacts, but those that hold times, as results and their report do."""
     return {
         path.relative_to(store).as_posix(): file_digest(path)
         for identity in Store(store).identities()
+        if not identity.startswith(f"{REPORT}-")
         for path in sorted((store / identity).rglob("*"))
         if path.is_file() and path.name not in _OWN
     }
