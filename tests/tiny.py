@@ -13,7 +13,8 @@ from aligngap.experiments.study import load_study
 from aligngap.models.build import Architecture, random_model
 from aligngap.models.tokenizer import word_tokenizer
 from aligngap.pipeline.graph import Context, Outcome, Stage, all_stages
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Store
 from aligngap.tasks.worlds import WORLDS
 from aligngap.timings import account
 

@@ -18,7 +18,6 @@ import altair as alt
 import polars as pl
 import yaml
 from pydantic import ValidationError
-from rich.console import Console
 
 from aligngap import runner
 from aligngap.diagnosis.report import Diagnosis, diagnose_named
@@ -35,6 +34,7 @@ from aligngap.report.still import image_spec
 from aligngap.report.style import Theme
 from aligngap.results import FAILED, FINISHED, OPPONENTS, SPLITS, Conclusion, StudyResults, read, read_per_prompt
 from aligngap.tasks.datasets import DatasetSpec
+from aligngap.terminal import console
 from aligngap.trackers.base import chosen
 
 Settings = Mapping[str, object] | Sequence[str]
@@ -51,8 +51,8 @@ class Results:
     def raw(self) -> dict[str, Any]:
         """`results.json` as it is (docs/results-format.md)."""
         text = (self.folder / "results.json").read_text("utf-8")
-        found: dict[str, Any] = json.loads(text, parse_constant=lambda word: None)
-        return found
+        result: dict[str, Any] = json.loads(text, parse_constant=lambda word: None)
+        return result
 
     @cached_property
     def data(self) -> StudyResults:
@@ -83,9 +83,9 @@ class Results:
         schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
         schema |= dict.fromkeys(("n_seeds", "n_prompts"), pl.Int64) | {"note": pl.String}
         rows = [
-            {"task": task, "experiment": found.name, "estimate": row.name, **row.model_dump(include=set(schema))}
-            for task, found in self._conclusions()
-            for row in found.estimates
+            {"task": task, "experiment": result.name, "estimate": row.name, **row.model_dump(include=set(schema))}
+            for task, result in self._conclusions()
+            for row in result.estimates
         ]
         return pl.DataFrame(rows, schema)
 
@@ -94,8 +94,8 @@ class Results:
         """A row a task and experiment: title, verdict, sentence, rule."""
         schema = dict.fromkeys(("task", "experiment", "title", "verdict", "sentence", "rule"), pl.String)
         rows = [
-            {"task": task, "experiment": found.name, **found.model_dump(include=set(schema))}
-            for task, found in self._conclusions()
+            {"task": task, "experiment": result.name, **result.model_dump(include=set(schema))}
+            for task, result in self._conclusions()
         ]
         return pl.DataFrame(rows, schema)
 
@@ -137,7 +137,7 @@ class Results:
         return self.folder / "report.html"
 
     def _conclusions(self) -> list[tuple[str, Conclusion]]:
-        return [(task.name, found) for task in self.data.tasks for found in task.experiments]
+        return [(task.name, result) for task in self.data.tasks for result in task.experiments]
 
     def _repr_html_(self) -> str:
         """In a notebook: the verdicts, and what is missing."""
@@ -213,7 +213,7 @@ def run(
         ran = runner.run(
             plan,
             Path(out) if out else None,
-            console=Console(),
+            console=console(),
             jobs=jobs,
             store=store or None,
             checkpoint_seconds=checkpoint_seconds,

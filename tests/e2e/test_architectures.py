@@ -24,7 +24,8 @@ from aligngap.models.tokenizer import byte_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_policy
 from aligngap.sources.recorded import RecordedSpec
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Store
 from checkpoints import saved
 from tiny import context_of, make_study
 

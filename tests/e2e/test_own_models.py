@@ -29,8 +29,9 @@ from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_arm, load_policy
 from aligngap.results import read
+from aligngap.store.disk import read_json
 from aligngap.store.identity import file_digest
-from aligngap.store.store import Store, read_json
+from aligngap.store.store import Store
 from checkpoints import qwen2, saved
 from tiny import context_of, make, make_study
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 import ranked
 from aligngap.pipeline.graph import Stage
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Store
 
 WEIGHTS = {"max": 2e-5, "mean": 1e-7}
 """Of a weight after training; the learning rate is 3e-4, so a step moves most weights by 15 to 3000 times as much."""

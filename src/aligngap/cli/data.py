@@ -58,13 +58,13 @@ def check(
         from aligngap.models.tokenizer import load_tokenizer
 
         counter = load_tokenizer(base_path(tokenizer) if tokenizer in SHIPPED else tokenizer)
-    found = describe(spec, counter, split)
+    result = describe(spec, counter, split)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(result.as_json(), indent=2))
         return
     console = show.console()
     show.say(f"{data}", console)
-    for heading, lines in found.sections():
+    for heading, lines in result.sections():
         show.say("\n".join([f"\n{heading}", *(f"  {line}" for line in lines)]), console)
 
 
@@ -86,7 +86,6 @@ def diagnose(
     store: AnswerStore = None,
 ) -> None:
     """Say, before any training, what preference data are to an SFT policy: on-policy, contrast, quality, coverage."""
-    from rich.console import Console
     from rich.status import Status
 
     from aligngap.diagnosis.page import page_path, write_page
@@ -108,8 +107,8 @@ def diagnose(
         seed=seed,
     )
     # What a judge of the user's own prints is not what is asked for here, and least of all JSON.
-    with Status("", console=Console(stderr=True)) as status, redirect_stdout(sys.stderr):
-        found = diagnose_named(
+    with Status("", console=show.console(stderr=True)) as status, redirect_stdout(sys.stderr):
+        result = diagnose_named(
             policy,
             spec,
             judge,
@@ -120,11 +119,11 @@ def diagnose(
             progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
         )
     if page is not None:
-        write_page(found, page)
+        write_page(result, page)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        print(json.dumps(result.as_json(), indent=2, allow_nan=False))
         return
-    for line in lines(found.about, found.findings, found.regime):
+    for line in lines(result.about, result.findings, result.regime):
         show.say(line)
     if page is not None:
         show.say(f"\nPage: {page}")

@@ -15,7 +15,8 @@ from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 from aligngap.stats.budget import JUDGE_CALLS, KL, LABELS, SECONDS, STEPS, TOKENS_SAMPLED, Floats, Run
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Artefact, Store
 
 
 def runs_of(
@@ -27,7 +28,7 @@ def runs_of(
     Checkpoints in order of step and prompts in order of number; what has no row or no number is NaN. A judge who says
     nothing of a split, such as the true utility where nobody knows it, has no curve.
     """
-    found = {}
+    result = {}
     for (split,), part in frame.group_by("split", maintain_order=True):
         steps, row = np.unique(part["step"].to_numpy(), return_inverse=True)
         numbers, column = np.unique(part["prompt_number"].to_numpy(), return_inverse=True)
@@ -47,8 +48,8 @@ def runs_of(
                 wins = f"win_{opponent}_{judge}"
                 if wins in part.columns and part[wins].null_count() < len(part):
                     key = (str(split), opponent, judge)
-                    found[key] = Run(name, seed, steps.astype(np.int64), matrix(part[wins]), budgets)
-    return found
+                    result[key] = Run(name, seed, steps.astype(np.int64), matrix(part[wins]), budgets)
+    return result
 
 
 def costs_of(arm: Arm, store: Store) -> pl.DataFrame:
@@ -61,11 +62,11 @@ def costs_of(arm: Arm, store: Store) -> pl.DataFrame:
     """
     steps = np.array(arm.keep)
     trained = steps * arm.optim.batch
-    folder = store.get(arm.identity).path
-    total = read_json(folder / "cost.json") | read_json(folder / "seconds.json")
+    artefact = store.get(arm.identity)
+    total = read_json(artefact.file("cost.json")) | read_json(artefact.file("seconds.json"))
     calls = tokens = np.zeros(len(steps))
     if arm.source.needs_judge:
-        calls, tokens = _live(folder / "stream.parquet", trained, total)
+        calls, tokens = _live(artefact.file("stream.parquet"), trained, total)
     recorded = np.zeros(len(steps))
     if arm.recorded is not None:
         recorded = np.minimum(trained - calls, _pairs(arm.recorded, store))
@@ -90,31 +91,33 @@ def _live(stream: Path, trained: Floats, total: dict[str, Any]) -> tuple[Floats,
     frame = pl.read_parquet(stream, columns=["first_ids", "second_ids", "provenance"])
     live = frame["provenance"].str.starts_with("policy at step")
     tokens = (frame["first_ids"].list.len() + frame["second_ids"].list.len()) * live
-    found = []
+    result = []
     for amounts, name in ((live, JUDGE_CALLS.name), (tokens, TOKENS_SAMPLED.name)):
         sums = np.concatenate([[0.0], amounts.cast(pl.Float64).cum_sum().to_numpy()])
         known = len(sums) > trained.max() and sums[-1] == total[name]
-        found.append(sums[trained] if known else np.full(len(trained), np.nan))
-    return found[0], found[1]
+        result.append(sums[trained] if known else np.full(len(trained), np.nan))
+    return result[0], result[1]
 
 
-def _artefact(stage: Stage, store: Store) -> Path | None:
-    return store.get(stage.identity).path if store.has(stage.identity) else None
+def _artefact(stage: Stage, store: Store) -> Artefact | None:
+    return store.get(stage.identity) if store.has(stage.identity) else None
 
 
 def _pairs(stage: PairsStage, store: Store) -> float:
     """How many pairs an artefact holds."""
-    folder = _artefact(stage, store)
-    return pl.scan_parquet(folder / stage.train_file).select(pl.len()).collect().item() if folder else np.nan
+    artefact = _artefact(stage, store)
+    if artefact is None:
+        return np.nan
+    return float(pl.scan_parquet(artefact.file(stage.train_file)).select(pl.len()).collect().item())
 
 
 def _labels(judge: JudgeStage | None, calls: Floats, store: Store) -> Floats:
     """Labels that so many calls of a judge rest on. None: raters."""
     if judge is None or judge.role == "golden":
         return calls
-    folder = _artefact(judge, store)
-    file = folder / "metrics.json" if folder else None
-    learned = read_json(file).get("train_pairs") if file and file.is_file() else None
+    artefact = _artefact(judge, store)
+    known = artefact if artefact and artefact.has("metrics.json") else None
+    learned = read_json(known.file("metrics.json")).get("train_pairs") if known else None
     return np.full(len(calls), np.nan if learned is None else float(learned))
 
 

@@ -25,7 +25,7 @@ def samples(bench: Bench, task: str, store: Store, arms: Sequence[pl.DataFrame])
     texts = _Texts(bench, store)
     frames = [texts.shown(frame.with_columns(pl.lit("policy").alias("who"))) for frame in arms]
     for stage, split in product(bench.opponents, SPLITS):
-        part = pl.read_parquet(store.get(stage.identity).path / f"{split}.parquet")
+        part = pl.read_parquet(store.get(stage.identity).file(f"{split}.parquet"))
         labels = {"task": task, "split": split, "who": stage.who, "arm": None, "seed": None, "step": None}
         labels |= {"margin_golden": None, "margin_proxy": None, "win_golden_policy_golden": None}
         frames.append(texts.shown(part.with_columns(pl.lit(value).alias(name) for name, value in labels.items())))
@@ -40,7 +40,7 @@ class _Texts:
         read = PromptReader(self._tokenizer)
         self._prompts: dict[int, str] = {}
         for split in SPLITS:
-            pairs = read_pairs(store.get(bench.pairs.identity).path / f"{split}.parquet")
+            pairs = read_pairs(store.get(bench.pairs.identity).file(f"{split}.parquet"))
             pairs = pairs.take(torch.arange(min(shown, len(pairs))))
             for number, ids in zip(pairs.prompt_numbers.tolist(), pairs.prompts.rows(), strict=True):
                 self._prompts[number] = read(ids)

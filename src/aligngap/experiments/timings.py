@@ -11,15 +11,16 @@ from aligngap.errors import UserError
 from aligngap.pipeline.executors.progress import activities
 from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.results import StageTiming, Timings, read
-from aligngap.store.store import Store, read_json
+from aligngap.store.disk import read_json
+from aligngap.store.store import Store
 
 
 def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
     """Of these stages, and of the command whose outcome it is."""
     listed = tuple(_timing(stage, store, outcome) for stage in stages)
-    spent: Counter[str] = Counter()
+    judging: Counter[str] = Counter()
     for stage in listed:
-        spent.update(stage.judge_spent)
+        judging.update(stage.judge_spent)
     core_seconds = outcome.wall * outcome.jobs
     return Timings(
         wall_seconds=outcome.wall or None,
@@ -28,7 +29,7 @@ def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
         activities=activities(
             ((stage.spent, stage.seconds) for stage in listed), core_seconds, sum(outcome.seconds.values())
         ),
-        judge_spent=dict(spent),
+        judge_spent=dict(judging),
         stages=listed,
     )
 
@@ -41,7 +42,7 @@ def latest(now: Timings, outcome: Outcome, folder: Path) -> Timings:
         earlier = read(folder).timings
     except UserError:  # none, or damaged
         return now
-    before, after = ([(stage.identity, stage.seconds) for stage in found.stages] for found in (earlier, now))
+    before, after = ([(stage.identity, stage.seconds) for stage in result.stages] for result in (earlier, now))
     return earlier if before == after else now
 
 
@@ -49,7 +50,7 @@ def _timing(stage: Stage, store: Store, outcome: Outcome) -> StageTiming:
     there = store.has(stage.identity)
     artefact = store.get(stage.identity) if there else None
     record: dict[str, Any] = artefact.record() if artefact else {}
-    cost = artefact.path / "cost.json" if artefact else None
+    cost = artefact.file("cost.json") if artefact and artefact.has("cost.json") else None
     return StageTiming(
         label=stage.label,
         kind=stage.kind,
@@ -57,5 +58,5 @@ def _timing(stage: Stage, store: Store, outcome: Outcome) -> StageTiming:
         status=outcome.status.get(stage.identity, "finished" if there else "missing"),
         seconds=record.get("seconds"),
         spent=record.get("spent"),
-        judge_spent=read_json(cost).get("judge_spent", {}) if cost and cost.is_file() else {},
+        judge_spent=read_json(cost).get("judge_spent", {}) if cost else {},
     )

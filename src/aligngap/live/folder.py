@@ -13,6 +13,7 @@ from aligngap.errors import UserError
 from aligngap.pipeline import REPORT
 from aligngap.pipeline.executors.progress import ENDED
 from aligngap.pipeline.rundir import RunDirectory
+from aligngap.store.reading import is_file, is_there
 
 _KEYS = ("identity", "label", "kind", "status", "reason", "done", "total", "rate", "seconds")
 STARTING, UNREADABLE = "starting", "unreadable"
@@ -62,18 +63,13 @@ class Watched:
 
     def look(self) -> Look:
         """The folder as it is now; whatever is wrong with it is in the message."""
-        if not (self.folder / "status.json").is_file():
-            gone = None if self.folder.is_dir() else f"The folder {self.folder} is not there any more."
-            return Look(UNREADABLE if gone else STARTING, message=gone)
         try:
+            if not is_file(self.folder / "status.json"):
+                gone = None if is_there(self.folder) else f"The folder {self.folder} is not there any more."
+                return Look(UNREADABLE if gone else STARTING, message=gone)
             status = self._run.status()
         except UserError as error:
             return Look(UNREADABLE, message=f"The run's state cannot be read: {error}")
-        stages = status.get("stages")
-        if not isinstance(stages, list) or not all(
-            isinstance(stage, dict) and set(_KEYS) <= set(stage) for stage in stages
-        ):
-            return Look(UNREADABLE, message="status.json is not what this version of aligngap writes.")
         return Look(str(status.get("state")), status, self._run.store_path())
 
     def results_are_current(self, look: Look) -> bool:

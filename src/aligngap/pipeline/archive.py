@@ -27,16 +27,18 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from aligngap import __version__
 from aligngap.errors import UserError
 from aligngap.pipeline import REPORT
 from aligngap.pipeline.rundir import RunDirectory
-from aligngap.store.contents import is_code, is_inside, is_pickle, verify_folder
+from aligngap.store.contents import contents_of, is_code, is_inside, is_pickle, verify_folder
+from aligngap.store.disk import disk_errors, read_json, write_json
 from aligngap.store.identity import file_digest, identity, is_name
-from aligngap.store.store import Store, disk_errors, read_json, write_json
+from aligngap.store.reading import is_file, read_file, readable
+from aligngap.store.store import Store
 
 _SCHEMA = 1
 _INDEX = "pack.json"
@@ -67,7 +69,7 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
 
     Raises UserError when an artefact is damaged or the file cannot be written.
     """
-    if file.exists():
+    if os.path.lexists(file):
         raise UserError("there is a file of this name already", where=str(file), hint="Give another name.")
     # Without the report, which can hold anything that a browser runs: who unpacks makes it again.
     wanted = [str(stage["identity"]) for stage in run.status()["stages"] if stage["kind"] != REPORT]
@@ -88,8 +90,8 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
         members: dict[str, Path | bytes] = {}
         for path in sorted([*run.folder.glob("*"), *run.folder.glob("logs/*")]):
             name = path.relative_to(run.folder).as_posix()
-            if _OF_RUN.fullmatch(name) and path.is_file():
-                members[f"run/{name}"] = path.read_bytes()  # as of now: a live run replaces them
+            if _OF_RUN.fullmatch(name) and is_file(path):
+                members[f"run/{name}"] = read_file(path)  # as of now: a live run replaces them
         for top, folders in (("artefacts", {name: store.get(name).path for name in made}), ("partial", partials)):
             for name, folder in folders.items():
                 members |= _files(top, name, folder)
@@ -98,8 +100,8 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
 
 
 def _files(top: str, name: str, folder: Path) -> dict[str, Path | bytes]:
-    files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file())
-    return {f"{top}/{name}/{path.relative_to(folder).as_posix()}": path for path in files}
+    plain, _ = contents_of(folder)
+    return {f"{top}/{name}/{file}": folder / file for file in plain if not PurePosixPath(file).name.startswith(".")}
 
 
 def _write(file: Path, members: Mapping[str, Path | bytes]) -> int:
@@ -136,8 +138,8 @@ def unpack_one(file: Path, store: Store, name: str, *, finished: bool) -> None:
     """
     with store.incoming() as staging:
         _extract(file, staging)
-        found = {top.name: list(_folders(top)) for top in _folders(staging).values()}
-        if found != {_TOPS[finished]: [name]}:
+        result = {top.name: list(_folders(top)) for top in _folders(staging).values()}
+        if result != {_TOPS[finished]: [name]}:
             raise _refused(file, f"it does not hold {name}")
         path = staging / _TOPS[finished] / name
         if finished:
@@ -148,7 +150,8 @@ def unpack_one(file: Path, store: Store, name: str, *, finished: bool) -> None:
 def _entry(content: Path | bytes) -> dict[str, Any]:
     if isinstance(content, bytes):
         return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    return {"sha256": file_digest(content), "size": content.stat().st_size}
+    with readable(content):
+        return {"sha256": file_digest(content), "size": content.stat().st_size}
 
 
 @contextmanager
@@ -182,8 +185,9 @@ def unpack(file: Path, folder: Path, store: Path | None = None) -> Packed:
     Raises UserError when anything in the archive is not as it should be, or the folder holds something; then nothing
     has been put anywhere.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("the folder is not empty", where=str(folder), hint="Give another folder.")
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        what = "the folder is not empty" if folder.is_dir() else "there is something else, which is no folder"
+        raise UserError(what, where=str(folder), hint="Give another folder.")
     folder = Path(os.path.abspath(folder))
     draft = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     try:
@@ -245,17 +249,17 @@ def _members(stream: IO[bytes], file: Path, into: Path) -> dict[str, tuple[str, 
     for wanted, (digest, size) in index.items():
         if _header(stream, file) != (wanted, size):
             raise _refused(file, f"its next member is not the {wanted} of {size:,} bytes that {_INDEX} lists")
-        found = hashlib.sha256()
+        result = hashlib.sha256()
         with disk_errors(into, strict=True):
             target = into / wanted
             target.parent.mkdir(parents=True, exist_ok=True)
             output = open(target, "xb")  # noqa: SIM115 - what follows reads as well, and its errors are others
         with output:
             for chunk in _contents(stream, size):
-                found.update(chunk)
+                result.update(chunk)
                 with disk_errors(into, strict=True):
                     output.write(chunk)
-        if found.hexdigest() != digest:
+        if result.hexdigest() != digest:
             raise _refused(file, f"{wanted} is altered")
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise _refused(file, f"it holds more than {_INDEX} lists")

@@ -16,7 +16,8 @@ from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.results import FINISHED, ArmRecord, read
 from aligngap.store.contents import RECORD, all_but_weights, check_artefact, everything
-from aligngap.store.store import Store, new_folder, read_json
+from aligngap.store.disk import new_folder, read_json
+from aligngap.store.store import Store
 
 SFT = "sft"
 """The name that stands for the policy which all arms start from."""

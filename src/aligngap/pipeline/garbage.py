@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aligngap.errors import UserError
 from aligngap.pipeline.rundir import RunDirectory, is_in_use
+from aligngap.store.disk import read_json
+from aligngap.store.reading import is_there, readable
 from aligngap.store.store import Freed, Store, User
 
 
 @dataclass
 class Users:
     """The runs of a store. folders: those that refer to it; gone: runs that were removed; unseen: registered from
-    another machine, or on a disk that is not here, so that nobody can say whether they are gone.
+    another machine, on a disk that is not here, or gone from beside a folder that may not be read, so that nobody can
+    say whether they are gone. closed: folders that may not be read, beside the store or a run of it.
     """
 
     identities: set[str] = field(default_factory=set)
     folders: list[Path] = field(default_factory=list)
     gone: list[User] = field(default_factory=list)
     unseen: list[User] = field(default_factory=list)
+    closed: list[Path] = field(default_factory=list)
 
 
 def users_of(store: Store) -> Users:
     """Who refers to a store: the runs registered with it, and those that are found beside it or beside them, which may
     have been renamed. Raises UserError when it cannot be told.
     """
-    found, root = Users(), store.root.resolve()
-    registered = store.users()
+    users, root, registered = Users(), store.root.resolve(), store.users()
+    places = dict.fromkeys([store.root.parent, *(user.folder.parent for user in registered)])
+    beside = list(dict.fromkeys(folder for place in places for folder in _folders(place)))
+    users.closed = [folder for folder in beside if not os.access(folder, os.R_OK | os.X_OK)]
     for user in registered:
-        if user.gone:
-            found.gone.append(user)
-        elif not user.folder.exists():
-            found.unseen.append(user)
-            found.identities |= user.identities
+        # What is closed may be this run, renamed.
+        may_be_there = any(folder.parent == user.folder.parent for folder in users.closed)
+        if user.gone and not may_be_there:
+            users.gone.append(user)
+        elif not is_there(user.folder):
+            users.unseen.append(user)
+            users.identities |= user.identities
         # A run that has just begun has registered, and may still have the status of its last run, elsewhere.
         elif is_in_use(user.folder) or _store_of(user.folder) in (None, root):
-            found.folders.append(user.folder)
-            found.identities |= user.identities
-    places = dict.fromkeys([store.root.parent, *(user.folder.parent for user in registered)])
-    for folder in dict.fromkeys([store.root.parent, *(folder for place in places for folder in _folders(place))]):
-        if _store_of(folder) == root:
-            found.identities |= _identities(folder)
-            if folder not in found.folders:
-                found.folders.append(folder)
-    return found
+            users.folders.append(user.folder)
+            users.identities |= user.identities
+    for folder in dict.fromkeys([store.root.parent, *beside]):
+        if folder not in users.closed and _store_of(folder) == root:
+            users.identities |= _identities(folder)
+            if folder not in users.folders:
+                users.folders.append(folder)
+    return users
 
 
 def collect_garbage(store: Store, dry_run: bool = False) -> tuple[list[Freed], Users]:
@@ -69,28 +76,24 @@ def collect_garbage(store: Store, dry_run: bool = False) -> tuple[list[Freed], U
     return freed, users
 
 
-def _folders(place: Path) -> Iterator[Path]:
-    if place.is_dir():
-        yield from (path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith("."))
+def _folders(place: Path) -> list[Path]:
+    if not is_there(place):
+        return []
+    with readable(place):
+        return [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
 def _store_of(folder: Path) -> Path | None:
-    """The store that a run's folder names; None when it is no run's folder or names none."""
+    """The store that a run's folder names, be its status damaged otherwise; None when it is no run's folder or names
+    none.
+    """
     try:
-        run = RunDirectory.open(folder)
-        run.status()
-    except UserError:
+        RunDirectory.open(folder)
+        status = read_json(folder / "status.json")
+        return Path(folder / status.get("store", "store")).resolve()
+    except (UserError, AttributeError, TypeError, ValueError, OSError, RuntimeError):
         return None
-    return run.store_path().resolve()
 
 
 def _identities(folder: Path) -> set[str]:
-    stages = RunDirectory.open(folder).status().get("stages")
-    try:
-        return {str(stage["identity"]) for stage in stages or ()}
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            "it does not say which artefacts it needs",
-            where=str(folder / "status.json"),
-            hint="Give its `aligngap run` command again, or remove the run's folder.",
-        ) from error
+    return {stage["identity"] for stage in RunDirectory.open(folder).status()["stages"]}

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,13 +28,18 @@ from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.progress import Ledger, Spent, activities, time_spent
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
-from aligngap.store.store import Store, read_json, write_json
+from aligngap.pipeline.status import SCHEMA, checked_status, memory_kills, without_a_word, writable
+from aligngap.store.disk import disk_errors, read_json, write_json
+from aligngap.store.locks import kept_free
+from aligngap.store.reading import is_file, is_there, readable
+from aligngap.store.store import Store
 
-_SCHEMA = 1
 _BETWEEN_WRITES = 0.5
-_HALF = re.compile(r"\..+\.[0-9a-f]{8}")
+# What a killed process leaves of a file that was to be put in place whole.
+_HALF = re.compile(r"\.(study|status|results)\.json\.[0-9a-f]{8}|\.(points|samples|per_prompt)\.parquet\.[0-9a-f]{8}")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # with one slash: what a path makes of two
 STORE_VARIABLE = "ALIGNGAP_STORE"
+_ELSEWHERE = "Give --out a folder that you can write to."
 
 
 @dataclass
@@ -46,6 +52,8 @@ class RunDirectory:
     _ledger: Ledger | None = None
     _written: float = 0.0
     _recorded: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lost: str = ""
+    """What there is to say of the run before this one, where that ended without a word."""
 
     @classmethod
     @contextmanager
@@ -57,23 +65,17 @@ class RunDirectory:
         Raises UserError when the folder cannot be written, holds something else or another study, or is in use.
         """
         wanted: dict[str, Any] = json.loads(json.dumps(study))  # tuples become lists, as they will be when read back
-        try:
+        _refuse_others(folder, wanted)  # before anything is created there
+        with disk_errors(folder, strict=True):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
         with _locked(folder):
-            for left in folder.iterdir():
-                if _HALF.fullmatch(left.name):  # of a process that was killed while it wrote
-                    left.unlink(missing_ok=True)
-            if (folder / "study.json").exists():
-                _same_study(folder, _object(folder / "study.json"), wanted)
-            elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
-                raise UserError(
-                    "the folder holds other things and no study", where=str(folder), hint="Give --out another folder."
-                )
-            else:
+            _refuse_others(folder, wanted)  # another process may have begun meanwhile
+            if not (folder / "study.json").exists():
                 write_json(folder / "study.json", wanted)
-            run = cls(folder, wanted)
+            for left in folder.iterdir():
+                if _HALF.fullmatch(left.name) and stat.S_ISREG(left.lstat().st_mode):
+                    left.unlink(missing_ok=True)
+            run = cls(folder, wanted, lost=_lost(folder))
             try:
                 yield run
             except BaseException as error:
@@ -85,13 +87,18 @@ class RunDirectory:
     @classmethod
     def open(cls, folder: Path) -> RunDirectory:
         """The folder of a run that was started before. Raises UserError when it is none."""
-        if not (folder / "study.json").is_file():
+        if not is_file(folder / "study.json"):
             raise UserError(
                 "not a run's folder: it has no study.json",
                 where=str(folder),
                 hint="Give the folder that `aligngap run` wrote, by default runs/STUDY.",
             )
-        return cls(folder, _object(folder / "study.json"))
+        path = folder / "study.json"
+        study = _object(path)
+        for key in ("name", "title"):
+            if not isinstance(study.get(key, ""), str):
+                raise UserError(f"{key}: it is no text", where=str(path), hint="The file is damaged.")
+        return cls(folder, study)
 
     @property
     def logs(self) -> Path:
@@ -99,25 +106,27 @@ class RunDirectory:
         return self.folder / "logs"
 
     def store_path(self, chosen: Path | None = None) -> Path:
-        """Where this run's artefacts are: as chosen, else where the last run put them, else inside the folder."""
+        """Where this run's artefacts are: as chosen, else where the last run put them, else inside the folder. Raises
+        UserError for a status that cannot be read.
+        """
         if chosen is not None:
             return chosen
-        with suppress(UserError):
-            recorded = self.status().get("store")
-            if isinstance(recorded, str):
-                return self.folder / recorded
+        if is_file(self.folder / "status.json"):
+            return self.folder / str(self.status()["store"])
         return self.folder / "store"
 
     def status(self) -> dict[str, Any]:
         """What status.json holds, with the truth about a run that died without a word. Raises UserError."""
         path = self.folder / "status.json"
-        if not path.is_file():
+        if not is_file(path):
             raise UserError("nothing has been run here yet", where=str(path), hint="Start it with `aligngap run`.")
-        status = _object(path)
-        if status.get("state") == "running" and not is_in_use(self.folder):
+        status = checked_status(_object(path), path)
+        status["lost"] = ""
+        if status["state"] == "running" and not is_in_use(self.folder):
             status["state"] = "interrupted"
-            for entry in status.get("stages", []):
-                if entry.get("status") == "running":
+            status["lost"] = without_a_word(status, memory_kills())
+            for entry in status["stages"]:
+                if entry["status"] == "running":
                     entry["status"] = "interrupted"
         return status
 
@@ -162,7 +171,8 @@ class RunDirectory:
             where = Path(os.path.relpath(store, self.folder)).as_posix()
         except ValueError:  # another drive
             where = store.as_posix()
-        self._status = {"schema": _SCHEMA, "state": "running", "pid": os.getpid(), "started": _now(), "store": where}
+        self._status = {"schema": SCHEMA, "state": "running", "pid": os.getpid(), "started": _now(), "store": where}
+        self._status["memory_kills"] = memory_kills()
         self._write()
 
     def note(self, event: Event) -> None:
@@ -184,7 +194,7 @@ class RunDirectory:
         stages = [
             {
                 "identity": name,
-                "label": entry.label,
+                "label": writable(entry.label),
                 "kind": entry.kind,
                 "status": entry.status,
                 "done": entry.done,
@@ -193,7 +203,7 @@ class RunDirectory:
                 "seconds": round(entry.seconds, 3),
                 # JSON has no NaN, and a loss may well be one.
                 "metrics": {key: value if math.isfinite(value) else None for key, value in entry.metrics.items()},
-                "reason": entry.reason,
+                "reason": writable(entry.reason),
             }
             for name, entry in self._ledger.entries.items()
         ]
@@ -255,11 +265,46 @@ def _same_study(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         )
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _refuse_others(folder: Path, wanted: dict[str, Any]) -> None:
+    """Raises UserError for what is no folder, and for a folder that holds another study, or none and other things.
+    Changes nothing.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not is_there(folder) or not folder.is_dir():
+        what = "it is a link that leads nowhere" if folder.is_symlink() else "it is no folder"
+        raise UserError(what, where=str(folder), hint="Give --out another folder.")
+    with readable(folder):
+        names = {entry.name for entry in folder.iterdir()}
+    if "study.json" in names:
+        _same_study(folder, _object(folder / "study.json"), wanted)
+    elif any(not name.startswith(".") for name in names) or not _is_lock(folder / ".lock"):
+        raise UserError(
+            "the folder holds other things and no study", where=str(folder), hint="Give --out another folder."
+        )
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether it is what this package locks, or not there: an empty file. Anything else is somebody's."""
     try:
-        value = read_json(path)
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path), hint="See to its permissions.") from error
+        result = path.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(result.st_mode) and result.st_size == 0
+
+
+def _lost(folder: Path) -> str:
+    """Of the last run in a folder that is held by this process: what there is to say if it ended without a word."""
+    path = folder / "status.json"
+    with suppress(UserError, FileNotFoundError):
+        status = checked_status(_object(path), path)
+        if status["state"] == "running":
+            return without_a_word(status, memory_kills())
+    return ""
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
     if not isinstance(value, dict):
         raise UserError("not a JSON object", where=str(path), hint="The file is damaged; give --out another folder.")
     return value
@@ -267,6 +312,8 @@ def _object(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    if not _is_lock(folder / ".lock"):
+        raise UserError("it is not what a run makes", where=str(folder / ".lock"), hint="Move it away.")
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=1.0)  # not 0: who looks holds it for a moment to see whether anyone does
@@ -277,7 +324,7 @@ def _locked(folder: Path) -> Iterator[None]:
             hint=f"See how far it is with `aligngap status {folder}`, wait for it, or give --out another folder.",
         ) from error
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise UserError(f"cannot be written: {error.strerror or error}", where=str(folder), hint=_ELSEWHERE) from error
     try:
         yield
     finally:
@@ -285,40 +332,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _who(folder: Path) -> str:
+    path = folder / "status.json"
     with suppress(UserError, OSError):
-        status = _object(folder / "status.json")
-        if status.get("state") == "running":
-            return f" (process {status.get('pid')}, since {status.get('started')})"
+        status = checked_status(_object(path), path)
+        if status["state"] == "running":
+            return f" (process {status['pid']}, since {status['started']})"
     return ""
 
 
 def is_in_use(folder: Path) -> bool:
     """Whether a process runs in this folder. Writes nothing: who only looks may have no right to, or look for hours."""
-    path = folder / ".lock"
-    if not path.is_file():
-        return False
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except (Timeout, OSError):
-            return True
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
-            return False
-    except OSError:  # held; or no such locks here, and nothing better is known than what the folder says
-        return True
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot be written: {error.strerror or error}",
-        where=str(folder),
-        hint="Give --out a folder that you can write to.",
-    )
+    with kept_free(folder / ".lock") as free:
+        return not free
 
 
 def _now() -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from aligngap.errors import UserError, nearest
+from aligngap.results import read_samples
 
 _AGAIN = "Give the `aligngap run` command again."
 _NONE = "-"
@@ -30,17 +31,16 @@ class SideBySide(NamedTuple):
     steps: list[int]
 
 
-def side_by_side(path: Path, *, arm: str | None, step: int | None, seed: int | None, split: str, n: int) -> SideBySide:
+def side_by_side(
+    folder: Path, *, arm: str | None, step: int | None, seed: int | None, split: str, n: int
+) -> SideBySide:
     """Of up to n prompts of a split. arm, step, seed: None is the first arm, its last kept step, the first seed.
 
-    Raises UserError for a `samples.parquet` that cannot be read, holds nothing, or has no such samples.
+    Raises UserError for a folder whose `samples.parquet` cannot be read, holds nothing, or has no such samples.
     """
-    try:
-        frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:  # of a run that was killed while it wrote
-        raise UserError(f"it cannot be read: {error}", where=str(path), hint=_AGAIN) from error
+    frame = read_samples(folder)
     if frame.is_empty():
-        raise UserError("there are no samples: no arm came to its end", where=str(path), hint=_AGAIN)
+        raise UserError("there are no samples: no arm came to its end", where=str(folder), hint=_AGAIN)
     policies = frame.filter(pl.col("who") == "policy")
     frame = frame.filter(pl.col("split") == _pick(frame, "split", split, "--split"))
     chosen = frame.filter(pl.col("who") == "policy")
@@ -55,7 +55,9 @@ def side_by_side(path: Path, *, arm: str | None, step: int | None, seed: int | N
         same = opponents.filter((pl.col("task") == row["task"]) & (pl.col("prompt_number") == row["prompt_number"]))
         cells = [_first(same, "sft"), row, _first(same, "golden_policy")]
         heading = f"{row['task']}, {split}, prompt {row['prompt_number']}:\n{row['prompt']}"
-        rows.append(Row(heading, [cell["response"] if cell else _NONE for cell in cells], list(map(_scores, cells))))
+        rows.append(
+            Row(heading, [str(cell["response"]) if cell else _NONE for cell in cells], list(map(_scores, cells)))
+        )
     name, at, of = chosen["arm"][0], chosen["step"][0], chosen["seed"][0]
     arms = policies["arm"].unique().sort().to_list()
     steps = policies.filter(pl.col("arm") == name)["step"].unique().sort().to_list()
@@ -80,6 +82,6 @@ def _first(frame: pl.DataFrame, who: str) -> dict[str, Any] | None:
 
 def _scores(row: dict[str, Any] | None) -> str:
     """The true utility and each judge's score, as far as there is one."""
-    names = [name for name in row or {} if name.startswith(("utility", "score_", "margin_"))]
+    names = [name for name in row or {} if name.startswith(("utility", "margin_"))]
     scores = {name.replace("_", " "): row[name] for name in names} if row else {}
     return "  ".join(f"{name} {value:.3g}" for name, value in scores.items() if value is not None) or _NONE

@@ -1,9 +1,9 @@
 """What a study has measured and concluded, as it is written to a folder and read from it: `results.json` and the tables
-beside it. Whoever makes results makes these types; whoever shows results reads them and nothing else.
+beside it. Makers of results make these types; everything that shows results reads them and nothing else.
 """
 
 from aligngap.results._values import name_of, number, plain, shortened
-from aligngap.results.files import content, for_readers, read, read_per_prompt, write
+from aligngap.results.files import content, for_readers, read, read_per_prompt, read_samples, write
 from aligngap.results.schema import (
     BLOCKED,
     FAILED,
@@ -83,6 +83,7 @@ __all__ = [
     "plain",
     "read",
     "read_per_prompt",
+    "read_samples",
     "shortened",
     "write",
 ]

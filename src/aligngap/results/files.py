@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,20 @@ from aligngap.results import _migrations
 from aligngap.results._values import readable
 from aligngap.results.schema import SCHEMA, StudyResults
 from aligngap.results.tables import typed_points, typed_samples, with_readable_names
+from aligngap.store.disk import write_bytes_atomic
+from aligngap.store.reading import check_plain, parse_json, read_file
 
 RESULTS, POINTS, SAMPLES, PER_PROMPT = "results.json", "points.parquet", "samples.parquet", "per_prompt.parquet"
-_AGAIN = "Run the study again, with the same command: what is in the store is not made again."
+_AGAIN = "Give the `aligngap run` command again: what is in the store is not made again."
 
 
 def write(results: StudyResults, per_prompt: pl.DataFrame, folder: Path) -> None:
-    """Write the four files, `results.json` last: whoever finds it finds what belongs to it. Raises OSError."""
+    """Write the four files, `results.json` last: whoever finds it finds what belongs to it. Raises DiskError."""
     for name, frame in ((POINTS, results.points), (PER_PROMPT, per_prompt), (SAMPLES, results.samples)):
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
-        _put(folder / name, buffer.getvalue())
-    _put(folder / RESULTS, (json.dumps(content(results), indent=2, allow_nan=False) + "\n").encode())
+        write_bytes_atomic(folder / name, buffer.getvalue())
+    write_bytes_atomic(folder / RESULTS, (json.dumps(content(results), indent=2, allow_nan=False) + "\n").encode())
 
 
 def content(results: StudyResults) -> dict[str, Any]:
@@ -65,6 +65,11 @@ def read_per_prompt(folder: Path) -> pl.DataFrame:
     return _table(folder / PER_PROMPT, typed, missing)
 
 
+def read_samples(folder: Path) -> pl.DataFrame:
+    """Prompts and responses, as they are shown. Raises UserError when the table is not there or cannot be read."""
+    return _table(folder / SAMPLES, typed_samples, "it has not been written yet")
+
+
 def parse(raw: Mapping[str, Any], points: pl.DataFrame, samples: pl.DataFrame, where: str) -> StudyResults:
     """Results from what `results.json` holds. where: the file. Raises UserError, which names the key, for a value that
     cannot be.
@@ -84,28 +89,28 @@ def for_readers(results: StudyResults) -> StudyResults:
 
 def _key(value: Any, place: Sequence[str | int]) -> str:
     """The dotted key of a place, with the name of what is listed by name."""
-    found = []
+    result = []
     for part in place:
         known = list(value)[part] if isinstance(value, Mapping) and isinstance(part, int) else part
         try:
             value = value[known]
         except (LookupError, TypeError):  # a key that is missing, or a branch of a choice between types
-            found.append(f".{known}")
+            result.append(f".{known}")
             break
-        found.append(f"[{known}]" if isinstance(known, int) else f".{known}")
-    return "".join(found).lstrip(".")
+        result.append(f"[{known}]" if isinstance(known, int) else f".{known}")
+    return "".join(result).lstrip(".")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(read_file(path), finite=False)
     except FileNotFoundError:
         raise UserError(
             "this folder holds no results",
             where=str(path),
             hint="Give the folder of a run that has finished, or finish it with `aligngap run`.",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not readable as JSON: {error}", where=str(path), hint="Make the results again.") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or schema not in (1, SCHEMA) or isinstance(schema, bool):
@@ -118,22 +123,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _table(path: Path, typed: Callable[[pl.DataFrame], pl.DataFrame], missing: str = "") -> pl.DataFrame:
-    if not path.is_file():
-        raise UserError(missing or "there is no such file", where=str(path), hint=_AGAIN)
     try:
+        check_plain(path)
         return typed(pl.read_parquet(path))
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except FileNotFoundError:
+        raise UserError(missing or "there is no such file", where=str(path), hint=_AGAIN) from None
+    # A panic is what Polars makes of some damaged files, and no Exception.
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"not readable: {error}", where=str(path), hint=_AGAIN) from error
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Put a file in place whole, through a temporary one beside it; on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,17 +4,10 @@
 """
 
 from aligngap.store.contents import Problem
+from aligngap.store.disk import DiskError, disk_errors, read_json, write_bytes_atomic, write_json
 from aligngap.store.identity import canonical, file_digest, folder_digest, identity
 from aligngap.store.record import environment
-from aligngap.store.store import (
-    Artefact,
-    DiskError,
-    Store,
-    disk_errors,
-    read_json,
-    write_bytes_atomic,
-    write_json,
-)
+from aligngap.store.store import Artefact, Store
 
 __all__ = [
     "Artefact",

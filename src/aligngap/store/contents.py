@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from aligngap.errors import UserError
 from aligngap.store.identity import file_digest
+from aligngap.store.reading import open_plain, parse_json, read_file, readable, unreadable
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -44,24 +45,31 @@ def all_but_weights(file: str) -> bool:
     return not file.endswith(".safetensors")
 
 
-def verify_folder(home: Path, identity: str, checksums: Callable[[str], bool] = everything) -> Iterator[Problem]:
-    """Everything that is wrong with the artefact in a folder, see `Store.verify`. Raises UserError for what may not be
-    read, which says nothing about what it holds.
+def verify_folder(
+    home: Path, identity: str, checksums: Callable[[str], bool] = everything, part: str = ""
+) -> Iterator[Problem]:
+    """Everything that is wrong with the artefact in a folder, see `Store.verify`. part: only with this file, or the
+    files of this folder, by its relative name. Raises UserError for what may not be read, which says nothing about what
+    it holds.
     """
-    if not home.is_dir():
-        yield Problem(identity, "", "missing")
-        return
+    with readable(home):
+        if home.is_symlink():
+            yield Problem(identity, "", "a link, where the store made a folder")
+            return
+        if not home.is_dir():
+            yield Problem(identity, "", "missing")
+            return
     try:
         files = _read_manifest(home / MANIFEST, identity)
-    except PermissionError as error:
-        raise _denied(home / MANIFEST) from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        yield Problem(identity, MANIFEST, f"manifest unreadable: {reason}")
+    except FileNotFoundError:
+        yield Problem(identity, MANIFEST, "missing")
+        return
+    except (ValueError, RecursionError) as error:
+        yield Problem(identity, MANIFEST, f"manifest unreadable: {error}")
         return
     regular, other = contents_of(home)
     present = set(regular)
-    for name in sorted(files):
+    for name in sorted(_within(part, files)):
         if not is_inside(name):
             # Not opened: a manifest from elsewhere must not make us read outside the artefact.
             yield Problem(identity, name, "name leads outside the artefact")
@@ -74,10 +82,17 @@ def verify_folder(home: Path, identity: str, checksums: Callable[[str], bool] = 
                 yield Problem(identity, name, what)
         elif name not in other:
             yield Problem(identity, name, "missing")
-    for name in sorted(present - files.keys() - {MANIFEST}):
+    for name in sorted(_within(part, present - files.keys() - {MANIFEST})):
         yield Problem(identity, name, "unexpected file")
-    for name in other:
+    for name in _within(part, other):
         yield Problem(identity, name, "not a plain file")
+
+
+def _within(part: str, names: Iterable[str]) -> list[str]:
+    """Of the names: the part itself, those below it, and those that it is below, one of which may be a link."""
+    if not part:
+        return list(names)
+    return [name for name in names if f"{name}/".startswith(f"{part}/") or part.startswith(f"{name}/")]
 
 
 def check_artefact(home: Path, checksums: Callable[[str], bool] = everything) -> None:
@@ -85,27 +100,48 @@ def check_artefact(home: Path, checksums: Callable[[str], bool] = everything) ->
     as for `verify_folder`.
     """
     if problem := next(verify_folder(home, home.name, checksums), None):
-        raise UserError(
-            f"the artefact is damaged: {problem}",
-            where=str(home),
-            hint="Run the study again: what is damaged is set aside and made anew, all else is kept.",
-        )
+        raise _damaged(problem, home)
 
 
-def _denied(path: Path) -> UserError:
-    return UserError("it may not be read", where=str(path), hint="See to its permissions, or use another --store.")
+def _damaged(problem: Problem, path: Path) -> UserError:
+    return UserError(
+        f"the artefact is damaged: {problem}",
+        where=str(path),
+        hint="`aligngap verify DIR --set-aside`, then `aligngap run`, makes it again; DIR is the run's folder.",
+    )
 
 
-def parse_json(data: bytes) -> object:
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
+def checked(home: Path, identity: str, part: str) -> Path:
+    """The path of a file of an artefact, or of a folder of its files, once their checksums have been compared: once a
+    process, unless a size or a time of change differs from then. Raises UserError for what is damaged, or missing.
+    """
+    if problem := next(iter(_problems(home, identity, part, _stamps(home / part))), None):
+        raise _damaged(problem, home / part)
+    return home / part
 
-    return json.loads(data, parse_constant=refuse)
+
+@lru_cache(maxsize=1 << 16)
+def _problems(home: Path, identity: str, part: str, stamps: tuple[object, ...]) -> tuple[Problem, ...]:
+    problems = tuple(verify_folder(home, identity, part=part))
+    if not problems and not stamps:
+        return (Problem(identity, part, "missing"),)
+    return problems
+
+
+def _stamps(path: Path) -> tuple[object, ...]:
+    """What tells that a file, or the files in a folder, have not been changed since."""
+    try:
+        with readable(path):
+            names = ["", *(f"/{name}" for names in contents_of(path) for name in names)] if path.is_dir() else [""]
+            states = [(name, Path(f"{path}{name}").lstat()) for name in names]
+    except FileNotFoundError:
+        return ()
+    return tuple((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
 
 
 def _read_manifest(path: Path, identity: str) -> dict[str, tuple[str, int]]:
     """File name -> (sha256, size). Raises ValueError for anything but a manifest of this artefact."""
-    value = parse_json(path.read_bytes())
+    value = parse_json(read_file(path))
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise ValueError(f"not a manifest of schema {SCHEMA}")
     if value.get("identity") != identity:
@@ -125,13 +161,13 @@ def _read_manifest(path: Path, identity: str) -> dict[str, tuple[str, int]]:
 
 def _compare(path: Path, digest: str | None, size: int) -> str | None:
     try:
-        found = path.stat().st_size
-        if found < size:
-            return f"truncated: {found} of {size} bytes"
-        if found > size or (digest is not None and file_digest(path) != digest):
+        result = path.stat().st_size
+        if result < size:
+            return f"truncated: {result} of {size} bytes"
+        if result > size or (digest is not None and file_digest(path) != digest):
             return "altered"
     except PermissionError as error:
-        raise _denied(path) from error
+        raise unreadable(error, path) from error
     except OSError as error:
         return f"unreadable: {error.strerror}"
     return None
@@ -146,8 +182,10 @@ _POINTER = b"version https://git-lfs"
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in the place of one that it has not fetched. Raises OSError."""
-    with path.open("rb") as stream:
+    """Whether a file is what Git LFS leaves in the place of one that it has not fetched. Raises OSError, and UserError
+    for what is no plain file.
+    """
+    with open_plain(path) as stream:
         return stream.read(len(_POINTER)) == _POINTER
 
 
@@ -164,10 +202,16 @@ def is_inside(name: str) -> bool:
 
 
 def contents_of(folder: Path) -> tuple[list[str], list[str]]:
-    """Relative names, sorted, of the plain files and of everything that is neither plain file nor folder."""
+    """Relative names, sorted, of the plain files and of everything that is neither plain file nor folder. Raises
+    UserError for a folder that may not be read, of whose files nothing is known, and FileNotFoundError.
+    """
     regular: list[str] = []
     other: list[str] = []
-    for parent, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error if isinstance(error, FileNotFoundError) else unreadable(error, error.filename)
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         for name in [*folders, *files]:
             path = Path(parent) / name
             relative = path.relative_to(folder).as_posix()

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from aligngap.store.reading import open_plain
+
 # Of the canonical form itself: to be raised when its rules change, which renames every artefact.
 _SCHEME = 1
 _KIND = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
@@ -65,9 +67,11 @@ def is_name(text: str) -> bool:
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's contents, in hexadecimal, without holding the file in memory. Raises OSError."""
+    """The sha256 of a file's contents, in hexadecimal, without holding the file in memory. Raises OSError, and
+    UserError for what is no plain file.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as handle:
+    with open_plain(path) as handle:
         while chunk := handle.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -97,7 +101,7 @@ def content_digest(path: str | os.PathLike[str]) -> str:
     """
     place = Path(os.path.abspath(path))
     files = [place] if place.is_file() else sorted(file for _, file in _visible_files(place))
-    seen = tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files)
+    seen = tuple((str(file), (outcome := file.stat()).st_size, outcome.st_mtime_ns, outcome.st_ino) for file in files)
     return _content_digest(place, seen)
 
 

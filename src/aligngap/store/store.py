@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import platform
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -38,37 +36,49 @@ from aligngap.store.contents import (
     RECORD,
     SCHEMA,
     Problem,
+    checked,
     contents_of,
     everything,
     is_inside,
     is_pickle,
-    parse_json,
     verify_folder,
 )
+from aligngap.store.disk import disk_errors, read_json, refuse_folder, sync, sync_folder, write_json
 from aligngap.store.identity import file_digest, is_name
+from aligngap.store.locks import kept_free
+from aligngap.store.reading import is_gone, is_there, readable
 
-# What the machine, not the program, did wrong: only these become the user's to fix when a stage's own code meets them.
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DISK = _DISK_FULL | {errno.EROFS, errno.EIO}
-_DENIED = frozenset({errno.EACCES, errno.EPERM})
 # Seconds after which a network disk that shows no file does not have it.
 _UNSEEN = 10.0
 
 
-class DiskError(UserError):
-    """The disk is full or cannot be written: whatever else is tried there would fail alike."""
-
-
 @dataclass(frozen=True)
 class Artefact:
-    """A finished result. Its files are read, never changed."""
+    """A finished result. Its files are read, never changed; who reads one gets its path from `file`, unless a stage
+    does, whose inputs are compared with their checksums before it starts.
+    """
 
     identity: str
     path: Path
 
+    def file(self, name: str) -> Path:
+        """The path of a file, or of a folder of files, whose checksums have been compared, once a process. Raises
+        UserError for what is damaged, or missing.
+        """
+        return checked(self.path, self.identity, name)
+
+    def folder(self) -> Path:
+        """The path of the whole artefact, as `file` gives that of a file."""
+        return checked(self.path, self.identity, "")
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file or folder. Raises UserError where that may not be known."""
+        with readable(self.path):
+            return (self.path / name).exists()
+
     def record(self) -> dict[str, object]:
         """What the stage wrote about how it was made. Raises UserError when it cannot be read."""
-        value = read_json(self.path / RECORD)
+        value = read_json(self.file(RECORD))
         if not isinstance(value, dict):
             raise UserError("the record is not a JSON object", where=str(self.path / RECORD), hint=_REMAKE)
         return value
@@ -102,8 +112,9 @@ _REMAKE = "Run the same command again: what is damaged is set aside and made ane
 class Store:
     """Artefacts under one folder, shared by any number of processes.
 
-    root: created if need be. Raises UserError when it cannot be created or written. reading: nothing will be written,
-    so nothing is created, and the folder need not even be there.
+    root: created if need be. Raises UserError when it cannot be created or written, or is somebody's folder with
+    things of their own in the store's places. reading: nothing will be written, so nothing is created, and the folder
+    need not even be there.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, reading: bool = False) -> None:
@@ -114,26 +125,38 @@ class Store:
         self._locks = self.root / ".locks"
         self._aside = self.root / ".aside"
         self._users = self.root / ".users"
+        self._reading = reading
         if reading:
             return
+        folders = (self._temporary, self._partial, self._locks, self._aside, self._users)
         try:
-            for folder in (self._temporary, self._partial, self._locks, self._aside, self._users):
+            # A store's own are empty for as long as it has no folder of locks.
+            if not self._locks.is_dir() and any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
+                raise UserError(
+                    "the folder is no store, and has folders of the names that a store would use",
+                    where=str(self.root),
+                    hint="Give another folder.",
+                )
+            for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            _refuse_folder(error, self.root)
+            refuse_folder(error, self.root)
         if not os.access(self.root, os.W_OK | os.X_OK):
-            _refuse_folder(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), self.root)
+            refuse_folder(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), self.root)
 
     @classmethod
-    def existing(cls, root: Path) -> Store:
+    def existing(cls, root: Path, *, reading: bool = False) -> Store:
         """The store that is at `root`; nothing else is to be taken for one, or made one. Raises UserError."""
-        if not (root / ".locks").is_dir():  # which a store has from the first moment on
-            raise UserError("there is no store here", where=str(root), hint="Say where it is with --store.")
-        return cls(root)
+        with readable(root):
+            if not (root / ".locks").is_dir():  # which a store has from the first moment on
+                raise UserError("there is no store here", where=str(root), hint="Say where it is with --store.")
+        return cls(root, reading=reading)
 
     def has(self, identity: str) -> bool:
         """Whether the artefact is finished. Raises ValueError for a text that cannot be an identity."""
-        return (self._home(identity) / MANIFEST).is_file()
+        home = self._home(identity)
+        with readable(home):
+            return (home / MANIFEST).is_file()
 
     def get(self, identity: str) -> Artefact:
         """The finished artefact. Raises KeyError when it is not there."""
@@ -171,7 +194,7 @@ class Store:
                 hint="Wait for it to end, or stop it; finished artefacts are kept and reused.",
             ) from error
         except OSError as error:
-            _refuse_folder(error, self.root)
+            refuse_folder(error, self.root)
         try:
             yield
         finally:
@@ -248,7 +271,7 @@ class Store:
         """
         home = self._home(identity)
         with self.lock(identity):
-            if not home.exists() or not self.verify([identity]):
+            if not os.path.lexists(home) or not self.verify([identity]):
                 return None
             away = self._aside / f"{identity}.{secrets.token_hex(4)}"
             with disk_errors(self.root, strict=True):
@@ -267,23 +290,31 @@ class Store:
 
     def users(self) -> list[User]:
         """All run folders that were ever registered. Raises UserError when an entry cannot be read."""
-        found = []
-        for entry in sorted(self._users.glob("*.json")):
+        result = []
+        for entry in _entries(self._users):
+            if entry.suffix != ".json" or entry.name.startswith("."):
+                continue
             value = read_json(entry)
             try:
                 folder = Path(os.path.normpath(self.root / value["folder"]))
                 identities, machine = frozenset(value["identities"]), value["machine"]
+                if not isinstance(value["identities"], list) or not all(is_name(name) for name in identities):
+                    raise TypeError
             except (KeyError, TypeError) as error:
                 hint = "Give the `aligngap run` command of each study that uses the store again, or remove the entry."
                 raise UserError("it does not say which run it is of", where=str(entry), hint=hint) from error
             # Seen from another machine, or while a disk is away, a run's folder may only seem to be gone.
-            gone = not folder.exists() and folder.parent.exists() and machine == _machine()
-            found.append(User(folder, identities, gone, entry))
-        return found
+            gone = is_gone(folder) and is_there(folder.parent) and machine == _machine()
+            result.append(User(folder, identities, gone, entry))
+        return result
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
         """Nobody registers, and nobody else frees, until the block ends. Raises UserError when it cannot be had."""
+        if self._reading:
+            with kept_free(self._lock_file("store.exclusive"), wait=True):
+                yield
+            return
         with self._held("store.exclusive", None, "another process is tidying the store"):
             yield
 
@@ -323,26 +354,25 @@ class Store:
 
         dry_run: only say what would go.
         """
-        with disk_errors(self.root, strict=True):
-            found = [
-                self._free(folder, folder.name, what, dry_run)
-                for what, folders in (
-                    ("artefact", [self.root / name for name in self.identities()]),
-                    ("step checkpoint", sorted(self._partial.iterdir())),
-                )
-                for folder in folders
-                if is_name(folder.name) and folder.name not in keep
-            ]
-            asides = sorted(self._aside.iterdir())
-            return found + [self._free(path, path.name.rpartition(".")[0], "set aside", dry_run) for path in asides]
+        artefacts = [self.root / name for name in self.identities()]
+        result = [
+            self._free(folder, folder.name, what, dry_run)
+            for what, folders in (("artefact", artefacts), ("step checkpoint", _entries(self._partial)))
+            for folder in folders
+            if is_name(folder.name) and folder.name not in keep
+        ]
+        asides = _entries(self._aside)
+        return result + [self._free(path, path.name.rpartition(".")[0], "set aside", dry_run) for path in asides]
 
     def _free(self, folder: Path, identity: str, what: str, dry_run: bool) -> Freed:
-        size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+        with readable(folder):
+            size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
         with self.if_idle(identity) as idle:
             if idle and not dry_run:
                 # Out of sight at once: a kill in the midst leaves no half of an artefact.
                 away = self._temporary / f"{identity}.{secrets.token_hex(4)}"
-                os.rename(folder, away)
+                with disk_errors(self.root, strict=True):
+                    os.rename(folder, away)
                 shutil.rmtree(away, ignore_errors=True)
         return Freed(identity, what, size, held=not idle)
 
@@ -372,19 +402,19 @@ class Store:
             for parent, _, names in os.walk(folder):
                 for name in names:
                     sync(Path(parent) / name)
-                _sync_folder(Path(parent))
+                sync_folder(Path(parent))
             self._commit(folder, home)
             return True
 
     def partials(self) -> dict[str, Path]:
         """The folders of all step checkpoints, by identity."""
-        return {folder.name: folder for folder in sorted(self._partial.iterdir()) if is_name(folder.name)}
+        return {folder.name: folder for folder in _entries(self._partial) if is_name(folder.name)}
 
     def sweep(self) -> None:
         """Remove what killed processes left: temporary folders that nobody writes, and checkpoints of finished work."""
-        for folder in sorted(self._temporary.iterdir()):
+        for folder in _entries(self._temporary):
             self._remove_if_idle(folder, folder.name.rpartition(".")[0])
-        for folder in sorted(self._partial.iterdir()):
+        for folder in _entries(self._partial):
             if is_name(folder.name) and self.has(folder.name):
                 self._remove_if_idle(folder, folder.name)
 
@@ -397,7 +427,8 @@ class Store:
         return self.root / identity
 
     def _folders(self) -> list[str]:
-        return sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and is_name(entry.name))
+        with readable(self.root):
+            return [entry.name for entry in _entries(self.root) if entry.is_dir() and is_name(entry.name)]
 
     def _remove_if_idle(self, folder: Path, identity: str) -> None:
         # A number of a process in the folder's name would be reused, and means nothing on a disk shared by machines.
@@ -409,6 +440,10 @@ class Store:
     @contextmanager
     def if_idle(self, identity: str) -> Iterator[bool]:
         """Hold the identity's lock if it is free. Who writes holds it until it dies: a free lock means it is dead."""
+        if self._reading:
+            with kept_free(self._lock_file(identity)) as free:
+                yield free
+            return
         held = FileLock(self._lock_file(identity), is_singleton=True)
         if held.is_locked:  # by this very thread, which could take it again
             yield False
@@ -444,7 +479,7 @@ class Store:
             sync(folder / name)
         write_json(folder / MANIFEST, {"schema": SCHEMA, "identity": identity, "files": files})
         for parent, _, _ in os.walk(folder):
-            _sync_folder(Path(parent))
+            sync_folder(Path(parent))
 
     def _commit(self, folder: Path, home: Path) -> None:
         try:
@@ -459,148 +494,19 @@ class Store:
                 where=str(home),
                 hint="Run the same command again: it is set aside. Or move it away.",
             ) from error
-        _sync_folder(self.root)
+        sync_folder(self.root)
 
     def _drop_partial(self, identity: str) -> None:
         shutil.rmtree(self._partial / identity, ignore_errors=True)
 
 
-@contextmanager
-def disk_errors(root: Path, *, strict: bool) -> Iterator[None]:
-    """Turn errors of the disk into a DiskError that names the folder `root`.
-
-    strict: every OSError is one (our own writing). Otherwise only those that plainly are: the block is a stage's
-    own code, where a missing file or a broken connection is something else.
-    """
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing in one that is not there. Raises UserError when it may not be read."""
     try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        if strict or is_of_the_disk(error) or (error.errno in _DENIED and _is_below(root, error.filename)):
-            _refuse_folder(error, root)
-        raise
-    except Exception as error:
-        # safetensors, Polars, Arrow and SQLite report the system's error as text only.
-        words = ("disk is full", *(f"os error {number}" for number in _DISK_FULL))
-        if not strict and any(word in str(error) for word in words):
-            _refuse_folder(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), root, cause=error)
-        raise
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to that becomes `path` when the block has ended well; else nothing is left of it. Raises
-    UserError when `path` is there and not empty, or cannot be written.
-    """
-    hint = "Give another folder."
-    half = path.with_name(f".{path.name}.half")
-    missing = [parent for parent in path.parents if not parent.exists()]
-    begun = written = False
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError("the folder is not empty", where=str(path), hint=hint)
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        begun = True
-        yield half
-        half.replace(path)
-        written = True
-    except OSError as error:
-        if begun and not is_of_the_disk(error) and not _is_below(half, error.filename):
-            raise
-        raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint) from error
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-        for parent in missing if not written else ():
-            with suppress(OSError):
-                parent.rmdir()
-
-
-def _is_below(root: Path, filename: object) -> bool:
-    return isinstance(filename, str | os.PathLike) and Path(os.path.abspath(filename)).is_relative_to(root)
-
-
-def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write a JSON file that is either the old one or the new one, never half of one. Keys keep their order.
-
-    Raises ValueError for NaN and infinity (use None), TypeError for what has no JSON form, UserError when the disk is
-    full or cannot be written.
-    """
-    write_bytes_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value in a JSON file. Raises FileNotFoundError, and UserError when it is not JSON or holds NaN."""
-    try:
-        return parse_json(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not readable as JSON: {error}", where=str(path), hint="The file is damaged.") from error
-
-
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put a file in place whole, through a temporary one beside it; on disk when this returns.
-
-    Raises DiskError when the disk is full or cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        try:
-            with open(temporary, "xb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-    except OSError as error:
-        _refuse_folder(error, target.parent)
-
-
-def write_checked(path: Path, write: Callable[[Path], object]) -> None:
-    """Put a file of unfinished work in place whole, and its checksum beside it; on disk when this returns.
-
-    write: is given the path to write to, on the same disk. Raises what it raises, and DiskError.
-    """
-    half = path.with_name(f".{path.name}.half")
-    write(half)
-    with disk_errors(path.parent, strict=True):
-        sync(half)
-        digest = file_digest(half)
-        os.replace(half, path)
-    write_bytes_atomic(_checksum_of(path), digest.encode())
-
-
-def is_checked(path: Path) -> bool:
-    """Whether a file is there as `write_checked` wrote it. Raises OSError when it cannot be read."""
-    beside = _checksum_of(path)
-    return path.is_file() and beside.is_file() and beside.read_bytes() == file_digest(path).encode()
-
-
-def _checksum_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def is_of_the_disk(error: OSError) -> bool:
-    """Whether the disk is full or broken, whoever noticed it."""
-    return error.errno in _DISK
-
-
-def _refuse_folder(error: OSError, folder: Path, cause: BaseException | None = None) -> NoReturn:
-    if error.errno in _DISK_FULL:
-        what = "no room left to write"
-        hint = "Free some space there or choose another folder"
-    elif error.errno in _DISK:
-        what = f"the disk cannot be written: {error.strerror}"
-        hint = "Mend the disk or choose another folder"
-    else:
-        what = f"cannot be written: {error.strerror or error}"
-        hint = "Choose a folder that you can write to"
-    raise DiskError(
-        what, where=str(folder), hint=f"{hint}, then run the same command again; what is finished is kept."
-    ) from (cause or error)
+        with readable(folder):
+            return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _relative(folder: Path, root: Path) -> str:
@@ -613,27 +519,3 @@ def _relative(folder: Path, root: Path) -> str:
 def _machine() -> str:
     """Tells machines apart without naming them."""
     return hashlib.sha256(f"aligngap {platform.node()}".encode()).hexdigest()[:12]
-
-
-def sync(path: Path) -> None:
-    """See that a file's contents are on the disk. Raises OSError."""
-    # Windows flushes only what is open for writing; elsewhere a copied file may be read-only.
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there, and a rename is on disk with the journal
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network and user-space file systems cannot flush a folder; their rename is as safe as it gets.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,36 +12,18 @@ import torch
 
 from aligngap.experiments.base import View
 from aligngap.experiments.curves import costs_of, runs_of
-from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.stages import Arm
 from aligngap.sources.mixture import MixtureSpec
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.stats.budget import BUDGETS, JUDGE_CALLS, KL
-from aligngap.store.store import write_json
+from aligngap.store.disk import write_json
+from aligngap.store.store import Store
 from aligngap.tasks.pairs import write_pairs
 from aligngap.types import PairBatch, Tokens
 from made_up import BENCH
 
 BATCH = BENCH.study.baseline.optim.batch
 POLICY, RECORDED = "policy at step 3", "golden labels"
-
-
-class Shelf:
-    """As much of a store as is asked of one: a folder for each stage that is there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def has(self, identity: str) -> bool:
-        return (self.folder / identity).is_dir()
-
-    def get(self, identity: str) -> Any:
-        return type("Artefact", (), {"path": self.folder / identity})
-
-    def put(self, stage: Stage) -> Path:
-        path = self.folder / stage.identity
-        path.mkdir(exist_ok=True)
-        return path
 
 
 def pairs(provenance: list[str]) -> PairBatch:
@@ -55,17 +37,19 @@ def costs(
     tmp_path: Path, arm: Arm, live: list[str] | None = None, *, recorded: int = 0, **account: int
 ) -> pl.DataFrame:
     """live: where each pair of the arm's own stream came from; recorded: how many recorded pairs it has."""
-    shelf = Shelf(tmp_path)
-    folder = shelf.put(arm)
+    store = Store(tempfile.mkdtemp(dir=tmp_path))
     sampled = sum(name == POLICY for name in live or [])
-    write_json(folder / "cost.json", {"judge_calls": sampled, "tokens_sampled": 5 * sampled, "steps": 500} | account)
-    write_json(folder / "seconds.json", {"seconds": 100.0})
-    if live:
-        write_pairs(pairs(live), folder / "stream.parquet")
+    with store.writing(arm.identity, {}) as folder:
+        account = {"judge_calls": sampled, "tokens_sampled": 5 * sampled, "steps": 500} | account
+        write_json(folder / "cost.json", account)
+        write_json(folder / "seconds.json", {"seconds": 100.0})
+        if live:
+            write_pairs(pairs(live), folder / "stream.parquet")
     if arm.recorded is not None:
-        write_pairs(pairs([RECORDED] * recorded), shelf.put(arm.recorded) / arm.recorded.train_file)
-    write_json(shelf.put(BENCH.proxy(0)) / "metrics.json", {"train_pairs": 250})
-    store: Any = shelf
+        with store.writing(arm.recorded.identity, {}) as folder:
+            write_pairs(pairs([RECORDED] * recorded), folder / arm.recorded.train_file)
+    with store.writing(BENCH.proxy(0).identity, {}) as folder:
+        write_json(folder / "metrics.json", {"train_pairs": 250})
     return costs_of(arm, store)
 
 
@@ -112,9 +96,10 @@ def test_what_does_not_add_up_or_is_gone_is_not_known(tmp_path: Path) -> None:
     assert np.isnan(found["judge_calls"].to_numpy()).all()
     assert not np.isnan(found["tokens_sampled"].to_numpy()).any()
     arm = BENCH.offline(1).stage
-    write_json(Shelf(tmp_path).put(arm) / "cost.json", {"judge_calls": 0, "tokens_sampled": 0})
-    write_json(Shelf(tmp_path).put(arm) / "seconds.json", {"seconds": 1.0})
-    store: Any = Shelf(tmp_path)
+    store = Store(tmp_path / "alone")
+    with store.writing(arm.identity, {}) as folder:
+        write_json(folder / "cost.json", {"judge_calls": 0, "tokens_sampled": 0})
+        write_json(folder / "seconds.json", {"seconds": 1.0})
     assert np.isnan(costs_of(arm, store)["judge_calls"].to_numpy()).all()
 
 

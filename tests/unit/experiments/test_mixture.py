@@ -13,7 +13,7 @@ from aligngap.experiments.mixture import SHARES
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.study import load_study
 from aligngap.sources.mixture import MixtureSpec
-from aligngap.store.store import read_json
+from aligngap.store.disk import read_json
 from aligngap.tasks.pairs import read_pairs
 from made_up import HALFWAY, LOW, RISING, analysed, entries, finished
 from tiny import Tiny

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from filelock import FileLock
 
 from aligngap.errors import UserError
 from aligngap.live.folder import Watched
+from aligngap.store import Store
 from unit.live.run_folder import snapshot, stage, write_run
 
 
@@ -115,10 +115,8 @@ def test_what_is_no_runs_folder(tmp_path: Path) -> None:
 
 def test_cached_stages_count_with_what_they_took_when_they_were_made(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "finished", [stage("arm-0123456789abcdef0123", "cached", kind="arm")])
-    made = folder / "store" / "arm-0123456789abcdef0123"
     watched = Watched(folder)
     assert watched.summary(watched.look())["spent"] == [{"kind": "arm", "stages": 1, "timed": 0, "seconds": 0.0}]
-    made.mkdir(parents=True)
-    (made / "manifest.json").write_text("{}")
-    (made / "record.json").write_text(json.dumps({"seconds": 4.5}))
+    with Store(folder / "store").writing("arm-0123456789abcdef0123", {"seconds": 4.5}):
+        pass
     assert watched.summary(watched.look())["spent"] == [{"kind": "arm", "stages": 1, "timed": 1, "seconds": 4.5}]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from aligngap.errors import UserError
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.store import file_digest
+from aligngap.report.stage import Report
 
 
 class Fake(Stage):
@@ -85,7 +85,7 @@ class FakeReport(Fake):
 
     @classmethod
     def of(cls, folder: Path, processes: int | None = None) -> FakeReport:
-        return cls(name=file_digest(folder / "results.json"))
+        return cls(name=repr(Report.of(folder).results))
 
     @property
     def label(self) -> str:

@@ -75,9 +75,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         write(results, pl.DataFrame(), folder)
         return results
 
-    def publish(folder: Path) -> Path:
-        (folder / "report.html").write_text("<p>")
-        return folder / "report.html"
+    def publish(folder: Path, into: Path) -> Path:
+        (into / "report.html").write_text("<p>")
+        return into / "report.html"
 
     monkeypatch.setattr("aligngap.experiments.study.load_study", load)
     monkeypatch.setattr("aligngap.runner.collect", collect)
@@ -528,7 +528,7 @@ def sampled(tmp_path: Path) -> Path:
     def row(who: str, response: str, arm: str | None = None, seed: int | None = None, step: int | None = None) -> Any:
         given = {"who": who, "response": response, "arm": arm, "seed": seed, "step": step}
         prompt = {"task": "cats", "split": "held_out", "prompt_number": 7, "prompt": "say [something]"}
-        return prompt | given | {"utility": 0.25, "score_golden": 0.5 if arm else None}
+        return prompt | given | {"utility": 0.25, "margin_golden": 0.5 if arm else None}
 
     rows = [row("sft", "[bold]meow[/bold]"), row("golden_policy", "purr\x1b[2J")]
     rows += [row("policy", f"{arm} at {step}", arm, 0, step) for arm in ("online", "offline") for step in (0, 100)]
@@ -546,7 +546,7 @@ def test_samples_side_by_side(sampled: Path, capsys: pytest.CaptureFixture[str])
         "purr�[2J",
         "online at 100",
         "utility 0.25",
-        "score golden 0.5",
+        "margin golden 0.5",
     ):
         assert text in printed
     assert main(["samples", str(sampled), "--arm", "offline", "--step", "0", "--seed", "0", "--n", "1"]) == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from aligngap.pipeline.graph import Event
 from aligngap.pipeline.rundir import RunDirectory, chosen_store, differences
 from aligngap.store import Store
 from unit.pipeline.fake_stages import Fake
+from unprivileged import shared_folder, unprivileged
 
 STUDY: dict[str, Any] = {"name": "try", "seeds": (1, 2), "arms": {"online": {"lr": 0.1}}}
 
@@ -131,6 +133,159 @@ def test_what_is_no_runs_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["thesis.tex"]
     with pytest.raises(UserError, match="cannot be written"), RunDirectory.use(tmp_path / "thesis.tex" / "run", STUDY):
         pass
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """All that is below a folder, with mode, time of change and contents."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.lstat().st_mode,
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b"",
+        )
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+@pytest.mark.parametrize("more", ["thesis.tex", "folder/", ".lock=mine", ".lock/", ".lock->nowhere"])
+def test_somebodys_folder_is_left_as_it_was(tmp_path: Path, more: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".secret.deadbeef").write_text("mine")
+    (home / ".status.json.deadbeef").write_text("mine too")
+    (home / ".folder.deadbeef").mkdir()
+    if more.endswith("/"):
+        (home / more).mkdir()
+    elif "->" in more:
+        (home / ".lock").symlink_to("nowhere")
+    else:
+        (home / more.partition("=")[0]).write_text("mine")
+    before = everything(home)
+    with pytest.raises(UserError, match="other things and no study") as caught, RunDirectory.use(home, STUDY):
+        pass
+    assert caught.value.where == str(home)
+    assert everything(home) == before
+
+
+def test_another_studys_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    start(tmp_path)
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".status.json.deadbeef").write_text("{")
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match="another study"), RunDirectory.use(tmp_path, {"name": "other"}):
+        pass
+    assert everything(tmp_path) == before
+
+
+def test_of_hidden_files_only_halves_of_a_runs_own_go(tmp_path: Path) -> None:
+    halves = [".status.json.deadbeef", ".study.json.00000000", ".results.json.0123abcd", ".points.parquet.0123abcd"]
+    theirs = [".secret.deadbeef", ".status.json.DEADBEEF", ".status.json.backup", ".notes.json.deadbeef", ".DS_Store"]
+    for name in (*halves, *theirs):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".samples.parquet.deadbeef").mkdir()
+    (tmp_path / ".study.json.deadbeef").symlink_to(tmp_path / ".secret.deadbeef")
+    start(tmp_path)
+    kept = {".samples.parquet.deadbeef", ".study.json.deadbeef", *theirs}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {".lock", "study.json", "status.json"}
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a file", "link to itself", "pipe"])
+def test_what_is_no_folder_is_no_place_for_a_run(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "out"
+    (tmp_path / "file").write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        targets = {"link to nothing": "absent", "link to a file": "file", "link to itself": "out"}
+        place.symlink_to(tmp_path / targets[kind])
+    before = everything(tmp_path)
+    with pytest.raises(UserError) as caught, RunDirectory.use(place, STUDY):
+        pass
+    assert (caught.value.where, "--out" in str(caught.value.hint)) == (str(place), True)
+    assert everything(tmp_path) == before
+
+
+def test_a_link_to_a_folder_is_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    start(tmp_path / "out")
+    assert RunDirectory.open(tmp_path / "disk").status()["state"] == "finished"
+
+
+def test_what_may_not_be_read_is_no_damage(tmp_path: Path) -> None:
+    with shared_folder() as shared:
+        start(shared / "run")
+        for closed in (shared / "run" / "status.json", shared / "run" / "study.json", shared / "run"):
+            mode = closed.stat().st_mode
+            closed.chmod(0)
+            with unprivileged(), pytest.raises(UserError, match="may not be read") as caught:
+                RunDirectory.open(shared / "run").status()
+            assert "permissions" in str(caught.value.hint)
+            closed.chmod(mode)
+        with unprivileged():
+            assert RunDirectory.open(shared / "run").status()["state"] == "finished"
+
+
+VALUES = [None, True, -1, 3, 2**70, 1e300, "", "text", "a\0b", "../up", [], [3], {}, {"a": [1]}]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_no_odd_value_in_a_status_gets_through(tmp_path: Path, value: object) -> None:
+    """Each key in turn: what is read is of the kinds that are written, or refused with file and key."""
+    start(tmp_path)
+    path = tmp_path / "status.json"
+    whole = json.loads(path.read_text())
+    refused: dict[str, UserError] = {}
+    keys = [*whole, *(f"stages[1].{key}" for key in whole["stages"][0])]
+    for key in keys:
+        changed = json.loads(json.dumps(whole))
+        part = changed["stages"][1] if "." in key else changed
+        part[key.rpartition(".")[2]] = value
+        path.write_text(json.dumps(changed))
+        try:
+            found = RunDirectory.open(tmp_path)
+            status = found.status()
+        except UserError as error:
+            refused[key] = error
+            continue
+        assert isinstance(status["seconds"], float)
+        assert isinstance(found.spent(status), list)
+        assert isinstance(found.activities(status), dict)
+        assert isinstance(found.store_path().exists(), bool)
+    assert {error.where for error in refused.values()} == {str(path)}
+    assert all(error.what.startswith(key) for key, error in refused.items())
+    assert len(refused) > len(keys) / 3
+
+
+def test_a_run_that_is_lost_says_so_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path)
+    path = tmp_path / "status.json"
+    status = json.loads(path.read_text())
+    status |= {"state": "running", "memory_kills": 3, "jobs": 2, "updated": "2026-11-29T12:00:00+00:00"}
+    status["stages"][1]["status"] = "running"
+    for kills, word in ((4, "run out of memory"), (3, "as a kill"), (None, "as a kill")):
+        monkeypatch.setattr("aligngap.pipeline.rundir.memory_kills", lambda kills=kills: kills)
+        path.write_text(json.dumps(status))
+        lost = RunDirectory.open(tmp_path).status()["lost"]
+        assert word in lost
+        assert "running then: fake [b]" in lost
+        assert "--jobs below 2" in lost
+        with RunDirectory.use(tmp_path, STUDY) as run:
+            assert run.lost == lost
+            run.begin(Ledger([], 1), tmp_path / "store")
+        assert RunDirectory.open(tmp_path).status()["lost"] == ""
+
+
+def test_a_name_that_is_no_unicode_can_be_said_and_read_again(tmp_path: Path) -> None:
+    stage = Fake(name="a")
+    ledger = Ledger([stage], 1)
+    with RunDirectory.use(tmp_path, STUDY) as run:
+        run.begin(ledger, tmp_path / "store")
+        ledger.update(Event("failed", stage, reason=os.fsdecode(b"/data/\xff.jsonl: no such file")))
+    (item,) = RunDirectory.open(tmp_path).status()["stages"]
+    assert item["reason"] == "/data/\\udcff.jsonl: no such file"
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

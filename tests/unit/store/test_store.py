@@ -19,7 +19,7 @@ import aligngap
 from aligngap.errors import UserError
 from aligngap.store import Problem, Store, read_json, write_bytes_atomic, write_json
 from aligngap.store.contents import all_but_weights
-from aligngap.store.store import is_checked, write_checked
+from aligngap.store.disk import is_checked, write_checked
 from faults.moments import moments
 
 NAME = "arm-0123456789abcdef0123"

@@ -19,7 +19,7 @@ from aligngap.models.context import SlowPath, slow_path
 from aligngap.models.spec import Checkpoint
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.results import SPLITS as SPLITS
-from aligngap.store.store import write_json
+from aligngap.store.disk import write_json
 from aligngap.tasks.pairs import read_pairs
 from aligngap.types import PairBatch
 

@@ -25,7 +25,7 @@ from aligngap.pipeline.stages.pairs import Pairs, Relabel
 from aligngap.pipeline.stages.policies import Arm, Sft, load_arm, load_policy, load_reference, sample_in_chunks
 from aligngap.plugins import Registered
 from aligngap.seeds import uniforms
-from aligngap.store.store import is_checked, write_checked
+from aligngap.store.disk import is_checked, write_checked
 from aligngap.tasks.pairs import token_column
 from aligngap.types import PairBatch, Tokens
 
@@ -189,7 +189,7 @@ class Evaluate(Stage):
         files = {
             step: [self.file(context.partial, kind, step) for kind in ("prompts", "pairs")] for step in self.arm.keep
         }
-        missing = ranks.agreed([step for step, both in files.items() if not all(map(is_checked, both))])
+        missing = ranks.broadcast([step for step, both in files.items() if not all(map(is_checked, both))])
         if missing:
             self._evaluate(context, missing)
         if not ranks.first():

@@ -28,7 +28,7 @@ from aligngap.pipeline.stages.pairs import Pairs, Reading, Relabel, check_fits
 from aligngap.plugins import Registered
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
-from aligngap.store.store import write_json
+from aligngap.store.disk import write_json
 from aligngap.tasks.spec import DatasetTask
 from aligngap.tasks.worlds import world
 from aligngap.tasks.worlds.base import Dials

@@ -22,7 +22,7 @@ from aligngap.pipeline.stages.base import (
     predictions,
     write_judge_cost,
 )
-from aligngap.store.store import read_json, write_json
+from aligngap.store.disk import read_json, write_json
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.tasks.pairs import write_pairs
 from aligngap.tasks.spec import DatasetTask, TaskSpec, make_pairs

@@ -359,5 +359,5 @@ def _comparison(rng: np.random.Generator, deeds: Sequence[Deed], told: Sequence[
     """Which of two texts helps with, or refuses, a deed."""
     deed = pick(rng, sorted({*deeds, *(clause.deed for clause in told[0] | told[1])}))
     helps = rng.random() < 0.5
-    found = [any(clause.deed == deed and bool(clause.tool) == helps for clause in clauses) for clauses in told]
-    return f"{HELPS if helps else DENIES} {deed.verb} {deed.object} {which(*found)}"
+    result = [any(clause.deed == deed and bool(clause.tool) == helps for clause in clauses) for clauses in told]
+    return f"{HELPS if helps else DENIES} {deed.verb} {deed.object} {which(*result)}"
