@@ -42,6 +42,7 @@ import aligngap.experiments.study
 import aligngap.pipeline.stages
 import aligngap.report.page
 from aligngap.cli import main as main_of_aligngap
+from aligngap.pipeline import REPORT
 from aligngap.store import Store, file_digest, read_json
 
 STUDY = """

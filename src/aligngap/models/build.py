@@ -61,6 +61,7 @@ SHIPPED: dict[str, Architecture] = {
     "large": SHAPES["large"],
     "91k": SHAPES["small"],
     "x1": SHAPES["medium"],
+    "x1-second": SHAPES["medium"],
 }
 """Bases shipped with the package. The first three, smallest first, speak an older language than the others: the two
 kinds have different tokens, and no study mixes them.
