@@ -73,6 +73,5 @@ bench: $(VENV)/.installed-peers
 
 # The tables of docs/benchmarks.md, as Markdown: some twenty minutes on an idle machine.
 bench-tables: $(VENV)/.installed-peers
-	@for threads in 1 2; do $(BIN)/python -m benchmarks --shape all --threads $$threads --markdown || exit 1; echo; done
-	@$(BIN)/python -m benchmarks.peer_study && echo
-	@$(BIN)/python -m benchmarks.growth
+	@for threads in 1 2; do $(BIN)/python -m benchmarks --shape all --threads $$threads || exit 1; echo; done
+	@$(BIN)/python -m benchmarks.peer_study

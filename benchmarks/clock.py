@@ -1,41 +1,27 @@
-"""Clocks, the machine's matrix peak, and useful floating-point operations."""
+"""Times, the machine's matrix peak, and useful floating-point operations."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import torch
 from transformers import PreTrainedModel
 
-READINGS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""`cpu` is the processor time of this process, all threads: on one thread what an idle core would take, near enough,
-when others are at work on the machine. With more threads waiting counts too, so it says nothing."""
-
-_reading = READINGS["wall"]
-
-
-def use(name: str) -> None:
-    """Which clock `now` reads from here on."""
-    global _reading
-    _reading = READINGS[name]
-
-
-def now() -> float:
-    """Seconds, on the clock in use."""
-    return _reading()
+Work = Callable[[], float]
+"""Does the work of one round; returns the median seconds of one call (or step) in it."""
 
 
 def timed(work: Callable[[], object], seconds: float = 0.5, least: int = 3) -> float:
     """Median seconds of a call, over calls that fill `seconds`; the first call warms up and does not count."""
     work()
-    found: list[float] = []
-    while len(found) < least or sum(found) < seconds:
-        start = now()
+    taken: list[float] = []
+    while len(taken) < least or sum(taken) < seconds:
+        start = perf_counter()
         work()
-        found.append(now() - start)
-    return statistics.median(found)
+        taken.append(perf_counter() - start)
+    return statistics.median(taken)
 
 
 def median_interval(stamps: Sequence[float], skip: int = 2) -> float:
@@ -46,11 +32,11 @@ def median_interval(stamps: Sequence[float], skip: int = 2) -> float:
 def matrix_peak(seconds: float = 1.5, size: int = 1024) -> float:
     """Best fp32 FLOP/s of a square matrix product, with the threads torch has now."""
     a, b = (torch.rand(size, size) for _ in range(2))
-    best, until = float("inf"), now() + seconds
-    while now() < until:
-        start = now()
+    best, until = float("inf"), perf_counter() + seconds
+    while perf_counter() < until:
+        start = perf_counter()
         torch.mm(a, b)
-        best = min(best, now() - start)
+        best = min(best, perf_counter() - start)
     return 2 * size**3 / best
 
 

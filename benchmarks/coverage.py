@@ -1,6 +1,6 @@
 """Do the intervals and tests of aligngap.stats keep what they promise? Simulated runs whose truth is known.
 
-    python benchmarks/coverage.py --seed 1 --repetitions 400 --json coverage.json
+    python -m benchmarks.coverage --seed 1 --repetitions 400 --json coverage.json
 
 **Runs** are as studies make them. Seeds are paired: a seed moves both arms' win rates, each arm's a little further, and
 lets it wobble from checkpoint to checkpoint. All arms, seeds and checkpoints are judged on the same prompts, so their
@@ -17,8 +17,6 @@ equivalence test and Holm's correction say what they should not. docs/statistics
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +24,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
@@ -56,6 +55,8 @@ from aligngap.stats.verdict import (
     sign_verdict,
     threshold_verdict,
 )
+from aligngap.store.store import write_json
+from benchmarks import markdown
 
 Floats = NDArray[np.float64]
 Law = Callable[[Floats], Floats]  # win rate at kappa = ln KL, before a seed moves it
@@ -103,14 +104,14 @@ class World:
     def truth(self, rng: np.random.Generator, seed: int = 0) -> Truth:
         """A seed's effects have mean 0 at every KL, so a constant gap between laws is the mean gap."""
         shared, stretch = rng.normal(0, [0.12, 0.08])
-        found = {}
+        runs = {}
         for arm, (path, law) in self.arms.items():
             own, own_stretch = rng.normal(0, [0.08, 0.05])
             kl = path * np.exp(stretch + own_stretch)
             win = law(np.log(kl))
             win = win + (shared + own + rng.normal(0, self.wobble, len(path))) * win * (1 - win)
-            found[arm] = Run(arm, seed, np.arange(1, len(path) + 1), win[:, None], {"kl": kl[:, None]})
-        return found
+            runs[arm] = Run(arm, seed, np.arange(1, len(path) + 1), win[:, None], {"kl": kl[:, None]})
+        return runs
 
     def observe(self, truths: Sequence[Truth], rng: np.random.Generator) -> dict[str, list[Run]]:
         """Runs of every arm and seed on the same new prompts. Outcomes by a Gaussian copula, so that their means are
@@ -118,7 +119,7 @@ class World:
         """
         of_prompt, length = rng.normal(size=PROMPTS), gamma(rng, PROMPTS)
         of_arm = {arm: rng.normal(size=PROMPTS) for arm in self.arms}
-        found: dict[str, list[Run]] = {arm: [] for arm in self.arms}
+        runs: dict[str, list[Run]] = {arm: [] for arm in self.arms}
         for truth in truths:
             of_seed = rng.normal(size=PROMPTS)
             for arm, run in truth.items():
@@ -126,8 +127,8 @@ class World:
                 parts = (of_prompt, of_arm[arm], of_seed, rng.normal(size=PROMPTS), rng.normal(size=shape))
                 latent = sum(np.sqrt(share) * part for share, part in zip(SHARES, parts, strict=True))
                 kl, win = run.amount * length * gamma(rng, shape), latent < ndtri(run.win)
-                found[arm].append(Run(arm, run.seed, run.steps, win.astype(np.float64), {"kl": kl}))
-        return found
+                runs[arm].append(Run(arm, run.seed, run.steps, win.astype(np.float64), {"kl": kl}))
+        return runs
 
 
 def gamma(rng: np.random.Generator, shape: int | tuple[int, int]) -> Floats:
@@ -164,9 +165,9 @@ class Tally:
     intervals: dict[str, list[tuple[float, float, float]]] = field(default_factory=lambda: defaultdict(list))
     answers: dict[tuple[str, float | None], list[bool]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, name: str, found: Estimate, truth: float) -> None:
-        hit = float(found.low <= truth <= found.high) if np.isfinite(found.low) else np.nan
-        self.intervals[name].append((hit, found.high - found.low, found.value - truth))
+    def add(self, name: str, estimate: Estimate, truth: float) -> None:
+        hit = float(estimate.low <= truth <= estimate.high) if np.isfinite(estimate.low) else np.nan
+        self.intervals[name].append((hit, estimate.high - estimate.low, estimate.value - truth))
 
     def ask(self, question: str, answer: bool, promised: float | None = None) -> None:
         self.answers[question, promised].append(answer)
@@ -200,7 +201,7 @@ def values(truth: Truth, a: str = "online", b: str = "offline") -> dict[str, flo
         row |= {f"{name}_peak": peak(one)[0], f"{name}_fall": fall(one)}
         row[f"ln_{name}_at_peak"] = float(np.log(peak(one)[1]))
     law = fit(np.exp(online.x), online.win - 0.5)
-    row |= {"gao_a": law.a, "gao_b": law.b, "ln_gao_peak_d": float(np.log(law.peak_d)) if law.peak_d > 0 else np.nan}
+    row |= {"gao_a": law.a, "gao_b": law.b}
     if "middle" in truth:
         middle = curve(truth["middle"])
         within = common_range((online, offline, middle))
@@ -281,8 +282,10 @@ def gap(case: Case) -> None:
 def percentile(case: Case) -> None:
     """The textbook hierarchical bootstrap, for comparison."""
     online, offline = case.runs["online"], case.runs["offline"]
-    found = gap_estimates(online, offline, case.rng, replicates=case.replicates, interval="percentile")["average_gap"]
-    case.tally.add("average_gap, percentile", found, case.target["average_gap"])
+    estimate = gap_estimates(online, offline, case.rng, replicates=case.replicates, interval="percentile")[
+        "average_gap"
+    ]
+    case.tally.add("average_gap, percentile", estimate, case.target["average_gap"])
 
 
 def gap_there(case: Case) -> None:
@@ -320,26 +323,26 @@ def gap_of_the_margin(case: Case) -> None:
 
 def law(case: Case) -> None:
     """Gao et al.'s form fitted to online."""
-    found = overoptimisation(case.runs["online"], case.rng, replicates=case.replicates)
-    for name, value in (("gao_a", found.a), ("gao_b", found.b), ("gao_peak_d", found.peak_d)):
-        case.tally.add(name, value, case.target[name])
+    fitted = overoptimisation(case.runs["online"], case.rng, replicates=case.replicates)
+    for name in ("a", "b"):
+        case.tally.add(f"gao_{name}", fitted[name], case.target[f"gao_{name}"])
 
 
 def closed(case: Case) -> None:
     """The share of the gap that an arm half-way closes."""
     middle, offline, online = (case.runs[arm] for arm in ("middle", "offline", "online"))
-    found = fraction_closed(middle, offline, online, case.rng, replicates=case.replicates)
-    case.tally.add("share_closed", found, case.target["share_closed"])
-    case.ask("share closed: interval excludes one half", threshold_verdict(found, 0.5, 1) != UNTOLD, 0.05)
+    estimate = fraction_closed(middle, offline, online, case.rng, replicates=case.replicates)
+    case.tally.add("share_closed", estimate, case.target["share_closed"])
+    case.ask("share closed: interval excludes one half", threshold_verdict(estimate, 0.5, 1) != UNTOLD, 0.05)
 
 
 def band(case: Case) -> None:
     """All of the true difference at once, wherever the band is."""
-    found = gap_band(case.runs["online"], case.runs["offline"], case.rng, replicates=case.replicates)
-    truth = np.interp(found.x, FINE, case.true.difference)
+    band_ = gap_band(case.runs["online"], case.runs["offline"], case.rng, replicates=case.replicates)
+    truth = np.interp(band_.x, FINE, case.true.difference)
     known = np.isfinite(truth)  # with one seed the observed KL range may reach past the true one
-    hit = bool(np.all((found.low <= truth) & (truth <= found.high), where=known)) if known.any() else np.nan
-    case.tally.intervals["band"].append((hit, mean(found.high - found.low), mean(found.value - truth)))
+    hit = bool(np.all((band_.low <= truth) & (truth <= band_.high), where=known)) if known.any() else np.nan
+    case.tally.intervals["band"].append((hit, mean(band_.high - band_.low), mean(band_.value - truth)))
 
 
 def best(case: Case) -> None:
@@ -348,12 +351,12 @@ def best(case: Case) -> None:
     """
     swept = {method: {arm: runs for arm, runs in case.runs.items() if arm.startswith(method)} for method in PAIR}
     chosen = select_best(swept, split_prompts(PROMPTS, case.rng))
-    found = gap_estimates(chosen["online"].runs, chosen["offline"].runs, case.rng, replicates=case.replicates)
+    estimates = gap_estimates(chosen["online"].runs, chosen["offline"].runs, case.rng, replicates=case.replicates)
     by_pair = case.true.by_pair
     truly = max(by_pair, key=lambda pair: by_pair[pair]["online_peak"] + by_pair[pair]["offline_peak"])
     for label, pair in (("chosen", (chosen["online"].arm, chosen["offline"].arm)), ("truly best", truly)):
         for name in ("average_gap", "peak_difference"):
-            case.tally.add(f"best of sweep, {label}: {name}", found[name], by_pair[pair][name])
+            case.tally.add(f"best of sweep, {label}: {name}", estimates[name], by_pair[pair][name])
 
 
 PLAN: Sequence[tuple[World, Sequence[Check]]] = (
@@ -391,9 +394,11 @@ def family_wise(repetitions: int, rng: np.random.Generator) -> Iterator[tuple[in
         tally = Tally()
         for _ in range(repetitions):
             runs = world.observe([world.truth(rng, seed) for seed in range(n_seeds)], rng)
-            wins = {arm: {run.seed: run.win[0] for run in found} for arm, found in runs.items()}
+            wins = {arm: {run.seed: run.win[0] for run in of_arm} for arm, of_arm in runs.items()}
             gaps = {arm: {seed: wins[arm][seed] - win for seed, win in wins["online"].items()} for arm in arms}
-            p = np.array([bootstrap_p(found.draws) for found in prompt_means(gaps, rng=rng, replicates=1000).values()])
+            p = np.array(
+                [bootstrap_p(estimate.draws) for estimate in prompt_means(gaps, rng=rng, replicates=1000).values()]
+            )
             tally.ask("any effect, without correction", bool((p < 0.05).any()))
             tally.ask("any effect, with Holm's", bool((holm(p) < 0.05).any()), 0.05)
         yield n_seeds, tally
@@ -409,35 +414,34 @@ def report(seed: int, repetitions: int, replicates: int) -> Iterator[dict[str, A
             yield from ({"world": name, "seeds": n_seeds, **row} for row in tally.rows())
 
 
-def line(row: Mapping[str, Any]) -> str:
-    name = row.get("statistic") or row["question"] + "?"
-    text = f"{row['world']:<18}{row['seeds']}  {name:<45}{row['rate']:>6.3f} ±{row['standard_error']:.3f}"
-    if "statistic" in row:
-        return f"{text}{row['width']:>9.3f}{row['bias']:>+9.4f}{row['withheld']:>6}"
-    return text + (f"   at most {row['promised']}" if row["promised"] else "")
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of the table; of a question, the rate of yes and how often at most it may be."""
+    rate = f"{row['rate']:.3f} ± {row['standard_error']:.3f}"
+    if "question" in row:
+        most = f"at most {row['promised']}" if row["promised"] else ""
+        return row["world"], str(row["seeds"]), f"{row['question']}?", rate, most, "", ""
+    numbers = (f"{row['width']:.3f}", f"{row['bias']:+.4f}", str(row["withheld"]))
+    return row["world"], str(row["seeds"]), row["statistic"], rate, *numbers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repetitions", type=int, default=400)
-    parser.add_argument("--replicates", type=int, default=300, help="bootstrap draws for each interval")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings and rows here")
-    args = parser.parse_args()
+def main(
+    seed: int = 0,
+    repetitions: int = 400,
+    replicates: Annotated[int, typer.Option(help="bootstrap draws for each interval")] = 300,
+    json: Annotated[Path | None, typer.Option(help="write settings and rows here")] = None,
+) -> None:
+    """Do the intervals and tests of aligngap.stats keep what they promise?"""
     started, rows = time.perf_counter(), []
-    print(
-        f"{'world, seeds':<21}{'statistic, or question?':<45}{'rate':>6} {'±s.e.':<9}{'width':>6}{'bias':>9}{'none':>6}"
-    )
-    for row in report(args.seed, args.repetitions, args.replicates):
-        rows.append(row)
-        print(line(row), flush=True)
-    if args.json:
-        settings = {"seed": args.seed, "repetitions": args.repetitions, "replicates": args.replicates}
-        settings["wall_seconds"] = round(time.perf_counter() - started)
+    print(markdown.table(("world", "seeds", "statistic, or question?", "rate ± s.e.", "width", "bias", "withheld"), []))
+    for one in report(seed, repetitions, replicates):
         # JSON has no NaN: where all intervals were withheld there is no rate.
-        rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-        args.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1, allow_nan=False) + "\n")
+        rows.append({key: None if value != value else value for key, value in one.items()})
+        print(markdown.row(cells(one)), flush=True)
+    if json:
+        settings = {"seed": seed, "repetitions": repetitions, "replicates": replicates}
+        settings["wall_seconds"] = round(time.perf_counter() - started)
+        write_json(json, {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

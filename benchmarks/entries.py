@@ -1,4 +1,4 @@
-"""The entries: for each, our work and the peer's as two functions that run it and say how long it took."""
+"""The entries: for each, our work and the peer's as two functions that run it and say what it took."""
 
 from __future__ import annotations
 
@@ -7,67 +7,94 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
+from time import perf_counter
+from typing import Any
 
+import datasets
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 
-from aligngap.judges.base import decision
-from aligngap.judges.model import ModelJudge
-from aligngap.measure.kl import sequence_kl
 from aligngap.models.build import load_language_model
+from aligngap.models.packing import left_pad
 from aligngap.models.tokenizer import load_tokenizer
-from aligngap.pipeline.stages import sample_in_chunks
 from aligngap.seeds import uniforms
 from aligngap.tasks.datasets import DatasetSpec
 from aligngap.tasks.encode import make_dataset_pairs
 from aligngap.types import PairBatch, Tokens
-from benchmarks import ours, peers
-from benchmarks.clock import forward_flops, median_interval, timed
-from benchmarks.setting import BATCH, Setting
+from benchmarks import memory, ours, peer_trl
+from benchmarks.clock import Work, forward_flops, median_interval, timed
+from benchmarks.setting import BATCH, Setting, write_preferences
 
 EVALUATION_PROMPTS = 256
-
-Work = Callable[[], float]
-"""Does the work of one round; returns the median seconds of one call (or step) in it."""
+BETA = 0.1
 
 
 @dataclass(frozen=True)
 class Contest:
-    """units: how many of `unit` a call does; flops: useful operations of a call, None where they are not the work."""
+    """ours, peer: seconds of a call, or megabytes where that is the `unit`. units: how many of `unit` a call does;
+    flops: useful operations of a call, None where they are not the work.
+    """
 
     ours: Work
-    peer: Work | None
+    peer: Work
     peer_name: str
     unit: str
-    units: int
-    flops: float | None
+    units: int = 1
+    flops: float | None = None
 
 
-def offline_step(setting: Setting, *, known: bool = False) -> Contest:
-    """Batch, loss, update: our loop on recorded pairs against trl's trainer on the same pairs. known: both have asked
-    the reference before.
+class Stamps(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(perf_counter())
+
+
+def plan_of(setting: Setting, folder: Path) -> dict[str, Any]:
+    """The setting as files in a folder and a plan of them, for a peer that knows nothing of it."""
+    _saved(setting, folder)
+    file = str(write_preferences(setting.pairs, setting.tokenizer, folder / "pairs.jsonl"))
+    return {
+        "out": str(folder),
+        "data": {"train": file, "held_out": file},
+        "models": {"policy": str(folder / "model")},
+        "max_new_tokens": setting.limit,
+        "arm": ours.optim(setting).model_dump(),
+        "beta": BETA,
+    }
+
+
+def trained_by_peer(setting: Setting, arm: str) -> tuple[Any, Work]:
+    """The peer's trainer of an arm, and rounds of it."""
+    stamps = Stamps()
+    trainer = peer_trl.arm_alone(plan_of(setting, _folder()), arm, stamps)
+
+    def work() -> float:
+        stamps.times.clear()
+        trainer.train()
+        return median_interval(stamps.times)
+
+    return trainer, work
+
+
+def offline_step(setting: Setting) -> Contest:
+    """Batch, loss, update: our loop on recorded pairs against trl's trainer on the same pairs. Both have asked the
+    reference before.
     """
-    stamps = peers.Stamps()
-    trainer = peers.dpo_trainer(setting, stamps, known=known)
-    work = ours.offline(setting, known=known)
     read, predicted = _tokens(setting.pairs)
-    return Contest(
-        work,
-        lambda: _trainer_round(trainer, stamps),
-        "trl DPOTrainer (ipo)",
-        "step",
-        1,
-        (3 if known else 4) * forward_flops(setting.make_model(), BATCH * read, BATCH * predicted),
-    )
+    flops = 3 * forward_flops(setting.make_model(), BATCH * read, BATCH * predicted)
+    _, peer = trained_by_peer(setting, "offline")
+    return Contest(ours.offline(setting), peer, "trl DPOTrainer (ipo)", "step", flops=flops)
 
 
 def online_step(setting: Setting, kind: str = "pairwise") -> Contest:
     """Sample two responses a prompt, judge, reference, loss, update: our loop against trl's experimental trainer, whose
     reward model reads each response once. kind: of our judge; a pointwise one does the same.
     """
-    stamps = peers.Stamps()
-    trainer = peers.online_dpo_trainer(setting, stamps)
-    work = ours.online(setting, kind)
     model = setting.make_model()
     prompt, length = _mean(setting.pairs.prompts), _sampled_length(setting)
     flops = (
@@ -75,24 +102,19 @@ def online_step(setting: Setting, kind: str = "pairwise") -> Contest:
         + forward_flops(model, prompt + (4 * (length + 1) if kind == "pairwise" else 2 * length), 0)  # judging
         + 4 * forward_flops(model, prompt + 2 * length, 2 * length)  # reference, and the update's three
     )
-    return Contest(
-        work,
-        lambda: _trainer_round(trainer, stamps),
-        "trl OnlineDPOTrainer (ipo, scalar reward model)",
-        "step",
-        1,
-        BATCH * flops,
-    )
+    _, peer = trained_by_peer(setting, "online")
+    name = "trl OnlineDPOTrainer (ipo, scalar reward model)"
+    return Contest(ours.online(setting, kind), peer, name, "step", flops=BATCH * flops)
 
 
 def sampling(setting: Setting) -> Contest:
     """Two responses a prompt, all of the length limit."""
-    policy, model, prompts = setting.policy(ends=False), setting.make_model(), setting.batch().prompts
+    policy, model, prompts = replace(setting, ends=False).policy(), setting.make_model(), setting.batch().prompts
     noise = uniforms(setting.batch().prompt_numbers, 2, setting.limit, "benchmark")
     flops = forward_flops(model, _mean(prompts) + 2 * (setting.limit - 1), 2 * setting.limit)
     return Contest(
         lambda: timed(lambda: policy.sample(prompts, 2, noise)),
-        lambda: timed(lambda: peers.generate(setting, model, prompts)),
+        lambda: timed(lambda: generated(setting, model, prompts, None, 2)),
         "transformers generate()",
         "token",
         2 * BATCH * setting.limit,
@@ -100,20 +122,10 @@ def sampling(setting: Setting) -> Contest:
     )
 
 
-def judging(setting: Setting) -> Contest:
-    """Both orders of a pair: packed behind one prompt in one pass, against two passes of the same model."""
-    model, batch = setting.preference_model(), setting.batch()
-    judge = ModelJudge(model)
-    read, responses = _tokens(batch)
-    prompt = read - responses
-    return Contest(
-        lambda: timed(lambda: judge.compare(batch.prompts, batch.first, batch.second)),
-        lambda: timed(lambda: two_passes(model, batch)),
-        "own: two unpacked passes",
-        "pair",
-        BATCH,
-        BATCH * forward_flops(setting.make_model(), prompt + 2 * (responses + 2), 0),
-    )
+def generated(setting: Setting, model: PreTrainedModel, prompts: Tokens, end: int | None, each: int) -> torch.Tensor:
+    """New tokens by `generate()`; without an end token all of the setting's length limit."""
+    ids, real = left_pad(prompts)
+    return peer_trl.generated(model, ids, real.long(), setting.limit, end, each)
 
 
 @torch.no_grad()
@@ -124,59 +136,16 @@ def two_passes(model: torch.nn.Module, batch: PairBatch) -> torch.Tensor:
     return forward.sigmoid() - backward.sigmoid()
 
 
-def log_probs(setting: Setting) -> Contest:
-    """Log-probabilities of both responses with their gradient: packed, against one sequence a response."""
-    policy, batch = setting.policy(), setting.batch()
-    read, predicted = _tokens(batch)
-
-    def packed() -> None:
-        first, second = policy.log_probs(batch.prompts, [batch.first, batch.second])
-        (first - second).sum().backward()
-
-    prompts, both = unpacked(batch)
-
-    def apart() -> None:
-        first, second = policy.log_probs(prompts, [both])[0].chunk(2)
-        (first - second).sum().backward()
-
-    return Contest(
-        lambda: timed(packed),
-        lambda: timed(apart),
-        "own: one sequence a response",
-        "pair",
-        BATCH,
-        3 * forward_flops(policy.model, BATCH * read, BATCH * predicted),
-    )
-
-
-def unpacked(batch: PairBatch) -> tuple[Tokens, Tokens]:
-    """Prompts twice over, and first responses followed by second ones."""
-    twice = torch.arange(len(batch)).repeat(2)
-    return batch.prompts.take(twice), Tokens.collate(batch.first.rows() + batch.second.rows())
-
-
 def evaluation(setting: Setting) -> Contest:
-    """A response, its KL and its win against a fixed opponent, for 256 prompts: against `generate()`, padded scoring
-    and the judge in two passes. What our judge has read of prompts and opponents it keeps, as from one checkpoint to
-    the next.
-    """
-    policy, reference, scorer = setting.policy(), setting.reference(), setting.preference_model()
-    judge, batch = ModelJudge(scorer), setting.batch(EVALUATION_PROMPTS)
-    noise = uniforms(batch.prompt_numbers, 1, setting.limit, "benchmark")
-    every = torch.arange(len(batch))
-    against, chunks = judge.against(batch.prompts, [batch.first]), [batch.take(index) for index in every.split(BATCH)]
+    """256 prompts: against `generate()`, padded scoring and the judge in two passes, in chunks of 32."""
+    batch, scorer = setting.batch(EVALUATION_PROMPTS), setting.preference_model()
+    chunks = [batch.take(index) for index in torch.arange(len(batch)).split(BATCH)]
     model, base = setting.make_model(), setting.make_model()
 
     def peer() -> None:
         for chunk in chunks:
-            responses = peers.sampled(setting, model, chunk.prompts)
-            peers.padded_kl(model, base, chunk.prompts, responses)
+            responses = peer_evaluated(setting, model, base, chunk.prompts)[0]
             two_passes(scorer, replace(chunk, first=responses, second=chunk.first)).sign()
-
-    def work() -> None:
-        responses = sample_in_chunks(policy, batch.prompts, noise)
-        sequence_kl(policy, reference, batch.prompts, responses)
-        decision(against.margins(every, responses))
 
     prompt, length = _mean(batch.prompts), _sampled_length(setting)
     flops = (
@@ -184,35 +153,37 @@ def evaluation(setting: Setting) -> Contest:
         + 2 * forward_flops(model, prompt + length, length)
         + forward_flops(model, 2 * (length + 1) + _mean(batch.first) + 1, 0)
     )
+    work = ours.evaluation(setting, EVALUATION_PROMPTS)
+    name = "generate(), padded scoring, judge in two passes"
     return Contest(
-        lambda: timed(work),
-        lambda: timed(peer),
-        "generate(), padded scoring, judge in two passes",
-        "prompt",
-        len(batch),
-        len(batch) * flops,
+        lambda: timed(work), lambda: timed(peer), name, "prompt", EVALUATION_PROMPTS, EVALUATION_PROMPTS * flops
     )
+
+
+def peer_evaluated(
+    setting: Setting, model: PreTrainedModel, base: PreTrainedModel, prompts: Tokens
+) -> tuple[Tokens, torch.Tensor]:
+    """A response a prompt by `generate()`, up to its end token or the limit, and its KL from `base`; [n]."""
+    drawn = generated(setting, model, prompts, setting.end_token, 1)
+    real, (ids, mask) = peer_trl.up_to_end(drawn, setting.end_token), left_pad(prompts)
+    return Tokens(drawn, real.sum(1)), peer_trl.padded_kl(model, base, (ids, mask.long()), (drawn, real))
 
 
 def loading(setting: Setting) -> Contest:
     """From a folder and a file to a model, its tokenizer and pairs of token ids: against the Auto classes and
     `datasets`, both reading the file for the first time.
     """
-    folder = Path(mkdtemp(prefix="aligngap-benchmark-"))
-    setting.make_model().save_pretrained(folder / "model")
-    setting.tokenizer.save_pretrained(folder / "model")
-    file = write_preferences(setting, folder / "pairs.jsonl")
+    folder = _folder()
+    model = _saved(setting, folder)
+    file = write_preferences(setting.pairs, setting.tokenizer, folder / "pairs.jsonl")
 
     def work() -> None:
-        load_language_model(str(folder / "model"))
-        make_dataset_pairs(preferences(file), load_tokenizer(str(folder / "model")))
+        load_language_model(str(model))
+        make_dataset_pairs(preferences(file), load_tokenizer(str(model)))
 
-    def peer() -> None:
-        peers.load(folder / "model", file)
-
-    return Contest(
-        lambda: timed(work), lambda: timed(peer), "from_pretrained, datasets", "pair", len(setting.pairs), None
-    )
+    peer = partial(loaded_by_peer, model, file)
+    name = "from_pretrained, datasets"
+    return Contest(lambda: timed(work), lambda: timed(peer), name, "pair", len(setting.pairs))
 
 
 def preferences(file: Path) -> DatasetSpec:
@@ -220,37 +191,59 @@ def preferences(file: Path) -> DatasetSpec:
     return DatasetSpec(source=str(file), format="preference", held_out_pairs=1)
 
 
-def write_preferences(setting: Setting, file: Path) -> Path:
-    """The setting's pairs as JSON Lines of prompt, chosen and rejected; the prompt without the begin token, which
-    tokenizers put back.
+def loaded_by_peer(folder: Path, file: Path) -> tuple[PreTrainedModel, datasets.Dataset]:
+    """A model, its tokenizer and a preference file as token ids, the file not read before: `datasets` keeps what it
+    has read.
     """
-    pairs = setting.pairs
-    sides = zip(pairs.first.rows(), pairs.second.rows(), pairs.preference.tolist(), strict=True)
-    with file.open("w", encoding="utf-8") as out:
-        for prompt, (first, second, preference) in zip(pairs.prompts.rows(), sides, strict=True):
-            chosen, rejected = (first, second) if preference > 0.5 else (second, first)
-            texts = {"prompt": prompt[1:], "chosen": chosen[:-1], "rejected": rejected[:-1]}
-            out.write(json.dumps({name: setting.text(ids) for name, ids in texts.items()}) + "\n")
-    return file
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def ids(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        columns = {"prompt_ids": tokenizer(rows["prompt"])["input_ids"]}
+        for side in ("chosen", "rejected"):
+            encoded = tokenizer(rows[side], add_special_tokens=False)["input_ids"]
+            columns[f"{side}_ids"] = [[*row, tokenizer.eos_token_id] for row in encoded]
+        return columns
+
+    with TemporaryDirectory() as cache:
+        data = datasets.load_dataset("json", data_files=str(file), cache_dir=cache, split="train")
+        return model, data.map(ids, batched=True, keep_in_memory=True)
+
+
+def peak_memory(setting: Setting, arm: str) -> Contest:
+    """Peak memory of a process of its own that trains an arm, or that has imported what training one takes."""
+    plan = _folder() / "plan.json"
+    plan.write_text(json.dumps(plan_of(setting, plan.parent)))
+    return Contest(
+        lambda: memory.measured("ours", arm, setting.name),
+        lambda: memory.measured("peer", arm, str(plan)),
+        "trl",
+        "MB",
+    )
 
 
 ENTRIES: dict[str, Callable[[Setting], Contest]] = {
     "offline_step": offline_step,
-    "offline_step_known": partial(offline_step, known=True),
     "online_step": online_step,
     "online_step_pointwise": partial(online_step, kind="pointwise"),
     "sampling": sampling,
-    "judging": judging,
-    "log_probs": log_probs,
     "evaluation": evaluation,
     "loading": loading,
+    **{f"{arm}_memory": partial(peak_memory, arm=arm) for arm in ("imports", *ours.ARMS)},
 }
 
 
-def _trainer_round(trainer: object, stamps: peers.Stamps) -> float:
-    stamps.times.clear()
-    trainer.train()
-    return median_interval(stamps.times)
+def _folder() -> Path:
+    return Path(mkdtemp(prefix="aligngap-benchmark-"))
+
+
+def _saved(setting: Setting, folder: Path) -> Path:
+    """Model and tokenizer in a folder."""
+    model = setting.make_model()
+    model.config.pad_token_id = setting.tokenizer.pad_token_id
+    for part in (model, setting.tokenizer):
+        part.save_pretrained(folder / "model")
+    return folder / "model"
 
 
 def _sampled_length(setting: Setting) -> float:

@@ -6,7 +6,7 @@ import os
 import statistics
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ def quartiles(values: Sequence[float]) -> Spread:
 def heading() -> str:
     """Date, hardware, versions, revision, and the load that was there before."""
     known = environment()
-    packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    packages = ", ".join(f"{one.name} {one.version}" for one in distributions() if one.name in _PACKAGES)
     revision = str(known["git_revision"])[:7] + (" with changes" if known["git_dirty"] else "")
     devices = known["devices"]
     assert isinstance(devices, list)
@@ -49,15 +49,12 @@ def heading() -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return "\n".join(map(row, [columns, ["---"] * len(columns), *rows]))
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
+def row(cells: Sequence[object]) -> str:
+    """A row of one."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _processor() -> str:

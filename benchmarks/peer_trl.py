@@ -4,7 +4,8 @@
 
 Imports nothing of aligngap. The plan (`benchmarks/peer_study.py` writes it) says what to do: files of pairs, folders of
 models, steps, batches, learning rates, checkpoints. One process, one stage after the other, torch on all the cores it
-finds, as such scripts are. fp32, no gradient checkpointing, no logging; the trainers' defaults else.
+finds, as such scripts are. fp32, no gradient checkpointing, no logging (bf16 and checkpointing, their defaults, would
+slow them down on a CPU); the trainers' defaults else. The entries of `python -m benchmarks` time the same trainers.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ CHUNK = 32
 class Keep(TrainerCallback):
     """Keeps the weights at some steps, as log-spaced checkpoints need; step 0 is what training starts from."""
 
-    def __init__(self, steps: Sequence[int], start: PreTrainedModel) -> None:
-        self.steps, self.weights = set(steps), {0: copy.deepcopy(start.state_dict())}
+    def __init__(self, steps: Sequence[int]) -> None:
+        self.steps, self.weights = set(steps), dict[int, Any]()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_step_end(args, state, control, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step in self.steps:
@@ -108,32 +112,29 @@ class Study:
         return _trained(trainer).eval().requires_grad_(False)
 
     def offline(
-        self, start: str, pairs: Sequence[Pair], optim: dict[str, Any], beta: float, keep: Sequence[int]
-    ) -> dict[int, Any]:
-        """Weights at the kept steps of IPO on fixed pairs. start: folder of the policy to start from."""
-        model = AutoModelForCausalLM.from_pretrained(start)
-        kept = Keep(keep, model)
+        self, start: str, pairs: Sequence[Pair], optim: dict[str, Any], beta: float, watch: TrainerCallback
+    ) -> DPOTrainer:
+        """IPO on fixed pairs. start: folder of the policy to start from."""
         trainer = DPOTrainer(
-            model=model,
+            model=AutoModelForCausalLM.from_pretrained(start),
             # Its log-probabilities once a pair, not once a step, as who has several epochs before him would ask for.
             args=DPOConfig(
                 loss_type="ipo", beta=beta, max_length=None, precompute_ref_log_probs=True, **self.arguments(optim)
             ),
             train_dataset=datasets.Dataset.from_list(list(pairs)),
             processing_class=self.tokenizer,
-            callbacks=[kept],
+            callbacks=[watch],
         )
-        _trained(trainer)
-        return kept.weights
+        return _silent(trainer)
 
     def online(
-        self, start: str, judge: PreTrainedModel, optim: dict[str, Any], beta: float, keep: Sequence[int]
-    ) -> dict[int, Any]:
-        """Weights at the kept steps of IPO on two samples a prompt that a reward model ranks."""
-        model = AutoModelForCausalLM.from_pretrained(start)
-        kept = Keep(keep, model)
+        self, start: str, judge: PreTrainedModel, optim: dict[str, Any], beta: float, watch: TrainerCallback
+    ) -> OnlineDPOTrainer:
+        """IPO on two samples a prompt that a reward model ranks. start: folder of the policy to start from."""
+        # This trainer tokenizes without special tokens.
+        prompts = [f"{self.tokenizer.bos_token} {pair['prompt']}" for pair in self.train]
         trainer = OnlineDPOTrainer(
-            model=model,
+            model=AutoModelForCausalLM.from_pretrained(start),
             ref_model=AutoModelForCausalLM.from_pretrained(start),
             reward_funcs=judge,
             reward_processing_classes=self.tokenizer,
@@ -144,23 +145,22 @@ class Study:
                 max_new_tokens=self.plan["max_new_tokens"],
                 **self.arguments(optim),
             ),
-            train_dataset=datasets.Dataset.from_dict({"prompt": [pair["prompt"] for pair in self.train]}),
+            train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
             processing_class=self.tokenizer,
-            callbacks=[kept],
+            callbacks=[watch],
         )
-        _trained(trainer)
-        return kept.weights
+        return _silent(trainer)
 
     @torch.no_grad()
     def rewards(self, judge: PreTrainedModel, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
         """A reward model's score of each response, its end token included; [n]."""
-        found = []
+        scores = []
         for at in range(0, len(prompts), CHUNK):
             rows = zip(prompts[at : at + CHUNK], responses[at : at + CHUNK], strict=True)
             texts = [prompt + response + self.tokenizer.eos_token for prompt, response in rows]
             inputs = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-            found.append(judge(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0])
-        return torch.cat(found)
+            scores.append(judge(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0])
+        return torch.cat(scores)
 
     def relabelled(self, judge: PreTrainedModel, pairs: Sequence[Pair]) -> list[Pair]:
         """The same pairs with a reward model's labels."""
@@ -178,40 +178,77 @@ class Study:
     ) -> tuple[list[str], list[float]]:
         """A response a prompt, as text, and its KL from the reference: exact at each position, summed."""
         end, texts, values = self.tokenizer.eos_token_id, [], []
-        config = GenerationConfig(
-            do_sample=True,
-            max_new_tokens=self.plan["max_new_tokens"],
-            top_k=0,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=end,
-        )
         for at in range(0, len(prompts), CHUNK):
             inputs = self.tokenizer(list(prompts[at : at + CHUNK]), padding=True, return_tensors="pt")
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
-            rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            drawn = rows[:, ids.shape[1] :]
-            ended = (drawn == end).int()
-            real = (ended.cumsum(1) - ended == 0).int()
+            drawn = generated(model, ids, mask, self.plan["max_new_tokens"], end)
+            real = up_to_end(drawn, end)
             texts += [
                 self.tokenizer.decode([token for token in row[: int(n)].tolist() if token != end])
                 for row, n in zip(drawn, real.sum(1), strict=True)
             ]
             if reference is not None:
-                mask = torch.cat([mask, real], 1)
-                positions = (mask.cumsum(1) - 1).clamp(min=0)
-                log_p, log_q = (
-                    m(input_ids=rows, attention_mask=mask, position_ids=positions)
-                    .logits[:, ids.shape[1] - 1 : -1]
-                    .log_softmax(-1)
-                    for m in (model, reference)
-                )
-                values += ((log_p.exp() * (log_p - log_q)).sum(-1) * real).sum(-1).tolist()
+                values += padded_kl(model, reference, (ids, mask), (drawn, real)).tolist()
         return texts, values
 
 
-def _trained(trainer: Any) -> PreTrainedModel:
+def generated(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, limit: int, end: int | None, each: int = 1
+) -> torch.Tensor:
+    """The new tokens of `each` samples a prompt (padded on the left), up to the end token or, without one, all of the
+    limit; [n * each, at most limit].
+    """
+    model.generation_config.eos_token_id = end
+    config = GenerationConfig(
+        do_sample=True, num_return_sequences=each, max_new_tokens=limit, top_k=0, pad_token_id=0, eos_token_id=end
+    )
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
+
+
+def up_to_end(drawn: torch.Tensor, end: int) -> torch.Tensor:
+    """1 for a token up to the first end token, which counts, else 0; as `drawn`."""
+    ended = (drawn == end).int()
+    return (ended.cumsum(1) - ended == 0).int()
+
+
+Padded = tuple[torch.Tensor, torch.Tensor]
+"""Token ids, and 1 where they are no padding."""
+
+
+@torch.no_grad()
+def padded_kl(model: PreTrainedModel, reference: PreTrainedModel, prompts: Padded, responses: Padded) -> torch.Tensor:
+    """The exact KL at each position of the responses, summed; prompt (padded on the left) and response (on the right)
+    in one row, logits everywhere; [n].
+    """
+    row, mask = (torch.cat(parts, 1) for parts in zip(prompts, responses, strict=True))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    log_p, log_q = (
+        m(input_ids=row, attention_mask=mask, position_ids=positions)
+        .logits[:, prompts[0].shape[1] - 1 : -1]
+        .log_softmax(-1)
+        for m in (model, reference)
+    )
+    return ((log_p.exp() * (log_p - log_q)).sum(-1) * responses[1]).sum(-1)
+
+
+def arm_alone(plan: dict[str, Any], arm: str, watch: TrainerCallback) -> Any:
+    """The trainer of one arm from the plan's policy, without a study around it: `offline` on its train pairs, or
+    `online` with an untrained reward model of the policy's size.
+    """
+    study, folder = Study(plan), plan["models"]["policy"]
+    if arm == "offline":
+        return study.offline(folder, study.train, plan["arm"], plan["beta"], watch)
+    judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    return study.online(folder, judge.eval().requires_grad_(False), plan["arm"], plan["beta"], watch)
+
+
+def _silent(trainer: Any) -> Any:
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    return trainer
+
+
+def _trained(trainer: Any) -> PreTrainedModel:
+    _silent(trainer).train()
     return trainer.model
 
 
@@ -229,9 +266,12 @@ def run(plan: dict[str, Any]) -> dict[str, Any]:
     judges = {"golden": golden, "proxy": proxy}
 
     def trained(arm: dict[str, Any]) -> dict[int, Any]:
+        kept, who = Keep(keep), arm["judge"]
         if arm["online"]:
-            return study.online(start, judges[arm["judge"]], plan["arm"], arm["beta"], keep)
-        return study.offline(start, labelled[arm["judge"]], plan["arm"], arm["beta"], keep)
+            _trained(study.online(start, judges[who], plan["arm"], arm["beta"], kept))
+        else:
+            _trained(study.offline(start, labelled[who], plan["arm"], arm["beta"], kept))
+        return kept.weights
 
     weights = {arm["name"]: trained(arm) for arm in plan["arms"]}
 

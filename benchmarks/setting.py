@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +31,9 @@ MEDIUM_VOCABULARY, MEDIUM_PROMPT, MEDIUM_NEW = 128, 40, 20
 
 @dataclass(frozen=True)
 class Setting:
-    """One shape of the work. `make_model` gives a fresh model with the same weights at each call."""
+    """One shape of the work. `make_model` gives a fresh model with the same weights at each call. ends: whether a
+    response may end before the length limit; where it may not, all responses have as many tokens.
+    """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
@@ -37,14 +41,15 @@ class Setting:
     limit: int
     steps: int
     make_model: Callable[[], PreTrainedModel]
+    ends: bool = True
 
     @property
     def end_token(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
-    def policy(self, *, ends: bool = True) -> Policy:
-        """A policy on fresh weights. With `ends` false its responses run to the limit, so that counts are equal."""
-        return Policy(self.make_model(), self.end_token if ends else -1, self.limit)
+    def policy(self) -> Policy:
+        """A policy on fresh weights."""
+        return Policy(self.make_model(), self.end_token if self.ends else -1, self.limit)
 
     def reference(self) -> Policy:
         """The frozen policy of a step."""
@@ -70,10 +75,6 @@ class Setting:
         """The first pairs."""
         return self.pairs.take(torch.arange(size))
 
-    def text(self, ids: list[int]) -> str:
-        """Token ids as text that this tokenizer turns into the same ids again."""
-        return " ".join(self.tokenizer.convert_ids_to_tokens(ids))
-
 
 def small(pairs: int = PAIRS) -> Setting:
     """The shipped small base on the summarisation world: prompts of 11, 14 or 17 tokens, responses of up to 14."""
@@ -81,8 +82,10 @@ def small(pairs: int = PAIRS) -> Setting:
     tokenizer = load_tokenizer(path)
     # Twice as many, because some are left out below.
     data = make_pairs(TaskSpec(world="summarisation", train_pairs=2 * pairs, held_out_pairs=1), tokenizer)
-    # The peer ends every response with the end token; pairs whose writers did not are left out for both.
-    index = torch.tensor([row for row in range(2 * pairs) if _ended(data.train, row, int(tokenizer.eos_token_id))])
+    # The peer ends every response with the end token; pairs whose writers did not are left out for both, and so are
+    # pairs of equal responses, which our reader drops.
+    end, sides = int(tokenizer.eos_token_id), zip(data.train.first.rows(), data.train.second.rows(), strict=True)
+    index = torch.tensor([row for row, (a, b) in enumerate(sides) if a[-1] == b[-1] == end and a != b])
     return Setting(
         "small", tokenizer, data.train.take(index[:pairs]), data.max_new_tokens, 14, lambda: load_language_model(path)
     )
@@ -111,5 +114,23 @@ def medium(pairs: int = PAIRS) -> Setting:
 SHAPES: dict[str, Callable[[], Setting]] = {"small": small, "medium": medium}
 
 
-def _ended(pairs: PairBatch, row: int, end: int) -> bool:
-    return all(int(side.ids[row, side.lengths[row] - 1]) == end for side in (pairs.first, pairs.second))
+def write_preferences(pairs: PairBatch, tokenizer: PreTrainedTokenizerBase, file: Path) -> Path:
+    """The pairs as JSON Lines of prompt, chosen and rejected, which this tokenizer turns into the same ids again;
+    without the begin and end tokens, which readers put there.
+    """
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+
+    def text(ids: Sequence[int]) -> str:
+        return " ".join(tokenizer.convert_ids_to_tokens([token for token in ids if token not in special]))
+
+    with file.open("w", encoding="utf-8") as out:
+        for prompt, chosen, rejected in ranked(pairs):
+            row = {"prompt": text(prompt) + " ", "chosen": text(chosen), "rejected": text(rejected)}
+            out.write(json.dumps(row) + "\n")
+    return file
+
+
+def ranked(pairs: PairBatch) -> list[tuple[list[int], list[int], list[int]]]:
+    """Token ids of each prompt, the response preferred, and the other."""
+    rows = zip(pairs.prompts.rows(), pairs.first.rows(), pairs.second.rows(), pairs.preference.tolist(), strict=True)
+    return [(prompt, a, b) if preference > 0.5 else (prompt, b, a) for prompt, a, b, preference in rows]

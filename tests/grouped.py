@@ -42,21 +42,21 @@ def share(device: str, progress: Progress, out: Path) -> None:
     """Of the work of a group, all that can be looked at; a file a rank."""
     size = ranks.size()
     found: dict[str, Any] = {"rank": ranks.rank(), "first": ranks.first(), "threads": torch.get_num_threads()}
-    own = {rows: ranks.own(rows) for rows in (1, 2, 7)}
+    own = {rows: ranks.share(rows) for rows in (1, 2, 7)}
     found["own"] = {rows: (of.of(torch.arange(rows)).tolist(), of.part) for rows, of in own.items()}
     rows = torch.arange(7)
     seen: list[int] = []
 
     def doubled(part: torch.Tensor) -> torch.Tensor:
         seen.extend(part.tolist())
-        return ranks.spread(lambda inner: inner.repeat_interleave(2), part)  # within a share nothing is divided
+        return ranks.map_rows(lambda inner: inner.repeat_interleave(2), part)  # within a share nothing is divided
 
-    found["spread"], found["seen"] = ranks.spread(doubled, rows).tolist(), seen
+    found["rows"], found["seen"] = ranks.map_rows(doubled, rows).tolist(), seen
     tokens = Tokens.collate([[1] * (k + 1) for k in range(5)])
-    found["tokens"] = ranks.spread(lambda part: part, tokens).rows()
-    found["none"] = len(ranks.spread(lambda part: part, rows[:0]))
-    found["chunked"] = ranks.chunked(lambda index: index.tolist(), 10, 4)
-    found["agreed"], found["total"] = ranks.agreed(ranks.rank() + 5), float(ranks.total(torch.tensor(1.0)))
+    found["tokens"] = ranks.map_rows(lambda part: part, tokens).rows()
+    found["none"] = len(ranks.map_rows(lambda part: part, rows[:0]))
+    found["chunks"] = ranks.map_chunks(lambda index: index.tolist(), 10, 4)
+    found["broadcast"], found["total"] = ranks.broadcast(ranks.rank() + 5), float(ranks.total(torch.tensor(1.0)))
     found["unfinished"] = ranks.unfinished(ranks.rank() == 1)
     weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
     weights[0].grad = torch.full((3,), float(ranks.rank() + 1))
@@ -76,7 +76,7 @@ def _then(second: Callable[[], None]) -> Callable[..., None]:
     """The second rank does something while the others wait for it."""
 
     def work(device: str, progress: Progress) -> None:
-        ranks.agreed(0)
+        ranks.broadcast(0)
         if ranks.rank() == 1:
             second()
         ranks.total(torch.ones(()))
@@ -129,10 +129,10 @@ def troubles() -> dict[str, Any]:
 def sleep(device: str, progress: Progress, out: Path) -> None:
     """Until somebody ends it."""
     (out / f"{ranks.rank()}.pid").write_text(str(os.getpid()))
-    ranks.agreed(0)
+    ranks.broadcast(0)
     if ranks.first():
         time.sleep(600)
-    ranks.agreed(0)
+    ranks.broadcast(0)
 
 
 if __name__ == "__main__":

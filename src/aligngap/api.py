@@ -51,8 +51,8 @@ class Results:
     def raw(self) -> dict[str, Any]:
         """`results.json` as it is (docs/results-format.md)."""
         text = (self.folder / "results.json").read_text("utf-8")
-        found: dict[str, Any] = json.loads(text, parse_constant=lambda word: None)
-        return found
+        result: dict[str, Any] = json.loads(text, parse_constant=lambda word: None)
+        return result
 
     @cached_property
     def data(self) -> StudyResults:
@@ -83,9 +83,9 @@ class Results:
         schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
         schema |= dict.fromkeys(("n_seeds", "n_prompts"), pl.Int64) | {"note": pl.String}
         rows = [
-            {"task": task, "experiment": found.name, "estimate": row.name, **row.model_dump(include=set(schema))}
-            for task, found in self._conclusions()
-            for row in found.estimates
+            {"task": task, "experiment": result.name, "estimate": row.name, **row.model_dump(include=set(schema))}
+            for task, result in self._conclusions()
+            for row in result.estimates
         ]
         return pl.DataFrame(rows, schema)
 
@@ -94,8 +94,8 @@ class Results:
         """A row a task and experiment: title, verdict, sentence, rule."""
         schema = dict.fromkeys(("task", "experiment", "title", "verdict", "sentence", "rule"), pl.String)
         rows = [
-            {"task": task, "experiment": found.name, **found.model_dump(include=set(schema))}
-            for task, found in self._conclusions()
+            {"task": task, "experiment": result.name, **result.model_dump(include=set(schema))}
+            for task, result in self._conclusions()
         ]
         return pl.DataFrame(rows, schema)
 
@@ -137,7 +137,7 @@ class Results:
         return self.folder / "report.html"
 
     def _conclusions(self) -> list[tuple[str, Conclusion]]:
-        return [(task.name, found) for task in self.data.tasks for found in task.experiments]
+        return [(task.name, result) for task in self.data.tasks for result in task.experiments]
 
     def _repr_html_(self) -> str:
         """In a notebook: the verdicts, and what is missing."""

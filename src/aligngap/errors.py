@@ -6,8 +6,7 @@ with code 2, without a traceback. Anything else that escapes is a defect of this
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -35,15 +34,6 @@ class UserError(Exception):
 
 def _rebuild(kind: type[UserError], what: str, where: str | None, hint: str | None) -> UserError:
     return kind(what, where=where, hint=hint)
-
-
-@contextmanager
-def unwritable(path: object, hint: str) -> Iterator[None]:
-    """Turns an OSError of what writes to `path`, as the user asked, into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", where=str(path), hint=hint) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 line.
 
 A registry is a dictionary, and `LOSSES["mine"] = mine` in a plugin is all there is to it. What a plugin registers
-carries the digest of the plugin's source into every identity that it has a part in, so an edited file makes anew what
+carries the digest of the plugin's source into every identity that it has a part in, so an edited file makes again what
 used it, and nothing else. Plugins are imported where a study is read to be planned or run, and in the processes that
 run its stages; never because a result folder names them.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import re
 import sys
 import traceback
@@ -20,7 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
@@ -47,27 +46,34 @@ class Plugin(NamedTuple):
     digest: str
 
 
-class _Owner(NamedTuple):
-    """Who registered a name. plugin: empty where the module was not imported as a plugin."""
+class _Entry(NamedTuple):
+    """What a module has registered, and where in it."""
 
-    plugin: str
+    value: Any
+    module: str
     file: str
     line: int
 
     @property
-    def place(self) -> str:
-        who = f"plugin '{self.plugin}'" if self.plugin else "module"
-        return f"{who} ({Path(self.file).name}, line {self.line})"
+    def plugin(self) -> Plugin | None:
+        """The plugin that did it; None where the module was not imported as one."""
+        return _plugin_of(self.module)
+
+    def place(self, line: int | None = None) -> str:
+        """For errors."""
+        who = f"plugin '{self.plugin.name}'" if self.plugin else "module"
+        return f"{who} ({Path(self.file).name}, line {line or self.line})"
 
 
 _loaded: dict[str, Plugin] = {}
-_importing: list[str] = []
-_entries: dict[str, list[tuple[Registry[Any], str, Any, _Owner]]] = {}
+_run: set[str] = set()
+"""Names of the modules that `load_module` has run."""
 _registries: list[Registry[Any]] = []
 
 
 class Registry(dict[str, T]):
     """What there is of a kind, by name. Ours are given; a plugin adds its own, and may not take a name that is there.
+    What a plugin has registered is here as long as the plugin is loaded.
 
     what: the kind, for error messages. fault: what keeps a value from being registered under a name, in words; None
     where nothing does.
@@ -77,74 +83,71 @@ class Registry(dict[str, T]):
         self, what: str, ours: Mapping[str, T], fault: Callable[[str, object], str | None] = lambda name, value: None
     ) -> None:
         super().__init__(ours)
-        self.what, self._fault = what, fault
-        self._owners: dict[str, _Owner] = {}
+        self.what, self._ours, self._fault = what, ours, fault
+        self._entries: dict[tuple[str, str], _Entry] = {}  # by module and name, also of plugins that are not loaded
+        self._owners: dict[str, _Entry] = {}  # of what is here now
         _registries.append(self)
 
     def __setitem__(self, name: str, value: T) -> None:
         """Raises UserError, which names the line, for a name that is taken and for what is none of the kind."""
-        self.put(name, value, _caller(inspect.currentframe()))
+        frame = sys._getframe(1)
+        self._add(name, _Entry(value, frame.f_globals["__name__"], frame.f_code.co_filename, frame.f_lineno))
 
-    def put(self, name: str, value: T, owner: _Owner) -> None:
-        """Register what is somebody's. Raises as `__setitem__` does."""
-        before = self._owners.get(name)
-        if before and before.plugin and not owner.plugin and before.file == owner.file:
-            return  # imported in the ordinary way as well; the plugin's stays
-        again = before and (before.plugin == owner.plugin if before.plugin else before.file == owner.file)
-        if name in self and not again:
-            whose = before.place if before else "aligngap itself"
-            raise UserError(
-                f"there is a {self.what} '{name}' already, of {whose}", where=owner.place, hint="Rename yours."
-            )
+    def _add(self, name: str, entry: _Entry) -> None:
+        other, plugin = self._owners.get(name), entry.plugin
+        if other and (other.file == entry.file or (plugin and plugin == other.plugin)):
+            if other.plugin and not plugin:
+                return  # imported in the ordinary way as well; the plugin's stays
+            del self[name]
+        if name in self:
+            whose = other.place() if other else "aligngap itself"
+            what = f"there is a {self.what} '{name}' already, of {whose}"
+            raise UserError(what, where=entry.place(), hint="Rename yours.")
         if not _NAME.fullmatch(str(name)):
             fault: str | None = "a name is of letters, digits and _, and starts with a letter"
         else:
-            fault = self._fault(name, value)
+            fault = self._fault(name, entry.value)
         if fault:
             what = f"the {self.what} {name!r} cannot be registered: {fault}"
-            raise UserError(what, where=owner.place, hint="See docs/own-ideas.md.")
-        super().__setitem__(name, value)
-        self._owners[name] = owner
+            raise UserError(what, where=entry.place(), hint="See docs/own-ideas.md.")
+        super().__setitem__(name, entry.value)
+        self._owners[name] = self._entries[entry.module, name] = entry
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
-        self._owners.pop(name, None)
+        if entry := self._owners.pop(name, None):
+            del self._entries[entry.module, name]
+
+    def refresh(self) -> None:
+        """Hold ours and what the plugins that are loaded now have registered."""
+        self.clear()
+        self.update(self._ours)
+        self._owners.clear()
+        for (module, name), entry in list(self._entries.items()):
+            if entry.plugin or not any(_is_within(module, run) for run in _run):
+                self._add(name, entry)
 
     def code(self, name: str) -> str | None:
         """The digest of the plugin that registered this; None for what is ours. Raises UserError for what no plugin
         did, whose code no identity would know and no other process would have.
         """
-        owner = self._owners.get(name)
-        if owner is None:
+        entry = self._owners.get(name)
+        if entry is None:
             return None
-        if owner.plugin not in _loaded:
+        if entry.plugin is None:
             raise UserError(
                 f"the {self.what} '{name}' was registered outside a plugin",
-                where=owner.place,
+                where=entry.place(),
                 hint="Put it into a module of its own, and name that under `plugins` in the study.",
             )
-        return _loaded[owner.plugin].digest
+        return entry.plugin.digest
 
     def place(self, name: str, error: BaseException | None = None) -> str | None:
         """Where this was registered, or where in that file an error came from, for errors; None for what is ours."""
-        owner = self._owners.get(name)
-        if owner is None:
+        entry = self._owners.get(name)
+        if entry is None:
             return None
-        line = line_of(error, Path(owner.file)) if error else None
-        return owner._replace(line=line or owner.line).place
-
-    def of(self, plugin: str, file: str) -> list[tuple[str, T, _Owner]]:
-        """What a plugin registered; also what its file did when it was read for another purpose before."""
-        for name, owner in self._owners.items():
-            if not owner.plugin and owner.file == file:
-                self._owners[name] = owner._replace(plugin=plugin)
-        return [(name, self[name], owner) for name, owner in self._owners.items() if owner.plugin == plugin]
-
-    def forget(self, plugin: str, file: str | None = None) -> None:
-        """Take out what a plugin registered; or only what this file of it did."""
-        mine = [name for name, owner in self._owners.items() if owner.plugin == plugin and file in (None, owner.file)]
-        for name in mine:
-            del self[name]
+        return entry.place(line_of(error, Path(entry.file)) if error else None)
 
     def known(self, name: str) -> str:
         """The name, if there is such a thing. Raises ValueError that says what there is, the nearest first, and
@@ -157,13 +160,6 @@ class Registry(dict[str, T]):
 
 
 _NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
-
-
-def _caller(frame: FrameType | None) -> _Owner:
-    assert frame is not None
-    assert frame.f_back is not None
-    plugin = _importing[-1] if _importing else ""
-    return _Owner(plugin, frame.f_back.f_code.co_filename, frame.f_back.f_lineno)
 
 
 def kind_of(base: type, key: str) -> Callable[[str, object], str | None]:
@@ -244,11 +240,19 @@ def loaded() -> list[tuple[str, Path | None]]:
 
 def code_of(module: str) -> str | None:
     """The digest of the plugin that a module is, or is a part of; None for all other modules."""
+    plugin = _plugin_of(module)
+    return plugin.digest if plugin else None
+
+
+def _plugin_of(module: str) -> Plugin | None:
     for plugin in _loaded.values():
-        wholes = [plugin.module, *([plugin.package] if plugin.package else [])]
-        if any(module == whole or module.startswith(f"{whole}.") for whole in wholes):
-            return plugin.digest
+        if any(_is_within(module, whole) for whole in (plugin.module, plugin.package) if whole):
+            return plugin
     return None
+
+
+def _is_within(module: str, whole: str) -> bool:
+    return module == whole or module.startswith(f"{whole}.")
 
 
 def installed() -> list[str]:
@@ -264,32 +268,17 @@ def load_plugins(names: Sequence[str], search: Path | None = None) -> None:
     for name in names:
         source = find_module(name, search)
         digest = source_digest(source)
-        module = _own_name(source, digest)
-        known = _loaded.pop(name, None)
-        if known is None or known.module != module:
-            _register(source, search, module)
-        _loaded[name] = Plugin(name, search, module, _package(source), digest)
-
-
-def _register(source: ModuleSpec, search: Path | None, module: str) -> None:
-    plugin, file = source.name, str(source.origin)
-    try:
-        if module in _entries:  # it has been run before: what it made then is still what other objects are made of
-            _forget(plugin)
-            for registry, name, value, owner in _entries[module]:
-                registry.put(name, value, owner)
-            return
-        # What its other files registered stays: they are not run again, unless they have changed as well.
-        _forget(plugin, file)
-        _importing.append(plugin)
+        before = _loaded.pop(name, None)
+        _loaded[name] = Plugin(name, search, _own_name(source, digest), _package(source), digest)
+        if _loaded[name] == before:
+            continue
         try:
+            _refresh()  # what an earlier version registered is gone; what this one did, if it has been run, is here
             load_module(source, search)
-        finally:
-            _importing.pop()
-        _entries[module] = [(registry, *entry) for registry in _registries for entry in registry.of(plugin, file)]
-    except BaseException:
-        _forget(plugin)
-        raise
+        except BaseException:
+            del _loaded[name]
+            _refresh()
+            raise
 
 
 def use_plugins(names: Sequence[str], search: Path | None = None) -> None:
@@ -297,20 +286,13 @@ def use_plugins(names: Sequence[str], search: Path | None = None) -> None:
     wanted = [*installed(), *names]
     for name in set(_loaded) - set(wanted):
         del _loaded[name]
-        _forget(name)
+    _refresh()
     load_plugins(wanted, search)
 
 
-def unload_plugins() -> None:
-    """Leave the registries as they were before any plugin was imported."""
-    for name in list(_loaded):
-        del _loaded[name]
-        _forget(name)
-
-
-def _forget(plugin: str, file: str | None = None) -> None:
+def _refresh() -> None:
     for registry in _registries:
-        registry.forget(plugin, file)
+        registry.refresh()
 
 
 def source_digest(source: ModuleSpec) -> str:
@@ -339,35 +321,35 @@ def find_module(name: str, search: Path | None) -> ModuleSpec:
     """
     where = f"module '{name}'"
     importlib.invalidate_caches()
-    found = _found(name, [PathFinder], [str(search)]) if search is not None else None
-    found = found or _found(name, sys.meta_path, None)
-    if found is None:
+    spec = _spec_of(name, [PathFinder], [str(search)]) if search is not None else None
+    spec = spec or _spec_of(name, sys.meta_path, None)
+    if spec is None:
         places = f"neither beside the study file ({search}) nor" if search is not None else "not"
         raise UserError(
             f"there is no such module: {places} where Python looks",
             where=where,
             hint="Put the file beside the study, or install its package in the same environment.",
         )
-    if found.origin is None or not found.origin.endswith(".py") or not Path(found.origin).is_file():
+    if spec.origin is None or not spec.origin.endswith(".py") or not Path(spec.origin).is_file():
         raise UserError(
             "the module has no Python source file, which is part of every result's identity",
             where=where,
             hint="Write a module of your own that calls it.",
         )
-    return found
+    return spec
 
 
-def _found(name: str, finders: Sequence[Any], places: Sequence[str] | None) -> ModuleSpec | None:
+def _spec_of(name: str, finders: Sequence[Any], places: Sequence[str] | None) -> ModuleSpec | None:
     """places: where the outermost package is looked for; None is wherever Python looks."""
-    found, whole = None, ""
+    spec, whole = None, ""
     for part in name.split("."):
         whole = f"{whole}.{part}" if whole else part
-        specs = (finder.find_spec(whole, places) for finder in finders if hasattr(finder, "find_spec"))
-        found = next((spec for spec in specs if spec is not None), None)
-        if found is None:
+        candidates = (finder.find_spec(whole, places) for finder in finders if hasattr(finder, "find_spec"))
+        spec = next((candidate for candidate in candidates if candidate is not None), None)
+        if spec is None:
             return None
-        places = list(found.submodule_search_locations or [])
-    return found
+        places = list(spec.submodule_search_locations or [])
+    return spec
 
 
 def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:
@@ -387,6 +369,7 @@ def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:
     assert spec is not None
     module = module_from_spec(spec)
     sys.modules[name] = module
+    _run.add(name)
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except BaseException as error:
@@ -396,7 +379,7 @@ def load_module(source: ModuleSpec, search: Path | None) -> ModuleType:
         words = traceback.format_exception_only(error)[-1].strip()
         line = line_of(error, path)
         where = f"module '{source.name}' ({path.name}{f', line {line}' if line else ''})"
-        raise UserError(f"the module cannot be imported: {words}", where=where, hint="Mend the module.") from error
+        raise UserError(f"the module cannot be imported: {words}", where=where, hint="Correct the module.") from error
     return module
 
 

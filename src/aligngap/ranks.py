@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +27,6 @@ from aligngap.types import Tokens
 
 # Longer than any rank is kept waiting by another that is at work; one that is lost is noticed at once (`launch`).
 PATIENCE = timedelta(minutes=30)
-# Gradients travel in pieces of this many numbers, so that they need little room besides their own.
-_PIECE = 1 << 23
 
 
 class Parallel(BaseModel):
@@ -170,7 +168,7 @@ class Share:
         return rows if self.index is None else _taken(rows, self.index)
 
 
-def own(rows: int) -> Share:
+def share(rows: int) -> Share:
     """This rank's share of so many rows."""
     if not _group.dividing:
         return Share(None, 1.0)
@@ -178,44 +176,43 @@ def own(rows: int) -> Share:
     return Share(index, len(index) / rows) if len(index) else Share(torch.zeros(1, dtype=torch.int64), 0.0)
 
 
-def spread(function: Callable[..., Result], *batch: torch.Tensor | Tokens) -> Result:
+def map_rows(function: Callable[..., Result], *batch: torch.Tensor | Tokens) -> Result:
     """`function(*batch)`, which gives one or more rows for each row of `batch`; every rank computes its share of them,
     and has all of them in the end.
     """
     count = _rows(batch[0])
     if not _group.dividing or not count:
         return function(*batch)
-    index = _padded(count)
-    part: Any = None
-    if len(index):
-        with _within():
-            part = function(*(_taken(rows, index) for rows in batch))
-    given = everyones(None if part is None else (part.to("cpu"), _rows(part) // len(index)))
-    parts = [found for found in given if found is not None]
-    found = [rows for rows, _ in parts]
-    whole: Any = Tokens.stack(found) if isinstance(found[0], Tokens) else torch.cat(found)
-    whole = whole.to(batch[0].ids.device if isinstance(batch[0], Tokens) else batch[0].device)
-    # Repeated rows are at the end.
-    return _taken(whole, torch.arange(count * parts[0][1])) if _group.sharded else whole  # type: ignore[no-any-return]
+
+    def part(index: torch.Tensor) -> Result:
+        result: Any = function(*(_taken(rows, index) for rows in batch))
+        return result.to("cpu")  # type: ignore[no-any-return]
+
+    parts: Any = map_chunks(part, count, -(-count // _group.size))
+    whole: Any = Tokens.stack(parts) if isinstance(parts[0], Tokens) else torch.cat(parts)
+    return whole.to(batch[0].ids.device if isinstance(batch[0], Tokens) else batch[0].device)  # type: ignore[no-any-return]
 
 
-def chunked(function: Callable[[torch.Tensor], Given], rows: int, chunk: int) -> list[Given]:
+def map_chunks(function: Callable[[torch.Tensor], Given], rows: int, chunk: int) -> list[Given]:
     """`function(index)` of each chunk of so many rows, in order. Whole chunks are divided among the ranks: each is
-    computed in the shape that it has with one process, and so to the same bits where the weights are the same.
+    computed in the shape that it has with one process, and so to the same bits where the weights are the same. Where
+    models are sharded every rank computes as many, the last one again where there are no more.
 
     What the function gives must not be on an accelerator.
     """
-    pieces = torch.arange(rows).split(chunk)
+    chunks = torch.arange(rows).split(chunk)
     if not _group.dividing:
-        return [function(index) for index in pieces]
-    mine = _padded(len(pieces)).tolist()
+        return [function(index) for index in chunks]
+    mine = _block(len(chunks)).tolist()
+    if _group.sharded:
+        mine += [len(chunks) - 1] * (-(-len(chunks) // _group.size) - len(mine))
     with _within():
-        found = {number: function(pieces[number]) for number in mine}
-    together = {number: given for part in everyones(found) for number, given in part.items()}
-    return [together[number] for number in range(len(pieces))]
+        results = {number: function(chunks[number]) for number in mine}
+    gathered = {number: result for part in gather(results) for number, result in part.items()}
+    return [gathered[number] for number in range(len(chunks))]
 
 
-def everyones(value: Given) -> list[Given]:
+def gather(value: Given) -> list[Given]:
     """What each rank gives, in the order of the ranks."""
     if _group.size == 1:
         return [value]
@@ -224,15 +221,15 @@ def everyones(value: Given) -> list[Given]:
     return gather_object([value])  # type: ignore[no-any-return]
 
 
-def agreed(value: Given) -> Given:
+def broadcast(value: Given) -> Given:
     """What the first rank gives, on all ranks."""
     if _group.size == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
-    found = [value]
-    broadcast_object_list(found)
-    return found[0]
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
@@ -248,9 +245,9 @@ def unfinished(working: bool) -> bool:
     """Whether there is another pass to run: where models are sharded, as long as any rank is still at work."""
     if not _group.sharded:
         return working
-    found = torch.tensor(int(working), device=_group.device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return bool(found)
+    flag = torch.tensor(int(working), device=_group.device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -263,41 +260,15 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     trained = list(parameters)
     has = torch.tensor([float(weight.grad is not None) for weight in trained], device=_group.device)
     torch.distributed.all_reduce(has)
-    gradients = []
     for weight, ranks in zip(trained, has.tolist(), strict=True):
         if ranks:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            gradients.append(weight.grad)
-    for piece in _pieces(gradients):
-        flat = torch.cat([gradient.flatten() for gradient in piece])
-        torch.distributed.all_reduce(flat)
-        for gradient, summed in zip(piece, flat.split([gradient.numel() for gradient in piece]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
-
-
-def _pieces(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of one dtype, as many as make a piece."""
-    piece: list[torch.Tensor] = []
-    for tensor in tensors:
-        if piece and (tensor.dtype != piece[0].dtype or sum(t.numel() for t in piece) + tensor.numel() > _PIECE):
-            yield piece
-            piece = []
-        piece.append(tensor)
-    if piece:
-        yield piece
+            torch.distributed.all_reduce(weight.grad)
 
 
 def _block(rows: int) -> torch.Tensor:
     each = -(-rows // _group.size)
     return torch.arange(min(_group.rank * each, rows), min((_group.rank + 1) * each, rows))
-
-
-def _padded(rows: int) -> torch.Tensor:
-    """This rank's rows; where models are sharded as many on every rank, the last row again where there are no more."""
-    if not _group.sharded:
-        return _block(rows)
-    each = -(-rows // _group.size)
-    return (torch.arange(each) + _group.rank * each).clamp(max=rows - 1)
 
 
 def _rows(of: torch.Tensor | Tokens) -> int:
@@ -312,8 +283,7 @@ def _taken(rows: Any, index: torch.Tensor) -> Any:
 def _within() -> Iterator[None]:
     """Within a share nothing is divided again."""
     global _group
-    before = _group
-    _group = _Group(before.rank, before.size, before.sharded, before.device, dividing=False)
+    before, _group = _group, replace(_group, dividing=False)
     try:
         yield
     finally:

@@ -99,7 +99,7 @@ def run(
     address: str | None = None,
     began: float | None = None,
 ) -> Ran:
-    """Make what is not made yet, then write results and report. What is missing from them is told on standard error.
+    """Make what is not made yet, then write results and report. What is missing from them is listed on standard error.
 
     out: the run's folder; None: `default_folder`. jobs: stages side by side; None: one a core. store: where artefacts
     are kept; None: as `chosen_store` says; on a cluster also a URL. checkpoint_seconds: how much work a kill may cost.
@@ -109,7 +109,7 @@ def run(
     Raises UserError, also when mistakes of the user's have kept everything from being made, and what `run_stages`
     raises.
     """
-    start = time.monotonic()
+    began = time.monotonic() if began is None else began
     folder = out or default_folder(plan)
     remote_cache = store if isinstance(store, str) and is_address(store) else None
     root = chosen_store(folder, None if remote_cache or store is None else Path(store))
@@ -119,18 +119,17 @@ def run(
     with RunDirectory.use(folder, plan.specification) as directory:
         for warning in warnings:
             terminal.say(f"WARNING: {warning}", console)
-        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, start, began or start)
+        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, began)
 
 
 def _run_in(
     directory: RunDirectory,
     plan: Plan,
     store: Store,
-    executor_of: Callable[[Store, Path], Executor],
+    executor_of: Callable[..., Executor],
     console: Console,
     processes: int | None,
     trackers: Sequence[str],
-    start: float,
     began: float,
 ) -> Ran:
     folder, stages = directory.folder, plan.stages
@@ -141,7 +140,7 @@ def _run_in(
     if directory.lost:
         say(directory.lost)
     with ExitStack() as stack:
-        executor = stack.enter_context(executor_of(store, directory.logs))
+        executor = stack.enter_context(executor_of(store, log_folder=directory.logs))
         jobs = executor.jobs
         ledger = Ledger(stages, jobs)
         directory.begin(ledger, store.root)
@@ -173,7 +172,7 @@ def _run_in(
         terminal.warn(line)
     page = folder / "report.html"
     if not no_report:
-        say(f"Report: {page} ({clock(time.monotonic() - start)})")
+        say(f"Report: {page} ({clock(time.monotonic() - began)})")
     return Ran(folder, page, failures)
 
 
@@ -202,32 +201,26 @@ def _make_report(
 
 def _executor(
     plan: Plan, name: str, address: str | None, jobs: int | None, seconds: float, remote_cache: str | None
-) -> Callable[[Store, Path], Executor]:
-    """What makes the executor, from the store and the folder of logs. Raises UserError for what it could not do."""
+) -> Callable[..., Executor]:
+    """What makes the executor, from the store and `log_folder`. Raises UserError for what it could not do."""
     if name not in ("local", "ray"):
         raise UserError(f"there is no executor '{name}'", where="--executor", hint=nearest(name, ("local", "ray")))
-    device, parallel = plan.device, plan.parallel
+    given: dict[str, Any] = {
+        "jobs": jobs,
+        "device": plan.device,
+        "checkpoint_seconds": seconds,
+        "parallel": plan.parallel,
+    }
     if name == "ray":
-        RayExecutor.check(device, parallel)
-        return lambda store, logs: RayExecutor(
-            store,
-            address=address,
-            jobs=jobs,
-            device=device,
-            log_folder=logs,
-            checkpoint_seconds=seconds,
-            remote_cache=remote_cache,
-            parallel=parallel,
-        )
+        RayExecutor.check(plan.device, plan.parallel)
+        return partial(RayExecutor, address=address, remote_cache=remote_cache, **given)
     if address:
         raise UserError("--address is for --executor ray", where=f"--address {address}", hint="Give both, or none.")
     if remote_cache:
         hint = "Give a folder, or --executor ray."
         raise UserError("artefacts at a URL are for --executor ray", where=f"--store {remote_cache}", hint=hint)
-    LocalExecutor.check(device, parallel)
-    return lambda store, logs: LocalExecutor(
-        store, jobs=jobs, device=device, log_folder=logs, checkpoint_seconds=seconds, parallel=parallel
-    )
+    LocalExecutor.check(plan.device, plan.parallel)
+    return partial(LocalExecutor, **given)
 
 
 def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
@@ -235,10 +228,10 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
     failed = [name for name, status in outcome.status.items() if status == "failed"]
     made = any(outcome.status.get(stage.identity) in ("finished", "cached") for stage in targets)
     if failed and not made and all(name in outcome.mistakes for name in failed):
-        found: dict[str, UserError] = {}  # the same may be said of several places
+        distinct: dict[str, UserError] = {}  # several places may have the same
         for name in failed:
-            found.setdefault(outcome.mistakes[name].what, outcome.mistakes[name])
-        first, *others = found.values()
+            distinct.setdefault(outcome.mistakes[name].what, outcome.mistakes[name])
+        first, *others = distinct.values()
         for other in others:
             terminal.warn(f"failed: {' '.join(str(other).split())}")
         raise first
@@ -260,9 +253,9 @@ def _failures(stages: Sequence[Stage], outcome: Outcome, results: StudyResults, 
     if failed:
         lines.append(f"{len(failed) + len(blocked)} of {len(stages)} stages are missing from the results.")
     for task in results.tasks:
-        for found in task.experiments:
-            if found.error is not None:
-                lines.append(f"failed: analysis of {found.name} on {task.name}: {found.error}")
+        for result in task.experiments:
+            if result.error is not None:
+                lines.append(f"failed: analysis of {result.name} on {task.name}: {result.error}")
     return lines
 
 
@@ -279,7 +272,7 @@ def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> 
         raise UserError(
             f"the {registry.what} '{name}' breaks its contract: {what}",
             where=registry.place(name, error),
-            hint=f"Mend it; `aligngap.testing.{check.__name__}` tries it again.",
+            hint=f"Correct it; `aligngap.testing.{check.__name__}` tries it again.",
         ) from error
     return True
 

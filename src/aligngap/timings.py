@@ -21,12 +21,12 @@ def account(activity: str) -> Iterator[dict[str, float]]:
 
     An account within an account takes its time out of the outer one.
     """
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     _book()
-    _accounts.append(found)
+    _accounts.append(result)
     _open.append(activity)
     try:
-        yield found
+        yield result
     finally:
         _book()
         _open.pop()
@@ -50,6 +50,6 @@ def _book() -> None:
     global _since
     now = time.perf_counter()
     if _accounts and _open:
-        found = _accounts[-1]
-        found[_open[-1]] = found.get(_open[-1], 0.0) + now - _since
+        result = _accounts[-1]
+        result[_open[-1]] = result.get(_open[-1], 0.0) + now - _since
     _since = now

@@ -34,10 +34,10 @@ class Tokens(NamedTuple):
         """Right-pad to the longest row (at least one column)."""
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         width = max(1, int(lengths.max())) if len(rows) else 1
-        found = cls(torch.zeros((len(rows), width), dtype=torch.int64), lengths)
+        result = cls(torch.zeros((len(rows), width), dtype=torch.int64), lengths)
         # At once: a tensor a row takes ten times as long where rows are short.
-        found.ids[found.mask()] = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64)
-        return found
+        result.ids[result.mask()] = torch.tensor(list(itertools.chain.from_iterable(rows)), dtype=torch.int64)
+        return result
 
     @classmethod
     def stack(cls, parts: Sequence[Tokens]) -> Tokens:

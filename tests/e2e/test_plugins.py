@@ -143,7 +143,7 @@ def forgotten() -> Iterator[None]:
     """Plugins live as long as the process: each test leaves the registries as they were."""
     path = list(sys.path)
     yield
-    plugins.unload_plugins()
+    plugins.use_plugins([])
     sys.path[:] = path
 
 
@@ -401,7 +401,7 @@ def test_a_plugin_may_be_imported_in_the_ordinary_way_too(base: Path, tmp_path: 
     assert digest is not None
     importlib.reload(sys.modules["mine_too"])
     assert LOSSES.code("mine_too") == digest
-    plugins.unload_plugins()
+    plugins.use_plugins([])
     del sys.modules["mine_too"]
     assert "mine_too" not in LOSSES
 

@@ -131,7 +131,7 @@ def _marks(page: Any) -> dict[str, list[int]]:
 def test_draws_what_is_looked_at_and_asks_for_nothing(opened: Opened) -> None:
     page = opened.page
     charts = page.locator(".chart")
-    assert charts.count() == 21
+    assert charts.count() == 20
     assert page.locator(".chart svg").count() < charts.count()
     _marks(page)
     assert page.locator(".chart svg").count() == charts.count()

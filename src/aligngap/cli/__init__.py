@@ -60,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show.complain(error)
         return 2
     except OSError as error:  # from wherever something is read or written, the terminal's own file among it
-        found = _of_the_system(error)
-        if found is None:
+        result = _of_the_system(error)
+        if result is None:
             raise
-        show.complain(found)
+        show.complain(result)
         return 2
     except BaseException as error:
         from aligngap.pipeline.executors.run import Interrupted

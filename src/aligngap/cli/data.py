@@ -58,13 +58,13 @@ def check(
         from aligngap.models.tokenizer import load_tokenizer
 
         counter = load_tokenizer(base_path(tokenizer) if tokenizer in SHIPPED else tokenizer)
-    found = describe(spec, counter, split)
+    result = describe(spec, counter, split)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(result.as_json(), indent=2))
         return
     console = show.console()
     show.say(f"{data}", console)
-    for heading, lines in found.sections():
+    for heading, lines in result.sections():
         show.say("\n".join([f"\n{heading}", *(f"  {line}" for line in lines)]), console)
 
 
@@ -108,7 +108,7 @@ def diagnose(
     )
     # What a judge of the user's own prints is not what is asked for here, and least of all JSON.
     with Status("", console=show.console(stderr=True)) as status, redirect_stdout(sys.stderr):
-        found = diagnose_named(
+        result = diagnose_named(
             policy,
             spec,
             judge,
@@ -119,11 +119,11 @@ def diagnose(
             progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
         )
     if page is not None:
-        write_page(found, page)
+        write_page(result, page)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        print(json.dumps(result.as_json(), indent=2, allow_nan=False))
         return
-    for line in lines(found.about, found.findings, found.regime):
+    for line in lines(result.about, result.findings, result.regime):
         show.say(line)
     if page is not None:
         show.say(f"\nPage: {page}")

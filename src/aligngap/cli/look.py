@@ -12,19 +12,16 @@ from rich.text import Text
 
 from aligngap.cli import show
 from aligngap.cli.options import AsJson, Run
-from aligngap.errors import UserError, unwritable
+from aligngap.errors import UserError
 
 
 def status(directory: Run) -> None:
     """Show how far a run has come."""
     from aligngap.pipeline.executors.progress import Entry, clock
-    from aligngap.pipeline.rundir import RunDirectory
 
-    found = RunDirectory.open(directory)
-    now = found.status()
-    table = show.table(
-        str(found.study.get("title", directory)), "kind", "stage", "state", "steps", ">seconds", "reason"
-    )
+    run = show.opened(directory)
+    now = run.status()
+    table = show.table(str(run.study.get("title", directory)), "kind", "stage", "state", "steps", ">seconds", "reason")
     for item in now["stages"]:
         entry = Entry(item["label"], item["kind"], 0.0, item["status"], item["done"], item["total"], item["rate"])
         pace = entry.pace if item["status"] == "running" else f"{entry.done}/{entry.total}" if entry.total else ""
@@ -33,12 +30,12 @@ def status(directory: Run) -> None:
         table.add_row(*map(show.plain, cells))
     show.console().print(table)
     times = show.table("Where time went", "kind", ">stages", ">core time")
-    for spent in found.spent(now):
+    for spent in run.spent(now):
         some = f" (of {spent.timed})" if spent.timed < spent.stages else ""
         times.add_row(show.plain(spent.kind), str(spent.stages), clock(spent.seconds) + some)
     show.console().print(times)
     parts = show.table("What it went to", "activity", ">core time", ">share")
-    spent_on = found.activities(now)
+    spent_on = run.activities(now)
     for activity, part in spent_on.items():
         parts.add_row(show.plain(activity), clock(part), f"{part / sum(spent_on.values()):.0%}")
     show.console().print(parts)
@@ -84,13 +81,12 @@ def report(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR]")] = None,
 ) -> None:
     """Write the report again, from the stored results."""
-    from aligngap.pipeline.rundir import RunDirectory
-
-    show.needs(RunDirectory.open(directory).folder / "results.json")
+    show.needs(directory, "results.json")
     from aligngap.report.page import publish
+    from aligngap.store import disk_errors
 
     folder = out or directory
-    with unwritable(folder, "Give --out another folder."):
+    with disk_errors(folder, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         page = publish(directory, folder)
     show.say(f"Report: {page}")
@@ -108,13 +104,14 @@ def figures(
     from aligngap.report.images import FORMATS, Format
     from aligngap.report.still import figure_files
     from aligngap.results import OPPONENTS, read
+    from aligngap.store import disk_errors
 
     for option, value, known in (("--format", form, FORMATS), ("--opponent", opponent, OPPONENTS)):
         if value not in known:
             raise UserError(f"there is no '{value}'", where=option, hint=f"Known: {', '.join(known)}.")
     data = read(directory)
     folder = out or directory / "figures"
-    with unwritable(folder, "Give --out another folder."):
+    with disk_errors(folder, strict=True):
         written = figure_files(data, folder, (cast(Format, form),), opponent=opponent)
     if not written:
         raise UserError("there is nothing to draw: no run has a measured point", where=str(directory))
@@ -133,17 +130,18 @@ def compare(
 
     if out is not None and out.suffix != ".html":
         raise UserError(f"'{out}' is no .html file", where="--out", hint="Write --out comparison.html.")
-    found = compared(first, second)
+    result = compared(first, second)
     if out is not None:
         from aligngap.compare.page import write_comparison
+        from aligngap.store import disk_errors
 
-        with unwritable(out, "Give --out another path."):
-            write_comparison(found, out)
+        with disk_errors(out.parent, strict=True):
+            write_comparison(result, out)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        print(json.dumps(result.as_json(), indent=2, allow_nan=False))
         return
     console = show.console()
-    for part in sections(found):
+    for part in sections(result):
         if isinstance(part, str):
             console.print(show.plain(part), soft_wrap=True)
         else:
@@ -164,16 +162,16 @@ def samples(
     n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of prompts.")] = 5,
 ) -> None:
     """Show prompts with the responses of the SFT policy, of an arm and of the golden policy, and their scores."""
-    from aligngap.pipeline.rundir import RunDirectory
     from aligngap.report.side_by_side import side_by_side
 
-    found = side_by_side(RunDirectory.open(directory).folder, arm=arm, step=step, seed=seed, split=split, n=n)
+    show.opened(directory)
+    result = side_by_side(directory, arm=arm, step=step, seed=seed, split=split, n=n)
     console = show.console()
-    for row in found.rows:
-        table = show.table(row.heading, "SFT", found.title, "golden policy")
+    for row in result.rows:
+        table = show.table(row.heading, "SFT", result.title, "golden policy")
         table.show_lines = True
         table.add_row(*map(show.plain, row.responses))
         table.add_row(*(Text(scores, style="dim") for scores in row.scores))
         console.print(table)
-    arms, steps = ", ".join(found.arms), ", ".join(map(str, found.steps))
+    arms, steps = ", ".join(result.arms), ", ".join(map(str, result.steps))
     show.say(f"Arms: {arms}\nSteps of this arm: {steps}", console)

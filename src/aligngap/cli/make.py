@@ -50,10 +50,9 @@ def export(
 ) -> None:
     """Write an arm's policy as a Hugging Face folder, with its tokenizer; adapters are merged."""
     from aligngap.pipeline.export import export as write
-    from aligngap.pipeline.rundir import RunDirectory
 
-    found = write(
-        RunDirectory.open(directory),
+    result = write(
+        show.opened(directory),
         arm,
         path,
         task=task,
@@ -63,7 +62,7 @@ def export(
         trust_remote_code=trust_remote_code,
         adapter=adapter,
     )
-    show.say(f"{found}: {path}")
+    show.say(f"{result}: {path}")
 
 
 def scratch(
@@ -81,7 +80,6 @@ def scratch(
 ) -> None:
     """Make a small base for your data where there is none: a tokenizer of its texts, and a decoder from scratch."""
     from aligngap.models.build import Architecture
-    from aligngap.pipeline.scratch import ScratchSpec
     from aligngap.pipeline.scratch import scratch as make
     from aligngap.tasks.datasets import DatasetSpec
     from aligngap.train.step import OptimSpec
@@ -94,13 +92,15 @@ def scratch(
         if done % 100 == 0 or done == total:
             show.say(f"{done}/{total}  loss {metrics['loss']:.3f}", console)
 
-    found = make(
+    result = make(
         DatasetSpec(source=data, format=format, split=split, config=config),
-        ScratchSpec(shape=shape, vocabulary=vocabulary, optim=optim),
+        shape,
+        vocabulary,
+        optim,
         out,
         progress,
     )
-    show.say(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()), console)
+    show.say(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in result.items()), console)
 
 
 def pretrain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import JustifyMethod
 from rich.table import Table
@@ -11,7 +12,10 @@ from rich.text import Text
 from aligngap.errors import UserError
 from aligngap.terminal import complain, console, harmless, say, warn
 
-__all__ = ["AGAIN", "complain", "console", "needs", "plain", "say", "size", "table", "warn"]
+__all__ = ["AGAIN", "complain", "console", "needs", "opened", "plain", "say", "table", "warn"]
+
+if TYPE_CHECKING:
+    from aligngap.pipeline.rundir import RunDirectory
 
 AGAIN = "Give the `aligngap run` command again."
 
@@ -30,21 +34,20 @@ def plain(text: str) -> Text:
     return Text(harmless(text))
 
 
-def size(count: int) -> str:
-    """Bytes in three digits and a unit."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        value /= 1000
-    return f"{value:.3g} GB"
+def opened(directory: Path) -> RunDirectory:
+    """The folder of a run. Raises UserError when it is none."""
+    from aligngap.pipeline.rundir import RunDirectory
+
+    return RunDirectory.open(directory)
 
 
-def needs(path: Path) -> None:
-    """Raises UserError unless a run has written this file."""
+def needs(directory: Path, file: str) -> Path:
+    """A file that a run has written in its folder. Raises UserError when it has not yet, or the folder is no run's."""
     from aligngap.store.reading import check_plain
 
+    path = opened(directory).folder / file
     try:
         check_plain(path)
     except FileNotFoundError:
         raise UserError("it has not been written yet", where=str(path), hint=AGAIN) from None
+    return path

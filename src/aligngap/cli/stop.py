@@ -15,8 +15,7 @@ def stoppable() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         from aligngap.pipeline.executors.run import Interrupted
-        from aligngap.pipeline.graph import Outcome
 
-        raise Interrupted(Outcome()) from error
+        raise Interrupted from error
     finally:
         signal.signal(signal.SIGTERM, before)

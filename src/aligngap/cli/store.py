@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from aligngap.cli import show
 from aligngap.cli.options import Run, StorePath
@@ -19,15 +20,13 @@ def verify(
     directory: Run,
     store: StorePath = None,
     set_aside: Annotated[
-        bool, typer.Option("--set-aside", help="Move what is damaged aside, so that the next run makes it anew.")
+        bool, typer.Option("--set-aside", help="Move what is damaged aside, so that the next run makes it again.")
     ] = False,
 ) -> None:
     """Compare a run's artefacts with their checksums."""
-    from aligngap.pipeline.rundir import RunDirectory
-
-    found = RunDirectory.open(directory)
-    kept = _store_of(found, store, reading=not set_aside)
-    made = [item["identity"] for item in found.status()["stages"] if item["status"] in ("finished", "cached")]
+    run = show.opened(directory)
+    kept = _store_of(run, store, reading=not set_aside)
+    made = [item["identity"] for item in run.status()["stages"] if item["status"] in ("finished", "cached")]
     problems = kept.verify(made)
     for problem in problems:
         show.say(str(problem))
@@ -55,14 +54,13 @@ def pack(
 ) -> None:
     """Pack a run and its artefacts into one file, to be unpacked elsewhere."""
     from aligngap.pipeline import archive
-    from aligngap.pipeline.rundir import RunDirectory
 
-    found = RunDirectory.open(directory)
+    run = show.opened(directory)
     target = file or Path(f"{directory.resolve().name}.tar.gz")
-    done = archive.pack(found, _store_of(found, store, reading=True), target)
+    done = archive.pack(run, _store_of(run, store, reading=True), target)
     more = f", {done.partials} step checkpoints" if done.partials else ""
-    packed = show.size(target.stat().st_size)
-    show.say(f"{done.artefacts} artefacts{more}, {show.size(done.size)} packed into {packed}: {target}")
+    packed = decimal(target.stat().st_size)
+    show.say(f"{done.artefacts} artefacts{more}, {decimal(done.size)} packed into {packed}: {target}")
 
 
 def unpack(
@@ -78,9 +76,7 @@ def unpack(
     done = archive.unpack(file, out, None if root == out / "store" else root)
     kept = f" ({done.kept} were there already)" if done.kept else ""
     more = f", {done.partials} step checkpoints" if done.partials else ""
-    show.say(
-        f"{done.artefacts} artefacts{kept}{more}, {show.size(done.size)}, verified: {out}\nArtefacts are in {root}."
-    )
+    show.say(f"{done.artefacts} artefacts{kept}{more}, {decimal(done.size)}, verified: {out}\nArtefacts are in {root}.")
     if (out / "results.json").is_file():
         show.say(f"`aligngap report {out}` writes its report.")
 
@@ -95,13 +91,13 @@ def gc(
     """Free what no run refers to any more in a store: artefacts, step checkpoints, damaged ones that were set aside."""
     from aligngap.pipeline import RUNS
     from aligngap.pipeline.garbage import collect_garbage
-    from aligngap.pipeline.rundir import RunDirectory, chosen_store
+    from aligngap.pipeline.rundir import chosen_store
     from aligngap.store import Store
     from aligngap.store.reading import is_file
 
     root = place or chosen_store(RUNS / "any", None)
     if is_file(root / "study.json"):
-        root = RunDirectory.open(root).store_path()
+        root = show.opened(root).store_path()
     kept = Store.existing(root, reading=dry_run)
     freed, users = collect_garbage(kept, dry_run)
     console = show.console()
@@ -118,9 +114,9 @@ def gc(
         show.say(f"not looked into, as it may not be read: {folder}", console)
     for item in freed:
         word = "kept (being made)" if item.held else "would free" if dry_run else "freed"
-        show.say(f"{word}  {item.what}  {item.identity}  {show.size(item.size)}", console)
+        show.say(f"{word}  {item.what}  {item.identity}  {decimal(item.size)}", console)
     gone = [item for item in freed if not item.held]
-    total = show.size(sum(item.size for item in gone))
+    total = decimal(sum(item.size for item in gone))
     show.say(f"{len(gone)} {'would be freed' if dry_run else 'freed'}, {total}: {kept.root}", console)
 
 

@@ -84,7 +84,7 @@ class Side:
                 hint="Run the study again with this version.",
             )
         try:
-            found = self.plan.tasks[task].yardstick
+            result = self.plan.tasks[task].yardstick
         except UserError as error:
             raise UserError(
                 "these results do not say what they were measured with, and it cannot be told from their settings: "
@@ -92,7 +92,7 @@ class Side:
                 where=str(self.folder),
                 hint="Run the study again with this version.",
             ) from error
-        return found, f"{self.title}: judges and opponents are told from the settings alone, as none are on record."
+        return result, f"{self.title}: judges and opponents are told from the settings alone, as none are on record."
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ class Ground:
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Settings by their dotted keys; lists whole."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{above}{key}"
-        found |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return found
+        result |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return result
 
 
 def settings_that_differ(first: Side, second: Side) -> list[tuple[str, Any, Any]]:
@@ -155,11 +155,11 @@ def ground(first: Side, second: Side, task: str) -> Ground:
 
 def _same_weights(first: Side, second: Side, task: str) -> bool:
     """Whether the golden policies are the same bit for bit, however they came about (with more checkpoints, say)."""
-    found = [
+    result = [
         [arm.weights_sha256 for arm in side.data.task(task).arms if arm.family == "golden_policy"]
         for side in (first, second)
     ]
-    return found[0] == found[1] and all(found[0]) and bool(found[0])
+    return result[0] == result[1] and all(result[0]) and bool(result[0])
 
 
 def _because(first: Side, second: Side, keys: list[str]) -> str:
@@ -185,7 +185,7 @@ def _culprits(first: Side, second: Side, task: str, part: str) -> list[str]:
     if given == wanted:
         return []  # not the settings, then
     other = flat(second.settings)
-    found = []
+    result = []
     for key in differing:
         changed = deepcopy(first.settings)
         place, (*parents, last) = changed, key.split(".")
@@ -198,10 +198,10 @@ def _culprits(first: Side, second: Side, task: str, part: str) -> list[str]:
             try:
                 plan = Plan.recorded(changed)
                 if task in plan.tasks and _identity(plan, task, part) != given:
-                    found.append(key)
+                    result.append(key)
             except UserError:
                 continue  # a value that makes no sense without another setting
-    return found or differing
+    return result or differing
 
 
 def _identity(plan: Plan, task: str, part: str) -> str:

@@ -164,15 +164,15 @@ def compare(first: Path, second: Path) -> Comparison:
         names = [", ".join(task.name for task in side.data.tasks) or "none" for side in sides]
         raise UserError(f"the runs have no task in common ({names[0]}; {names[1]})", where=where)
     grounds = [ground(a, b, task) for task in both]
-    if all(found.refused for found in grounds):
-        reasons = " ".join(f"{found.task}: {found.refused}" for found in grounds)
+    if all(result.refused for result in grounds):
+        reasons = " ".join(f"{result.task}: {result.refused}" for result in grounds)
         raise UserError(
             f"not comparable. {reasons}",
             where=where,
             hint="Give both runs the same data, judges and SFT policy; loss, optimiser, proxy, sweep and seeds may "
             "differ.",
         )
-    tasks = tuple(_task(Matched(sides, found)) for found in grounds if not found.refused)
+    tasks = tuple(_task(Matched(sides, result)) for result in grounds if not result.refused)
     if not any(task.arms for task in tasks):
         reasons = " ".join(dict.fromkeys(reason for task in tasks for reason in task.missing))
         raise UserError(f"no arm is finished in both runs. {reasons}", where=where)
@@ -185,7 +185,7 @@ def compare(first: Path, second: Path) -> Comparison:
         tuple(settings_that_differ(a, b)),
         tuple(notes),
         tasks,
-        {found.task: found.refused for found in grounds if found.refused},
+        {result.task: result.refused for result in grounds if result.refused},
     )
 
 
@@ -233,12 +233,12 @@ _LEVELS = {
 
 def _contrast(a: Curve, b: Curve) -> dict[str, float]:
     """What is compared of two curves: `b` against `a`. KL as its logarithm, so that its interval stays positive."""
-    found = {"gap": average_gap(b, a)}
+    result = {"gap": average_gap(b, a)}
     for name, curve in (("first", a), ("second", b)):
         rate, kl = peak(curve)
         levels = {"peak": rate, "fall": fall(curve), "end": curve.end, "kl": float(np.log(kl))}
-        found |= {f"{key}_{name}": value for key, value in levels.items()}
-    return found | {key: found[f"{key}_second"] - found[f"{key}_first"] for key in _LEVELS}
+        result |= {f"{key}_{name}": value for key, value in levels.items()}
+    return result | {key: result[f"{key}_second"] - result[f"{key}_first"] for key in _LEVELS}
 
 
 _PLACES = ("kl", "kl_first", "kl_second")
@@ -255,7 +255,7 @@ def _arm_pair(task: str, one: MatchedArm, other: MatchedArm, settings: AnalysisS
     rows = {}
     for judge in JUDGES:
         key = (settings.split, settings.opponent, judge)
-        first, second = ([found[key] for found in side.values() if key in found] for side in curves)
+        first, second = ([result[key] for result in side.values() if key in result] for side in curves)
         if not first or not second:
             continue
         rng = numpy_stream("compare", task, one.family, one.name, judge)
@@ -380,7 +380,7 @@ def _estimate_row(
     runs are identical, so that what is published alike is alike.
     """
     anew = [side.get(one.name) for side in made]
-    known = [found for found in anew if found is not None and math.isfinite(found.value)]
+    known = [result for result in anew if result is not None and math.isfinite(result.value)]
     how, a, b = PAIRED if walk.paired else INDEPENDENT, anew[0], anew[1]
     if len(known) < 2 and walk.published and one.value is not None and two.value is not None:
         how, a, b = PUBLISHED, _as_estimate(one), _as_estimate(two)

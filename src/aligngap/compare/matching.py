@@ -102,23 +102,23 @@ class Matched:
     def conclusions(self) -> list[tuple[Conclusion, Conclusion]]:
         """Of the experiments that both asked."""
         first, second = ({x.name: x for x in side.data.task(self.task).experiments} for side in self.sides)
-        return [(found, second[name]) for name, found in first.items() if name in second]
+        return [(result, second[name]) for name, result in first.items() if name in second]
 
     @cached_property
     def missing(self) -> tuple[str, ...]:
         """What only one run has, or did not finish, and why."""
-        found = []
+        result = []
         for run, side, arms, place in zip(("first", "second"), self.sides, self.arms, (0, 1), strict=True):
             matched = {id(pair[place]) for pair in self.pairs}
-            found += [f"Only the {run} run has the arm {arm.name}." for arm in arms if id(arm) not in matched]
+            result += [f"Only the {run} run has the arm {arm.name}." for arm in arms if id(arm) not in matched]
             for arm in side.data.task(self.task).arms:
                 if arm.status != FINISHED:
                     reason = arm.reason or "no reason recorded"
-                    found.append(f"{run} run, arm {arm.name}, seed {arm.seed}: {arm.status}, {reason}.")
+                    result.append(f"{run} run, arm {arm.name}, seed {arm.seed}: {arm.status}, {reason}.")
         asked = [{x.name for x in side.data.task(self.task).experiments} for side in self.sides]
         if alone := sorted(asked[0] ^ asked[1]):
-            found.append(f"Asked in one run only: {', '.join(alone)}.")
-        return tuple(found)
+            result.append(f"Asked in one run only: {', '.join(alone)}.")
+        return tuple(result)
 
     @property
     def _scales(self) -> Sequence[tuple[str, str, str]]:
@@ -142,13 +142,13 @@ class Matched:
         if outcomes.is_empty():
             return []
         by_run = outcomes.partition_by("family", "arm", "seed", as_dict=True)
-        found: dict[tuple[str, str], MatchedArm] = {}
+        result: dict[tuple[str, str], MatchedArm] = {}
         for arm in side.data.task(self.task).arms:
             rows = by_run.get((arm.family, arm.name, arm.seed))
             if arm.status == FINISHED and arm.seed is not None and rows is not None:
-                entry = found.setdefault((arm.family, arm.name), MatchedArm(arm.family, arm.name, arm.baseline))
+                entry = result.setdefault((arm.family, arm.name), MatchedArm(arm.family, arm.name, arm.baseline))
                 entry.records[arm.seed], entry.rows[arm.seed] = arm, rows
-        return list(found.values())
+        return list(result.values())
 
 
 def _scale(settings: AnalysisSpec) -> tuple[str, str, str]:

@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 
 from aligngap.compare import words
-from aligngap.compare.differences import ArmPair, Comparison, Number, Row, TaskComparison
+from aligngap.compare.differences import JUDGES, Comparison, Row, TaskComparison
 from aligngap.report.figures import Figure, reaches_far, splits_of, win_figure
 from aligngap.report.packing import drawable, packed
-from aligngap.report.page import Page, figure_context, shared_by_scripts, whisker
+from aligngap.report.page import Page, put, shared_by_scripts
 from aligngap.report.style import JUDGE_NAMES, OPPONENT_NAMES, Style, Theme, family_name
 from aligngap.results import OPPONENTS, ArmRecord, StudyResults, Task
 
@@ -23,11 +23,7 @@ _NAMES = ("First run", "Second run")
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write the page, whole or not at all. Raises OSError."""
-    page = render(comparison)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
-    return path
+    return put(render(comparison), path)
 
 
 def render(comparison: Comparison) -> str:
@@ -46,23 +42,12 @@ def render(comparison: Comparison) -> str:
         shared_by_scripts(data, theme),
         parts,
         title=" and ".join(dict.fromkeys(side.title for side in sides)),
-        sides=[
-            {
-                "title": side.title,
-                "folder": side.folder.name or str(side.folder),
-                "revision": side.data.revision.commit_or("not known"),
-                "dirty": bool(side.data.revision.dirty),
-                "seeds": ", ".join(map(str, side.data.seeds)) or "none",
-            }
-            for side in sides
-        ],
-        smoke=comparison.first.data.smoke,
+        sides=sides,
         comparison=comparison,
-        settings=[(key, words.setting_words(a), words.setting_words(b)) for key, a, b in comparison.settings],
+        words=words,
         seeds=data.seeds,
         tasks=tasks,
-        opponents=OPPONENT_NAMES,
-        judges=JUDGE_NAMES,
+        judges={judge: JUDGE_NAMES[judge] for judge in JUDGES},
     ).text()
 
 
@@ -96,11 +81,11 @@ def _both(comparison: Comparison) -> StudyResults:
 def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Figure]:
     """Win rate over KL, both runs in one figure: a figure a family."""
     points = data.points.filter(pl.col("task") == task.task)
-    found = []
+    result = []
     for family in dict.fromkeys(pair.family for pair in task.arms):
         both = [name for name in (f"1 {family}", f"2 {family}") if name in theme.names]
         pair = next(pair for pair in task.arms if pair.family == family)
-        found.append(
+        result.append(
             win_figure(
                 theme,
                 points.filter(pl.col("family").is_in(both)),
@@ -112,59 +97,27 @@ def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Fig
                 caption="",
             )
         )
-    return found
+    return result
 
 
 def _task(
     task: TaskComparison, identifier: str, figures: Sequence[Figure], data: StudyResults, merged: Task
 ) -> dict[str, Any]:
+    """What the template needs to know of a task. judged: by judge, the rows of all arms by their key."""
     runs = data.runs.filter(pl.col("task") == task.task)
+    judged: dict[str, dict[str, list[Row]]] = {}
+    for judge in JUDGES:
+        for row in (row for pair in task.arms for row in pair.rows.get(judge, ())):
+            judged.setdefault(judge, {}).setdefault(row.key, []).append(row)
     return {
         "id": identifier,
         "name": task.task,
-        "scale": words.scale_words(task),
         "comparison": task,
-        "judged": [
-            {"judge": judge, "rows": rows}
-            for judge in JUDGE_NAMES
-            if (rows := [_arm(pair, task.arms, judge) for pair in task.arms if pair.rows.get(judge)])
-        ],
-        "questions": [{"question": question, "rows": _rows(question.rows)} for question in task.experiments],
-        "figures": [figure_context(figure, identifier, number) for number, figure in enumerate(figures, start=1)],
+        "judged": judged,
+        "figures": figures,
+        "numbers": {figure.name: number for number, figure in enumerate(figures, start=1)},
         "splits": splits_of(data, task.task),
         "opponents": {name: OPPONENT_NAMES[name] for name in task.opponents},
         "far": reaches_far(data, merged),
         "has_sweep": not all(runs["baseline"].to_list()),
-    }
-
-
-def _arm(pair: ArmPair, pairs: Sequence[ArmPair], judge: str) -> dict[str, Any]:
-    """A line of the table of arms, and all that is known of the arm."""
-    found = {row.key: row for row in pair.rows[judge]}
-    shown = []
-    for key in words.HEADLINES:
-        peers = [row.difference for other in pairs for row in other.rows.get(judge, ()) if row.key == key]
-        shown.append(_cell(found[key], peers))
-    peak = found["peak_difference"]
-    levels = [words.value_words(number.value if number else None, peak.unit) for number in (peak.first, peak.second)]
-    return {"pair": pair, "name": words.arm_words(pair), "levels": levels, "shown": shown, "all": _rows(found.values())}
-
-
-def _rows(rows: Any) -> list[dict[str, Any]]:
-    listed = list(rows)
-    return [_cell(row, [other.difference for other in listed if other.unit == row.unit]) for row in listed]
-
-
-def _cell(row: Row, peers: Sequence[Number]) -> dict[str, Any]:
-    """A row in words. A ratio has no place on a strip around 0."""
-    strip = None if row.key == words.RATIO else whisker(row.difference, peers)
-    levels = [words.interval_words(number, row.unit) if number else None for number in (row.first, row.second)]
-    known = row.difference.value is not None
-    return {
-        "row": row,
-        "levels": levels,
-        "difference": words.difference_words(row),
-        "known": known,
-        "basis": words.basis(row) if known else row.note or "no data in one of the runs",
-        "whisker": strip,
     }

@@ -89,10 +89,10 @@ def _of_task(task: TaskComparison) -> Iterator[str | Sheet]:
     bases: dict[str, None] = {}
     rows = []
     for pair in task.arms:
-        found = {row.key: row for row in pair.rows.get("golden", ())}
-        if not found:
+        result = {row.key: row for row in pair.rows.get("golden", ())}
+        if not result:
             continue
-        shown = [found[key] for key in HEADLINES]
+        shown = [result[key] for key in HEADLINES]
         levels = [number.value if number else None for number in (shown[0].first, shown[0].second)]
         cells = [value_words(level, "win rate") for level in levels] + [difference_words(row) for row in shown]
         rows.append([arm_words(pair), pair.seeds, *cells])

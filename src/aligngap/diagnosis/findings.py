@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,32 +40,33 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody looks at."""
 
 
-class Row(NamedTuple):
-    """A quantity, in one or more columns of its section. unit: `%` for a share, or a word."""
+T = TypeVar("T", covariant=True)
+
+
+class Row(NamedTuple, Generic[T]):
+    """A quantity, in one or more columns of its section: numbers, or before there are intervals the values per prompt,
+    [n], or ratios of them. unit: `%` for a share, or a word.
+    """
 
     key: str
     label: str
     unit: str
-    numbers: Mapping[str, Number]
+    numbers: Mapping[str, T]
 
 
 @dataclass(frozen=True)
-class Section:
+class Section(Generic[T]):
     """Quantities with the same columns. columns: key -> title; notes: what they mean and do not."""
 
     key: str
     title: str
     columns: Mapping[str, str]
-    rows: tuple[Row, ...]
+    rows: Sequence[Row[T]]
     notes: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """By quantity and column."""
-        return {
-            row.key: {"label": row.label, "unit": row.unit}
-            | {column: found.as_json() for column, found in row.numbers.items()}
-            for row in self.rows
-        }
+
+Draft = Section[Floats | Ratio]
+"""A section before its intervals."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class Findings:
     section.
     """
 
-    sections: tuple[Section, ...]
+    sections: tuple[Section[Number], ...]
     counts: Mapping[str, Any]
     z: Mapping[str, Floats] = field(default_factory=dict)
 
     def number(self, section: str, row: str, column: str) -> Number:
         """One number; unknown where it was not measured."""
-        rows = next((found.rows for found in self.sections if found.key == section), ())
-        return next((found.numbers[column] for found in rows if found.key == row), UNKNOWN)
+        rows = next((result.rows for result in self.sections if result.key == section), ())
+        return next((result.numbers[column] for result in rows if result.key == row), UNKNOWN)
 
     def signs(self) -> Signs:
         """What the regime is read from."""
@@ -125,15 +126,15 @@ def look(subject: Subject, seed: int, progress: Progress) -> Looked:
     first_chosen = pairs.preference >= 0.5
     sides = [_picked(pairs, first_chosen), _picked(pairs, ~first_chosen)]
     responses = (*sides, *own)
-    found: list[Typicality] = []
+    result: list[Typicality] = []
     for done, response in enumerate(responses):
         progress("scoring", done * len(pairs), len(responses) * len(pairs))
-        found.append(typicality(policy, pairs.prompts, response))
+        result.append(typicality(policy, pairs.prompts, response))
     rows = [part.rows() for part in responses]
     ended = [[float(bool(ids) and ids[-1] in policy.ends) for ids in part] for part in rows]
 
     def stacked(name: str) -> Floats:
-        return np.stack([getattr(part, name).numpy() for part in found], axis=1)
+        return np.stack([getattr(part, name).numpy() for part in result], axis=1)
 
     return Looked(
         prompts=pairs.prompts,
@@ -163,13 +164,13 @@ def _sampled(policy: Policy, pairs: PairBatch, seed: int, progress: Progress, ch
 
 def _likeness(rows: Sequence[Sequence[TokenIds]], progress: Progress) -> Floats:
     count, n = len(rows), len(rows[0])
-    found = np.ones((n, count, count))
+    result = np.ones((n, count, count))
     for prompt in range(n):
         if prompt % 64 == 0:
             progress("comparing", prompt, n)
         for a, b in combinations(range(count), 2):
-            found[prompt, a, b] = found[prompt, b, a] = edit_similarity(rows[a][prompt], rows[b][prompt])
-    return found
+            result[prompt, a, b] = result[prompt, b, a] = edit_similarity(rows[a][prompt], rows[b][prompt])
+    return result
 
 
 def measure(
@@ -194,12 +195,20 @@ def measure(
     ]
     drafts = [part for part in parts if part is not None]
     values = {
-        f"{draft.key}.{line.key}.{column}": value
+        f"{draft.key}.{row.key}.{column}": value
         for draft in drafts
-        for line in draft.lines
-        for column, value in line.values.items()
+        for row in draft.rows
+        for column, value in row.numbers.items()
     }
-    found = numbers(values, numpy_stream("diagnose", "bootstrap", seed), replicates)
+    result = numbers(values, numpy_stream("diagnose", "bootstrap", seed), replicates)
+
+    def measured(draft: Draft) -> Section[Number]:
+        rows = [
+            Row(row.key, row.label, row.unit, {name: result[f"{draft.key}.{row.key}.{name}"] for name in row.numbers})
+            for row in draft.rows
+        ]
+        return Section(draft.key, draft.title, draft.columns, rows, draft.notes)
+
     counts: dict[str, Any] = {
         "prompts": len(subject.pairs),
         "own_responses": OWN * len(subject.pairs),
@@ -208,34 +217,7 @@ def measure(
     if judge is not None:
         counts |= {"judge_calls": judge.calls, "judge_spent": dict(judge.spent)}
     z = {"chosen": seen.z[:, 0], "rejected": seen.z[:, 1], "own": seen.z[:, 2:].ravel()}
-    return Findings(tuple(draft.finished(found) for draft in drafts), counts, z)
-
-
-class Line(NamedTuple):
-    """A row before its intervals: per-prompt values by column."""
-
-    key: str
-    label: str
-    unit: str
-    values: Mapping[str, Floats | Ratio]
-
-
-class Draft(NamedTuple):
-    """A section before its intervals."""
-
-    key: str
-    title: str
-    columns: Mapping[str, str]
-    lines: Sequence[Line]
-    notes: tuple[str, ...] = ()
-
-    def finished(self, found: Mapping[str, Number]) -> Section:
-        """With the numbers that were found for it."""
-        rows = (
-            Row(line.key, line.label, line.unit, {name: found[f"{self.key}.{line.key}.{name}"] for name in line.values})
-            for line in self.lines
-        )
-        return Section(self.key, self.title, self.columns, tuple(rows), self.notes)
+    return Findings(tuple(map(measured, drafts)), counts, z)
 
 
 def _by_side(values: Floats) -> dict[str, Floats]:
@@ -262,16 +244,16 @@ def _on_policy(seen: Looked) -> Draft:
     # Equal values that were computed in batches of other shapes differ by rounding.
     likely, unlikely = seen.z < low - 1e-6, seen.z > high + 1e-6
     lines = [
-        Line("log_prob_per_token", "log-probability a token", "nats", _a_token(seen.log_prob, seen.tokens)),
-        Line("excess_per_token", "excess a token (KL proxy)", "nats", _a_token(seen.excess, seen.tokens)),
-        Line("excess", "excess a response", "nats", _by_side(seen.excess)),
-        Line("excess_first", "of it, at the first token", "nats", _by_side(seen.first)),
-        Line("excess_last", "of it, at the last token", "nats", _by_side(seen.last)),
-        Line("in_bulk", "within the bulk of the policy's own", "%", _by_side(_marked(~(likely | unlikely)))),
-        Line("too_unlikely", "less likely than the bulk", "%", _by_side(_marked(unlikely))),
-        Line("too_likely", "more likely than the bulk", "%", _by_side(_marked(likely))),
-        Line("tokens", "length", "tokens", _by_side(seen.tokens)),
-        Line("ended", "ends within the limit", "%", _by_side(seen.ended)),
+        Row("log_prob_per_token", "log-probability a token", "nats", _a_token(seen.log_prob, seen.tokens)),
+        Row("excess_per_token", "excess a token (KL proxy)", "nats", _a_token(seen.excess, seen.tokens)),
+        Row("excess", "excess a response", "nats", _by_side(seen.excess)),
+        Row("excess_first", "of it, at the first token", "nats", _by_side(seen.first)),
+        Row("excess_last", "of it, at the last token", "nats", _by_side(seen.last)),
+        Row("in_bulk", "within the bulk of the policy's own", "%", _by_side(_marked(~(likely | unlikely)))),
+        Row("too_unlikely", "less likely than the bulk", "%", _by_side(_marked(unlikely))),
+        Row("too_likely", "more likely than the bulk", "%", _by_side(_marked(likely))),
+        Row("tokens", "length", "tokens", _by_side(seen.tokens)),
+        Row("ended", "ends within the limit", "%", _by_side(seen.ended)),
     ]
     notes = (
         "excess: -log pi(y) minus the policy's entropy on the way; 0 on average for its own responses. For data it is "
@@ -323,7 +305,7 @@ def _features(seen: Looked, items: Sequence[int], beside: Sequence[int]) -> Floa
     for item in items:
         texts, tokens = rows[item], seen.tokens[:, item]
         alike = seen.likeness[:, item, list(beside)]
-        found = {
+        result = {
             "z": seen.z[:, item],
             "z_distance": np.abs(seen.z[:, item]),
             "excess_per_token": seen.excess[:, item] / tokens,
@@ -341,7 +323,7 @@ def _features(seen: Looked, items: Sequence[int], beside: Sequence[int]) -> Floa
             "mean_likeness": alike.mean(1),
             "max_likeness": alike.max(1),
         }
-        columns.append([found[name] for name in FEATURES])
+        columns.append([result[name] for name in FEATURES])
     features: Floats = np.array(columns, dtype=np.float64).transpose(2, 0, 1)
     return features
 
@@ -364,12 +346,12 @@ def _apart(seen: Looked) -> tuple[dict[str, Floats], dict[str, Floats]]:
             parts[name].append(higher(data[:, side, None], ours).mean(1))
         parts["nearer"].append(higher(data.min(1), ours.min(1)))
         parts["farther"].append(higher(data.max(1), ours.max(1)))
-    found = {name: np.asarray(np.mean(part, axis=0)) for name, part in parts.items()}
-    return found, dict(zip(FEATURES, np.mean(more, axis=0).T, strict=True))
+    result = {name: np.asarray(np.mean(part, axis=0)) for name, part in parts.items()}
+    return result, dict(zip(FEATURES, np.mean(more, axis=0).T, strict=True))
 
 
 def _tells(more: Mapping[str, Floats]) -> Draft:
-    lines = [Line(name, label, "%", {"data": more[name]}) for name, label in FEATURES.items()]
+    lines = [Row(name, label, "%", {"data": more[name]}) for name, label in FEATURES.items()]
     notes = ("50%: no more often than the policy's own. What is far from 50% is what tells them apart.",)
     columns = {"data": "the data's has more"}
     return Draft(
@@ -389,34 +371,34 @@ def _contrast(seen: Looked, apart: Mapping[str, Floats], opinions: _Opinions | N
     alike = {"data": seen.likeness[:, 0, 1], "own": np.mean([seen.likeness[:, a, b] for a, b in own], axis=0)}
     same = {"data": 1.0 * (alike["data"] == 1), "own": np.mean([seen.likeness[:, a, b] == 1 for a, b in own], axis=0)}
     lines = [
-        Line("told_apart_chosen", "chosen told apart from the policy's own", "%", {"data": apart["chosen"]}),
-        Line("told_apart_rejected", "rejected told apart from the policy's own", "%", {"data": apart["rejected"]}),
-        Line("nearer", "the nearer answer, against the nearer of two own", "%", {"data": apart["nearer"]}),
-        Line("farther", "the farther answer, against the farther of two", "%", {"data": apart["farther"]}),
-        Line("lead", "the farther's minus the nearer's", "%", {"data": apart["farther"] - apart["nearer"]}),
-        Line(
+        Row("told_apart_chosen", "chosen told apart from the policy's own", "%", {"data": apart["chosen"]}),
+        Row("told_apart_rejected", "rejected told apart from the policy's own", "%", {"data": apart["rejected"]}),
+        Row("nearer", "the nearer answer, against the nearer of two own", "%", {"data": apart["nearer"]}),
+        Row("farther", "the farther answer, against the farther of two", "%", {"data": apart["farther"]}),
+        Row("lead", "the farther's minus the nearer's", "%", {"data": apart["farther"] - apart["nearer"]}),
+        Row(
             "log_prob_margin",
             "log-probability between the two, absolute",
             "nats",
             {"data": np.abs(margin), "own": of_own(seen.log_prob)},
         ),
-        Line("policy_agrees", "the policy gives chosen more", "%", {"data": higher(margin, 0 * margin) * labelled}),
-        Line(
+        Row("policy_agrees", "the policy gives chosen more", "%", {"data": higher(margin, 0 * margin) * labelled}),
+        Row(
             "length_difference",
             "length between the two, absolute",
             "tokens",
             {"data": np.abs(longer), "own": of_own(seen.tokens)},
         ),
-        Line("chosen_longer_by", "chosen minus rejected in length", "tokens", {"data": longer * labelled}),
-        Line("similarity", "token edit similarity of the two", "%", alike),
-        Line("identical", "identical answers", "%", same),
+        Row("chosen_longer_by", "chosen minus rejected in length", "tokens", {"data": longer * labelled}),
+        Row("similarity", "token edit similarity of the two", "%", alike),
+        Row("identical", "identical answers", "%", same),
     ]
     if opinions is not None:
         lines += [
-            Line(
+            Row(
                 "judge_sure", "how sure the judge is, |2p - 1|", "%", {"data": opinions.sure, "own": opinions.own_sure}
             ),
-            Line("judge_ties", "ties of the judge", "%", {"data": opinions.tie, "own": opinions.own_tie}),
+            Row("judge_ties", "ties of the judge", "%", {"data": opinions.tie, "own": opinions.own_tie}),
         ]
     notes = (
         "told apart: a rule that never saw the prompt ranks the data's answer as less like the policy's own (50%: it "
@@ -444,24 +426,24 @@ def _coverage(seen: Looked) -> Draft:
             near[name].append(seen.likeness[:, of][:, :, by].max(2).mean(1))
             known = {gram for other in by for ids in rows[other] for gram in bigrams(ids)}
             said = [[gram for item in of for gram in bigrams(rows[item][prompt])] for prompt in range(len(seen.z))]
-            inside = np.array([sum(gram in known for gram in found) for found in said], dtype=np.float64)
-            grams[name].append((inside, np.array([len(found) for found in said], dtype=np.float64)))
-    nearest = {name: np.mean(found, axis=0) for name, found in near.items()}
+            inside = np.array([sum(gram in known for gram in result) for result in said], dtype=np.float64)
+            grams[name].append((inside, np.array([len(result) for result in said], dtype=np.float64)))
+    nearest = {name: np.mean(result, axis=0) for name, result in near.items()}
     shares = {
-        name: Ratio(np.sum([top for top, _ in found], axis=0), np.sum([bottom for _, bottom in found], axis=0))
-        for name, found in grams.items()
+        name: Ratio(np.sum([top for top, _ in result], axis=0), np.sum([bottom for _, bottom in result], axis=0))
+        for name, result in grams.items()
     }
     base = nearest["policy_by_policy"]
     lines = [
-        Line("bigrams", "pairs of neighbouring tokens that occur there, all prompts", "%", shares),
-        Line(
+        Row("bigrams", "pairs of neighbouring tokens that occur there, all prompts", "%", shares),
+        Row(
             "bigrams_relative",
             "relative to the policy by itself",
             "%",
             {"policy_by_data": Ratio(shares["policy_by_data"].top, shares["policy_by_policy"].top)},
         ),
-        Line("nearest", "likeness: edit similarity with the nearest of two, same prompt", "%", nearest),
-        Line(
+        Row("nearest", "likeness: edit similarity with the nearest of two, same prompt", "%", nearest),
+        Row(
             "nearest_relative",
             "relative to the policy by itself",
             "%",
@@ -535,8 +517,8 @@ def _quality(opinions: _Opinions | None) -> Draft | None:
         return {"chosen": values[:, 0], "rejected": values[:, 1], "either": values.mean(1)}
 
     lines = [
-        Line("win_rate", "win rate against the policy's own, by the judge", "%", by_side(opinions.wins)),
-        Line("ties", "of them ties, which count one half", "%", by_side(1.0 * (opinions.wins == 0.5))),
+        Row("win_rate", "win rate against the policy's own, by the judge", "%", by_side(opinions.wins)),
+        Row("ties", "of them ties, which count one half", "%", by_side(1.0 * (opinions.wins == 0.5))),
     ]
     columns = {side: SIDES[side] for side in ("chosen", "rejected", "either")}
     return Draft("quality", "absolute quality", columns, lines, ("as good as the judge is.",))
@@ -547,9 +529,9 @@ def _judge(opinions: _Opinions | None) -> Draft | None:
         return None
     either = np.where(opinions.agrees == 0.5, np.nan, opinions.agrees)
     lines = [
-        Line("agreement", "agrees with the data's labels (a tie counts one half)", "%", {"data": opinions.agrees}),
-        Line("agreement_decided", "where it calls no tie", "%", {"data": either}),
-        Line("read_first", "prefers the answer that it reads first", "%", {"data": opinions.read_first}),
-        Line("turned", "pairs that it decides otherwise in the other order", "%", {"data": opinions.turned}),
+        Row("agreement", "agrees with the data's labels (a tie counts one half)", "%", {"data": opinions.agrees}),
+        Row("agreement_decided", "where it calls no tie", "%", {"data": either}),
+        Row("read_first", "prefers the answer that it reads first", "%", {"data": opinions.read_first}),
+        Row("turned", "pairs that it decides otherwise in the other order", "%", {"data": opinions.turned}),
     ]
     return Draft("judge", "judge", {"data": "the data's pairs"}, lines)

@@ -28,7 +28,7 @@ class Number:
 
     def as_json(self) -> dict[str, float | int | None]:
         """With null for what is not known."""
-        value, low, high = (found if isfinite(found) else None for found in (self.value, self.low, self.high))
+        value, low, high = (outcome if isfinite(outcome) else None for outcome in (self.value, self.low, self.high))
         return {"value": value, "low": low, "high": high, "n": self.n}
 
 
@@ -63,9 +63,9 @@ def numbers(
         ]
         return np.stack(columns, axis=1)
 
-    found = mean_statistics({0: matrix}, statistic, list(values), rng=rng, replicates=replicates)
+    outcome = mean_statistics({0: matrix}, statistic, list(values), rng=rng, replicates=replicates)
     result = {}
-    for (name, e), (top, bottom) in zip(found.items(), places, strict=True):
+    for (name, e), (top, bottom) in zip(outcome.items(), places, strict=True):
         known = rows[top][np.isfinite(rows[top])]
         # Draws are centred on the estimate; those of a share must not leave what a share can be.
         share = bottom is None and len(known) > 0 and known.min() >= 0 and known.max() <= 1
@@ -82,7 +82,7 @@ def words(number: Number, unit: str = "%", *, signed: bool = False) -> str:
     """`96.2% [94.1%, 98.0%]` for shares, else three digits behind the point at most; `-` for what is not known."""
     if not number.known:
         return "-"
-    value, low, high = (_plain(found, unit, signed) for found in (number.value, number.low, number.high))
+    value, low, high = (_plain(outcome, unit, signed) for outcome in (number.value, number.low, number.high))
     return f"{value} [{low}, {high}]"
 
 

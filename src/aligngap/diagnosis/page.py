@@ -11,8 +11,10 @@ import polars as pl
 
 from aligngap.diagnosis.findings import Findings
 from aligngap.diagnosis.report import Diagnosis
-from aligngap.diagnosis.terminal import cell, facts, row_label
+from aligngap.diagnosis.terminal import cell, facts, label
 from aligngap.errors import UserError
+from aligngap.report.page import put
+from aligngap.report.still import svg_of
 from aligngap.report.style import HUES
 
 _NAMES = {"chosen": "chosen", "rejected": "rejected", "own": "policy's own"}
@@ -27,46 +29,30 @@ def page_path(path: Path) -> Path:
     return path
 
 
-def write_page(found: Diagnosis, path: Path) -> None:
+def write_page(result: Diagnosis, path: Path) -> None:
     """Write it whole or not at all. Raises UserError."""
-    draft = path.with_name(f".{path.name}.part")
     try:
-        draft.write_text(render(found), encoding="utf-8", errors="backslashreplace")
-        draft.replace(path)
+        put(render(result), path)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Give another place.") from error
 
 
-def render(found: Diagnosis) -> str:
+def render(result: Diagnosis) -> str:
     """The page as text; whatever the data's names hold is text in it."""
     import jinja2
     from markupsafe import Markup
 
     files = resources.files("aligngap.diagnosis")
-    sections = [
-        {
-            "key": section.key,
-            "title": section.title,
-            "columns": list(section.columns.values()),
-            "notes": section.notes,
-            "rows": [
-                {
-                    "label": row_label(section, number),
-                    "cells": [cell(section, number, column) for column in section.columns],
-                }
-                for number in range(len(section.rows))
-            ],
-        }
-        for section in found.findings.sections
-    ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     style = (resources.files("aligngap.report") / "style.css").read_text("utf-8")
-    picture = base64.b64encode(histogram(found.findings).encode()).decode("ascii")
+    picture = base64.b64encode(histogram(result.findings).encode()).decode("ascii")
     return environment.from_string((files / "page.html.j2").read_text("utf-8")).render(
-        about=found.about,
-        facts=list(facts(found.about, found.findings.counts)),
-        regime=found.regime,
-        sections=sections,
+        about=result.about,
+        facts=list(facts(result.about, result.findings.counts)),
+        regime=result.regime,
+        sections=result.findings.sections,
+        cell=cell,
+        label=label,
         style=Markup(style),
         picture=f"data:image/svg+xml;base64,{picture}",
     )
@@ -75,22 +61,19 @@ def render(found: Diagnosis) -> str:
 def histogram(findings: Findings, bins: int = 40) -> str:
     """The standardised excess of all responses as SVG: the policy's own, chosen, rejected."""
     import altair as alt
-    import vl_convert
 
     everything = np.concatenate(list(findings.z.values()))
     low, high = np.quantile(everything, [0.002, 0.998])
     edges = np.linspace(low, max(high, low + 1e-3), bins + 1)
+    middles = (edges[:-1] + edges[1:]) / 2
     rows = []
     for name, values in findings.z.items():
         counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-        shares = counts / max(1, len(values))
-        rows += [
-            {"at": float(at), "share": float(share), "who": _NAMES[name]}
-            for at, share in zip((edges[:-1] + edges[1:]) / 2, shares, strict=True)
-        ]
+        share = counts / max(1, len(values))
+        rows.append(pl.DataFrame({"at": middles, "share": share, "who": [_NAMES[name]] * bins}))
     hues = [HUES[index][0] for index in range(len(_NAMES))]
     chart = (
-        alt.Chart(pl.DataFrame(rows), width=640, height=240, background="white")
+        alt.Chart(pl.concat(rows), width=640, height=240, background="white")
         .mark_line(interpolate="step")
         .encode(
             x=alt.X("at:Q", title="excess, in standard deviations that the policy expects (right: less likely)"),
@@ -100,5 +83,4 @@ def histogram(findings: Findings, bins: int = 40) -> str:
             ),
         )
     )
-    version = ".".join(str(alt.SCHEMA_URL).rsplit("/v", 1)[1].split(".")[:2])
-    return str(vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=version))
+    return svg_of(chart.to_dict())

@@ -34,10 +34,10 @@ class Diagnosis:
     def numbers(self) -> pl.DataFrame:
         """A row a number: section, quantity, column, label, unit, value, low, high, n. What is not known is null."""
         rows = [
-            (section.key, row.key, column, row.label, row.unit, *found.as_json().values())
+            (section.key, row.key, column, row.label, row.unit, *result.as_json().values())
             for section in self.findings.sections
             for row in section.rows
-            for column, found in row.numbers.items()
+            for column, result in row.numbers.items()
         ]
         texts = dict.fromkeys(("section", "quantity", "column", "label", "unit"), pl.String)
         values = dict.fromkeys(("value", "low", "high"), pl.Float64)
@@ -49,7 +49,14 @@ class Diagnosis:
             "schema": SCHEMA,
             "about": dict(self.about),
             "counts": dict(self.findings.counts),
-            **{section.key: section.as_json() for section in self.findings.sections},
+            **{
+                section.key: {
+                    row.key: {"label": row.label, "unit": row.unit}
+                    | {column: result.as_json() for column, result in row.numbers.items()}
+                    for row in section.rows
+                }
+                for section in self.findings.sections
+            },
             "regime": self.regime.as_json(),
         }
 

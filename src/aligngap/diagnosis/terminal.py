@@ -6,27 +6,23 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aligngap.diagnosis.findings import Findings, Section
-from aligngap.diagnosis.numbers import words
+from aligngap.diagnosis.findings import Findings, Row, Section
+from aligngap.diagnosis.numbers import Number, words
 from aligngap.diagnosis.regime import Regime
 
 WIDTH = 118
 _SIGNED = ("excess", "lead", "chosen_longer_by")
 
 
-def cell(section: Section, row: int, column: str) -> str:
+def cell(row: Row[Number], column: str) -> str:
     """A number as people read it."""
-    found = section.rows[row]
-    number = found.numbers.get(column)
-    if number is None:
-        return ""
-    return words(number, found.unit, signed=found.key.startswith(_SIGNED))
+    number = row.numbers.get(column)
+    return "" if number is None else words(number, row.unit, signed=row.key.startswith(_SIGNED))
 
 
-def row_label(section: Section, row: int) -> str:
+def label(row: Row[Number]) -> str:
     """With its unit, if it has one."""
-    found = section.rows[row]
-    return found.label if found.unit == "%" else f"{found.label}, {found.unit}"
+    return row.label if row.unit == "%" else f"{row.label}, {row.unit}"
 
 
 def lines(about: Mapping[str, Any], findings: Findings, regime: Regime) -> Iterator[str]:
@@ -65,10 +61,10 @@ def verdict(regime: Regime) -> Iterator[str]:
     """The regime with its evidence."""
     yield f"REGIME: {regime.title}"
     yield from _wrapped(f"resembles: {regime.resembles}", "  ")
-    for heading, found in (("for it", regime.evidence), ("against it", regime.against), ("beside it", regime.beside)):
-        if found:
+    for heading, result in (("for it", regime.evidence), ("against it", regime.against), ("beside it", regime.beside)):
+        if result:
             yield f"  {heading}:"
-            for line in found:
+            for line in result:
                 yield from _wrapped(f"- {line}", "    ")
     yield from _wrapped(f"what it may mean: {regime.meaning}", "  ")
     yield "  limits:"
@@ -76,17 +72,12 @@ def verdict(regime: Regime) -> Iterator[str]:
         yield from _wrapped(f"- {line}", "    ")
 
 
-def _table(section: Section) -> Iterator[str]:
-    labels = [row_label(section, number) for number in range(len(section.rows))]
-    cells = [[cell(section, number, column) for column in section.columns] for number in range(len(section.rows))]
-    wide = max(map(len, labels))
-    widths = [
-        max(len(title), *(len(found[at]) for found in cells)) for at, title in enumerate(section.columns.values())
-    ]
-    heads = "".join(f"  {title:>{width}}" for title, width in zip(section.columns.values(), widths, strict=True))
-    yield f"  {'':<{wide}}{heads}"
-    for label, found in zip(labels, cells, strict=True):
-        yield f"  {label:<{wide}}" + "".join(f"  {text:>{width}}" for text, width in zip(found, widths, strict=True))
+def _table(section: Section[Number]) -> Iterator[str]:
+    table = [["", *section.columns.values()]]
+    table += [[label(row), *(cell(row, column) for column in section.columns)] for row in section.rows]
+    first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
+    for name, *cells in table:
+        yield f"  {name:<{first}}" + "".join(f"  {text:>{width}}" for text, width in zip(cells, widths, strict=True))
 
 
 def _wrapped(text: str, indent: str) -> Iterator[str]:

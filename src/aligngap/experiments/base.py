@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -16,10 +17,11 @@ from aligngap.results import Figure as Figure
 from aligngap.results import FigurePoint as FigurePoint
 from aligngap.results import Verdict
 from aligngap.seeds import numpy_stream
-from aligngap.stats.budget import KL, Budget, Run
+from aligngap.stats.budget import KL, Budget, Floats, Run
 from aligngap.stats.estimands import fraction_closed, gap_estimates
 from aligngap.stats.intervals import Estimate, Groups, Seed, intervals, prompt_means
-from aligngap.stats.overoptimisation import Overoptimisation, overoptimisation
+from aligngap.stats.items import item_estimate
+from aligngap.stats.overoptimisation import overoptimisation
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ class View:
 
 PRIMARY = View()
 
+PAIR_OUTCOMES = {
+    "seed": pl.Int64(),
+    "step": pl.Int64(),
+    "prompt_number": pl.Int64(),
+    "correct": pl.Float64(),
+    "drift": pl.Float64(),
+}
+"""What arms make of `D_golden` pairs; see `Finished.per_pair`."""
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -101,10 +112,10 @@ class TaskData:
 
     def table(self, name: str) -> pl.DataFrame:
         """A measure's tables of all seeds, one below the other, with a column `seed`; empty when there is none."""
-        found = [
+        result = [
             table.with_columns(seed=pl.lit(seed)) for (key, seed), table in sorted(self.tables.items()) if key == name
         ]
-        return pl.concat(found) if found else pl.DataFrame()
+        return pl.concat(result) if result else pl.DataFrame()
 
     def finished(self, family: str, *, baseline: bool | None = None) -> list[Finished]:
         """Arms of a family, by seed; `baseline` restricts to (or excludes) the baseline configuration."""
@@ -113,11 +124,28 @@ class TaskData:
 
     def runs(self, family: str, view: View = PRIMARY, *, baseline: bool | None = None) -> list[Run]:
         """Curves of a family: the study's primary split, opponent and judge, over KL, unless the view differs."""
-        given = self.settings
-        key = (view.split or given.split, view.opponent or given.opponent, view.judge or given.judge)
+        key = self.curve(view)
         # On a task without a true utility, no arm has curves by it.
         arms = self.finished(family, baseline=baseline)
         return [arm.runs[key].over(view.budget) for arm in arms if key in arm.runs]
+
+    def curve(self, view: View = PRIMARY) -> tuple[str, str, str]:
+        """Which of `Finished.runs` a view looks at."""
+        given = self.settings
+        return view.split or given.split, view.opponent or given.opponent, view.judge or given.judge
+
+    def pair_outcomes(self, family: str, split: str, *, baseline: bool | None = None) -> pl.DataFrame:
+        """`per_pair` of a family's arms on a split's `D_golden` pairs, by arm, with a column `seed`; columns of
+        `PAIR_OUTCOMES` alone.
+        """
+        arms = [arm for arm in self.finished(family, baseline=baseline) if len(arm.per_pair)]
+        tables = (
+            arm.per_pair.filter(pl.col("split") == split)
+            .with_columns(seed=pl.lit(arm.entry.stage.seed))
+            .select(pl.col(name).cast(kind) for name, kind in PAIR_OUTCOMES.items())
+            for arm in arms
+        )
+        return pl.concat([pl.DataFrame(schema=PAIR_OUTCOMES), *tables])
 
     @property
     def other_split(self) -> str:
@@ -134,8 +162,8 @@ class TaskData:
 
     def estimate(self, groups: Groups, statistic: Callable[[Seed], float], *purpose: str) -> Estimate:
         """Any statistic of the curves of a seed's runs, by group; see `stats.intervals.intervals`."""
-        (found,) = intervals(groups, statistic, rng=self.rng(*purpose), replicates=self.settings.replicates).values()
-        return found
+        (result,) = intervals(groups, statistic, rng=self.rng(*purpose), replicates=self.settings.replicates).values()
+        return result
 
     def prompt_means(self, values: Mapping[str, tuple[pl.DataFrame, pl.Expr]], *purpose: str) -> dict[str, Estimate]:
         """Means over prompts and seeds of per-prompt values; see `stats.intervals.prompt_means`.
@@ -143,16 +171,17 @@ class TaskData:
         values: by name, a table with the columns seed and prompt_number, a row a seed and prompt, and the value as an
         expression of its columns. A table without rows is no data.
         """
-        by_seed = {
-            name: {
-                int(rows["seed"][0]): rows.sort("prompt_number").select(value.cast(pl.Float64)).to_series().to_numpy()
-                for rows in (table.partition_by("seed") if len(table) else [])
-            }
+        result = {
+            name: by_seed(table.sort("prompt_number") if len(table) else table, value)
             for name, (table, value) in values.items()
         }
-        return prompt_means(by_seed, rng=self.rng(*purpose), replicates=self.settings.replicates)
+        return prompt_means(result, rng=self.rng(*purpose), replicates=self.settings.replicates)
 
-    def over_optimisation(self, runs: Sequence[Run], *purpose: str) -> Overoptimisation:
+    def item_mean(self, values: Mapping[int, Floats], *purpose: str) -> Estimate:
+        """Mean over a seed's own items, then over seeds; see `stats.items.item_estimate`."""
+        return item_estimate(values, self.rng(*purpose), replicates=self.settings.replicates)
+
+    def over_optimisation(self, runs: Sequence[Run], *purpose: str) -> dict[str, Estimate]:
         """Gao et al.'s form fitted to the gain over SFT; `runs` must be against the SFT policy's responses."""
         return overoptimisation(runs, self.rng(*purpose), replicates=self.settings.replicates)
 
@@ -161,12 +190,35 @@ class TaskData:
         return numpy_stream("bootstrap", self.task, *purpose)
 
 
-def each_seed(arms: Callable[[Bench, int], Sequence[ArmEntry]]) -> Callable[[Bench], list[ArmEntry]]:
-    """Makes an experiment's `arms` of a function that names those of one seed."""
+def by_seed(table: pl.DataFrame, value: pl.Expr) -> dict[int, Floats]:
+    """A value of every row of a table with a column `seed`, as an expression of its columns; nothing without rows."""
+    return {
+        int(rows["seed"][0]): rows.select(value.cast(pl.Float64)).to_series().to_numpy()
+        for rows in (table.partition_by("seed") if len(table) else [])
+    }
 
-    @wraps(arms)
-    def of_all(bench: Bench) -> list[ArmEntry]:
-        return [entry for seed in bench.study.seeds for entry in arms(bench, seed)]
+
+def at_end(rows: pl.DataFrame) -> pl.DataFrame:
+    """The last step of each seed."""
+    return rows.filter(pl.col("step") == pl.col("step").max().over("seed"))
+
+
+def points(rows: Iterable[tuple[str, float | str, Estimate]]) -> list[FigurePoint]:
+    """Estimates as a figure shows them, by series and place; those without data have no point."""
+    return [
+        FigurePoint(series, x, result.value, result.low, result.high) for series, x, result in rows if result.n_seeds
+    ]
+
+
+Needed = TypeVar("Needed", ArmEntry, Measure)
+
+
+def each_seed(needs: Callable[[Bench, int], Sequence[Needed]]) -> Callable[[Bench], list[Needed]]:
+    """Makes an experiment's `arms` or `measures` of a function that names those of one seed."""
+
+    @wraps(needs)
+    def of_all(bench: Bench) -> list[Needed]:
+        return [entry for seed in bench.study.seeds for entry in needs(bench, seed)]
 
     return of_all
 

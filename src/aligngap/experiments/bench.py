@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypedDict, Unpack
 
 from pydantic import ValidationError
 
@@ -67,6 +68,15 @@ class Measure:
     name: str
     seed: int
     stage: Stage
+
+
+class Changes(TypedDict, total=False):
+    """What of an arm differs from the baseline configuration. clip_factor: of the largest gradient norm."""
+
+    loss: LossSpec
+    lr_factor: float
+    step_factor: float
+    clip_factor: float
 
 
 @dataclass(frozen=True)
@@ -158,11 +168,11 @@ class Bench:
     @cached_property
     def golden(self) -> JudgeStage:
         """The golden judge: a preference model on the raters' labels, unless one is given."""
-        return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED)
+        return self.golden_with()
 
-    def golden_with(self, more: PairsStage) -> JudgeStage:
-        """Golden trained as ever, for as many steps, on further raters' pairs beside its own."""
-        return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more=(more,))
+    def golden_with(self, *more: PairsStage) -> JudgeStage:
+        """Golden trained for as many steps as without, on further raters' pairs beside its own."""
+        return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more)
 
     @cached_property
     def golden_pairs(self) -> Relabel:
@@ -186,7 +196,7 @@ class Bench:
         step_factor: float = 1.0,
         clip_factor: float = 1.0,
     ) -> Arm:
-        """An arm at the baseline configuration, but for what is given. clip_factor: of the largest gradient norm."""
+        """An arm at the baseline configuration, but for what is given (see `Changes`)."""
         optim = self.study.baseline.optim
         changed = {
             "lr": optim.lr * lr_factor,
@@ -196,9 +206,9 @@ class Bench:
         try:
             optim = OptimSpec.model_validate(optim.model_dump() | changed)
         except ValidationError as error:
-            said = "; ".join(f"{part['loc'][0]} {part['input']!r}: {part['msg']}" for part in error.errors())
+            problems = "; ".join(f"{part['loc'][0]} {part['input']!r}: {part['msg']}" for part in error.errors())
             raise UserError(
-                f"an arm's settings come out as none that can be trained with: {said}",
+                f"an arm's settings come out as none that can be trained with: {problems}",
                 where="baseline.optim and sweep",
                 hint="Change the baseline's settings, or the factors that they are multiplied by.",
             ) from None
@@ -245,34 +255,34 @@ class Bench:
         family: str = "online",
         name: str | None = None,
         *,
-        loss: LossSpec | None = None,
-        lr_factor: float = 1.0,
-        step_factor: float = 1.0,
+        source: SourceSpec | None = None,
+        judge: JudgeStage | None = None,
+        recorded: PairsStage | None = None,
+        **changes: Unpack[Changes],
     ) -> ArmEntry:
-        """Online: sampled from the policy itself, labelled by the proxy."""
-        stage = self.arm(
-            seed=seed,
-            source=SampledSpec(),
-            judge=self.proxy(seed),
-            loss=loss,
-            lr_factor=lr_factor,
-            step_factor=step_factor,
-        )
-        baseline = (stage.optim, stage.loss) == (self.study.baseline.optim, self.study.baseline.loss)
+        """Online: sampled from the policy itself, labelled by the seed's proxy; or by another `judge`, or a `source`
+        that samples otherwise.
+        """
+        proxy = self.proxy(seed)
+        source = source or SampledSpec()
+        stage = self.arm(seed=seed, source=source, judge=judge or proxy, recorded=recorded, **changes)
+        baseline = (stage.optim, stage.loss, stage.judge) == (*self._configuration, proxy)
         return ArmEntry(name or family, family, stage, baseline=baseline)
+
+    @property
+    def _configuration(self) -> tuple[OptimSpec, LossSpec]:
+        return self.study.baseline.optim, self.study.baseline.loss
 
     def offline(
         self, seed: int, lr_factor: float = 1.0, beta: float | None = None, step_factor: float = 1.0
     ) -> ArmEntry:
         """Offline: on `D_golden`, in the prompt order of the seed."""
         loss = self.study.baseline.loss if beta is None else self.loss(beta=beta)
-        entry = self.recorded(
-            seed, "offline", self.golden_pairs, loss=loss, lr_factor=lr_factor, step_factor=step_factor
-        )
-        optim = entry.stage.optim
-        name = f"offline lr={optim.lr:g} beta={loss.beta:g}" + (f" steps={optim.steps}" if step_factor != 1 else "")
-        baseline = (optim, loss) == (self.study.baseline.optim, self.study.baseline.loss)
-        return ArmEntry(name, "offline", entry.stage, baseline=baseline)
+        changes = Changes(loss=loss, lr_factor=lr_factor, step_factor=step_factor)
+        stage = self.recorded(seed, "offline", self.golden_pairs, **changes).stage
+        name = f"offline lr={stage.optim.lr:g} beta={loss.beta:g}"
+        name += f" steps={stage.optim.steps}" if step_factor != 1 else ""
+        return ArmEntry(name, "offline", stage, baseline=(stage.optim, loss) == self._configuration)
 
     def recorded(
         self,
@@ -282,19 +292,11 @@ class Bench:
         source: RecordedSpec | None = None,
         *,
         name: str | None = None,
-        loss: LossSpec | None = None,
-        lr_factor: float = 1.0,
-        step_factor: float = 1.0,
+        **changes: Unpack[Changes],
     ) -> ArmEntry:
         """Offline on any recorded pairs; in the prompt order of the seed unless `source` says otherwise."""
-        stage = self.arm(
-            seed=seed,
-            source=source or RecordedSpec(order="schedule"),
-            recorded=pairs,
-            loss=loss,
-            lr_factor=lr_factor,
-            step_factor=step_factor,
-        )
+        source = source or RecordedSpec(order="schedule")
+        stage = self.arm(seed=seed, source=source, recorded=pairs, **changes)
         return ArmEntry(name or family, family, stage, baseline=True)
 
     def offline_proxy(self, seed: int) -> ArmEntry:
@@ -310,10 +312,10 @@ class Bench:
         *,
         of: ArmEntry | None = None,
         name: str | None = None,
-        loss: LossSpec | None = None,
+        **changes: Unpack[Changes],
     ) -> ArmEntry:
         """Offline on the stream that an online arm recorded: the baseline's of this seed, unless `of` is another."""
-        return self.recorded(seed, family, (of or self.online(seed)).stage, source, name=name, loss=loss)
+        return self.recorded(seed, family, (of or self.online(seed)).stage, source, name=name, **changes)
 
     def sampled_pairs(self, seed: int, first: str | None, second: str | None) -> Generate:
         """Golden-labelled pairs on the training prompts, a response each of two policies (sections 5.2 and 6).
@@ -322,18 +324,17 @@ class Bench:
         its end.
         """
         online = self.online(seed).stage
-        steps = {"early": fifth(online.optim.steps), "final": online.optim.steps}
+        steps = online.optim.steps
+        places = {None: (None, None), "early": (online, fifth(steps)), "final": (online, steps)}
         # One order for either way round: they are the same pairs.
-        sides = sorted((first, second), key=(None, "early", "final").index)
-        arms = [None if side is None else online for side in sides]
-        at = [None if side is None else steps[side] for side in sides]
+        (arm, step), (other, other_step) = (places[side] for side in sorted((first, second), key=list(places).index))
         return Generate(
             sft=self.sft,
             task=self.pairs,
-            first=arms[0],
-            first_step=at[0],
-            second=arms[1],
-            second_step=at[1],
+            first=arm,
+            first_step=step,
+            second=other,
+            second_step=other_step,
             judge=self.golden,
             seed=seed,
         )

@@ -22,17 +22,17 @@ def concluded(name: str, data: TaskData, inputs: Sequence[Inputs]) -> Conclusion
         where = EXPERIMENTS.place(name, problem)
         error = f"{type(problem).__name__}: {problem}" + (f" ({where})" if where else "")
         nothing = Analysis("inconclusive", f"The analysis failed, so nothing is concluded: {error}")
-        found = conclusion(experiment, nothing, inputs)
-        verdict = UNFINISHED if found.verdict == UNFINISHED else FAILED
-        return found.model_copy(update={"error": error, "verdict": verdict})
+        result = conclusion(experiment, nothing, inputs)
+        verdict = UNFINISHED if result.verdict == UNFINISHED else FAILED
+        return result.model_copy(update={"error": error, "verdict": verdict})
 
 
-def conclusion(experiment: Experiment, found: Analysis, inputs: Sequence[Inputs] = ()) -> Conclusion:
+def conclusion(experiment: Experiment, result: Analysis, inputs: Sequence[Inputs] = ()) -> Conclusion:
     """An analysis as results have it. Raises ValueError when it is none, or holds what results cannot."""
-    if found.verdict not in VERDICTS:
-        raise ValueError(f"'{found.verdict}' is no verdict: {', '.join(VERDICTS)}")
+    if result.verdict not in VERDICTS:
+        raise ValueError(f"'{result.verdict}' is no verdict: {', '.join(VERDICTS)}")
     pending = any(row.pending for row in inputs)
-    first = next(iter(found.estimates.values()), None)
+    first = next(iter(result.estimates.values()), None)
     return Conclusion(
         name=experiment.name,
         title=experiment.title,
@@ -40,13 +40,13 @@ def conclusion(experiment: Experiment, found: Analysis, inputs: Sequence[Inputs]
         finding=experiment.finding,
         rule=experiment.rule,
         inputs=tuple(inputs),
-        verdict=UNFINISHED if pending else found.verdict,
-        sentence=found.sentence,
+        verdict=UNFINISHED if pending else result.verdict,
+        sentence=result.sentence,
         estimates=tuple(
-            record(name, value, decides=value is first and not pending) for name, value in found.estimates.items()
+            record(name, value, decides=value is first and not pending) for name, value in result.estimates.items()
         ),
         power=None if pending else power(first),
-        figures=tuple(found.figures),
+        figures=tuple(result.figures),
     )
 
 
@@ -54,20 +54,20 @@ def record(name: str, value: Labelled, *, decides: bool) -> EstimateRecord:
     """An estimate without its draws. decides: whether the verdict rests on it; only then is its p-value that of a
     hypothesis stated before the run.
     """
-    found = value.estimate
+    result = value.estimate
     null = value.null if decides else None
     return EstimateRecord(
         name=name,
         label=value.label,
         unit=value.unit,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        n_seeds=found.n_seeds,
-        n_prompts=found.n_prompts,
-        note=found.note,
+        value=result.value,
+        low=result.low,
+        high=result.high,
+        n_seeds=result.n_seeds,
+        n_prompts=result.n_prompts,
+        note=result.note,
         null=null,
-        p=bootstrap_p(found.draws, null) if null is not None and math.isfinite(found.low) else None,
+        p=bootstrap_p(result.draws, null) if null is not None and math.isfinite(result.low) else None,
     )
 
 
@@ -75,13 +75,13 @@ def adjusted(conclusions: Sequence[Conclusion]) -> tuple[Conclusion, ...]:
     """The same with Holm's adjusted p-value of each first estimate, over all experiments of the task; with none before
     all are finished, because each depends on the others.
     """
-    if any(found.verdict == UNFINISHED for found in conclusions):
+    if any(result.verdict == UNFINISHED for result in conclusions):
         return tuple(conclusions)
-    first = [found.main.p if found.main else None for found in conclusions]
+    first = [result.main.p if result.main else None for result in conclusions]
     values = holm([math.nan if p is None else p for p in first]).tolist()
     return tuple(
-        found.model_copy(update={"holm": None if math.isnan(value) else value})
-        for found, value in zip(conclusions, values, strict=True)
+        result.model_copy(update={"holm": None if math.isnan(value) else value})
+        for result, value in zip(conclusions, values, strict=True)
     )
 
 
@@ -91,15 +91,15 @@ def power(first: Labelled | None) -> Power | None:
     """
     if first is None or first.null is None:
         return None
-    found = first.estimate
-    effect = found.value - first.null
+    result = first.estimate
+    effect = result.value - first.null
     if not math.isfinite(effect) or effect == 0:
         return Power(note="No effect was seen, so none can be planned for.")
-    if not math.isfinite(found.prompt_se):
+    if not math.isfinite(result.prompt_se):
         return Power(note="Cannot be told: the prompts' part of the error is not known.")
-    prompts = prompts_needed(effect, found.prompt_se, found.n_prompts)
-    if len(found.seed_values) < 2:
+    prompts = prompts_needed(effect, result.prompt_se, result.n_prompts)
+    if len(result.seed_values) < 2:
         return Power(prompts=prompts, note="Seeds cannot be told: one seed does not show how far seeds scatter.")
-    seeds = seeds_needed(effect, float(found.seed_values.std(ddof=1)), found.prompt_se, shared=1.0)
+    seeds = seeds_needed(effect, float(result.seed_values.std(ddof=1)), result.prompt_se, shared=1.0)
     note = f"No number of seeds up to {MAX_SEEDS} is enough with these prompts: more prompts are needed."
     return Power(seeds=seeds, prompts=prompts, note="" if seeds else note)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from math import isnan
 
-from aligngap.experiments.base import Analysis, Experiment, Labelled, TaskData, each_seed
+from aligngap.experiments.base import Analysis, Experiment, TaskData, each_seed
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.stats.verdict import threshold_verdict
 
@@ -21,34 +20,23 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
 
 HALF = 0.5
 
-RULE = (
-    "Share of the gap closed = (shuffled minus offline) / (online minus offline), each averaged over ln KL on the "
-    "range all three reach, at the baseline configuration, paired by seed. Supported (coverage alone does not explain"
-    " the gap) if the 95% interval of the share lies wholly below one half; contradicted if wholly above; else "
-    "inconclusive. Undefined, hence inconclusive, when the interval of the online-offline gap contains 0."
-)
-
 
 def analyse(data: TaskData) -> Analysis:
     """Share of the gap that the shuffled stream closes, and its gaps to both sides."""
     contrasts = Contrasts(data, "coverage")
-    share = contrasts.share("shuffled")
+    share, label = contrasts.share("shuffled"), "share of the online-offline gap closed by the shuffled stream"
+    contrasts.put("share_closed", label, share, "share", HALF)
     above = contrasts.gap("online", "shuffled", None, "online")
+    contrasts.put("online_minus_shuffled", "average gap at equal KL, online minus shuffled", above)
     below = contrasts.gap("shuffled", "offline", None, "offline")
-    estimates = {
-        "share_closed": Labelled("share of the online-offline gap closed by the shuffled stream", share, "share", HALF),
-        "online_minus_shuffled": Labelled("average gap at equal KL, online minus shuffled", above),
-        "shuffled_minus_offline": Labelled("average gap at equal KL, shuffled minus offline", below),
-    }
+    contrasts.put("shuffled_minus_offline", "average gap at equal KL, shuffled minus offline", below)
     closes = (
         "how much of the gap the shuffled stream closes cannot be told"
         if isnan(share.value) or isnan(share.low)
-        else f"the shuffled stream closes {interval_words(share)} of the gap"
+        else f"the shuffled stream closes {share:.1%} of the gap"
     )
-    sentence = (
-        f"{closes[0].upper()}{closes[1:]}; online is {interval_words(above, signed=True)} above it ({across(above)})."
-    )
-    return Analysis(threshold_verdict(share, HALF, -1), sentence, estimates)
+    sentence = f"{closes[0].upper()}{closes[1:]}; online is {above:+.1%} above it ({above.across()})."
+    return Analysis(threshold_verdict(share, HALF, -1), sentence, contrasts.estimates)
 
 
 EXPERIMENT = Experiment(
@@ -57,7 +45,10 @@ EXPERIMENT = Experiment(
     question="Is it what the online data covers that makes online better, rather than when each pair is seen?",
     finding="Offline training on all the online run's pairs, uniformly shuffled, is little better than offline "
     "training: coverage alone does not explain the gap, except on Chat Arena (Tang et al. 2024, figure 4).",
-    rule=RULE,
+    rule="Share of the gap closed = (shuffled minus offline) / (online minus offline), each averaged over ln KL on the "
+    "range all three reach, at the baseline configuration, paired by seed. Supported (coverage alone does not explain"
+    " the gap) if the 95% interval of the share lies wholly below one half; contradicted if wholly above; else "
+    "inconclusive. Undefined, hence inconclusive, when the interval of the online-offline gap contains 0.",
     arms=arms,
     analyse=analyse,
 )

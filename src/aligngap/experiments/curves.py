@@ -29,7 +29,7 @@ def runs_of(
     Checkpoints in order of step and prompts in order of number; what has no row or no number is NaN. A judge who says
     nothing of a split, such as the true utility where nobody knows it, has no curve.
     """
-    found = {}
+    result = {}
     for (split,), part in frame.group_by("split", maintain_order=True):
         steps, row = np.unique(part["step"].to_numpy(), return_inverse=True)
         numbers, column = np.unique(part["prompt_number"].to_numpy(), return_inverse=True)
@@ -49,8 +49,8 @@ def runs_of(
                 wins = f"win_{opponent}_{judge}"
                 if wins in part.columns and part[wins].null_count() < len(part):
                     key = (str(split), opponent, judge)
-                    found[key] = Run(name, seed, steps.astype(np.int64), matrix(part[wins]), budgets)
-    return found
+                    result[key] = Run(name, seed, steps.astype(np.int64), matrix(part[wins]), budgets)
+    return result
 
 
 def costs_of(arm: Arm, store: Store) -> pl.DataFrame:
@@ -92,12 +92,12 @@ def _live(stream: Path, trained: Floats, total: dict[str, Any]) -> tuple[Floats,
     frame = pl.read_parquet(stream, columns=["first_ids", "second_ids", "provenance"])
     live = frame["provenance"].str.starts_with("policy at step")
     tokens = (frame["first_ids"].list.len() + frame["second_ids"].list.len()) * live
-    found = []
+    result = []
     for amounts, name in ((live, JUDGE_CALLS.name), (tokens, TOKENS_SAMPLED.name)):
         sums = np.concatenate([[0.0], amounts.cast(pl.Float64).cum_sum().to_numpy()])
         known = len(sums) > trained.max() and sums[-1] == total[name]
-        found.append(sums[trained] if known else np.full(len(trained), np.nan))
-    return found[0], found[1]
+        result.append(sums[trained] if known else np.full(len(trained), np.nan))
+    return result[0], result[1]
 
 
 def _artefact(stage: Stage, store: Store) -> Artefact | None:

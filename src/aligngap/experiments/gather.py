@@ -90,9 +90,9 @@ def assemble(plan: Plan, store: Store, outcome: Outcome, gathered: Sequence[Gath
     for part in gathered:
         points.append(part.points.with_columns(pl.col("run") + before))
         before += len(part.task.arms)
-    found = [frame for part in gathered for frame in part.samples]
+    result = [frame for part in gathered for frame in part.samples]
     tables = {"points": pl.concat(points, how="diagonal")} if points else {}
-    tables |= {"samples": pl.concat(found)} if found else {}
+    tables |= {"samples": pl.concat(result)} if result else {}
     return StudyResults(
         study=plan.specification,
         smoke=plan.smoke,
@@ -107,9 +107,9 @@ def assemble(plan: Plan, store: Store, outcome: Outcome, gathered: Sequence[Gath
 def summary(results: StudyResults) -> list[str]:
     """What became of the rows of data sets, then a line per experiment and task, to print at the end of a run."""
     return [line for task in results.tasks for line in _data_summary(task)] + [
-        f"{task.name} / {found.title}: {found.verdict.upper()}. {found.sentence}"
+        f"{task.name} / {result.title}: {result.verdict.upper()}. {result.sentence}"
         for task in results.tasks
-        for found in task.experiments
+        for result in task.experiments
     ]
 
 
@@ -130,12 +130,12 @@ def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:
     estimate; an experiment that waits for one has no verdict. Reads only.
     """
     bench, task = plan.bench, plan.task
-    found = [_arm(task, arm, store, outcome) for arm in plan.arms]
-    finished = [arm.finished for arm in found if arm.finished]
+    result = [_arm(task, arm, store, outcome) for arm in plan.arms]
+    finished = [arm.finished for arm in result if arm.finished]
     tables, measured = _tables(plan, store, outcome)
     data = TaskData(task, bench.study.analysis, finished, tables, bench.has_truth)
-    records = tuple(arm.record for arm in found)
-    points = _points(found, task)
+    records = tuple(arm.record for arm in result)
+    points = _points(result, task)
     golden = [run for run, arm in enumerate(records) if (arm.family, arm.status) == ("golden_policy", FINISHED)]
     states = {row.identity: row.status for rows in (records, measured) for row in rows}
     conclusions = [concluded(name, data, _inputs(needs, states)) for name, needs in plan.asked.items()]
@@ -143,7 +143,7 @@ def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:
         name=task,
         yardstick=plan.yardstick,
         arms=records,
-        measures=(*measured, *(row for arm in found for row in arm.measures)),
+        measures=(*measured, *(row for arm in result for row in arm.measures)),
         stages=_stages(bench, store),
         experiments=adjusted(conclusions),
         not_asked=plan.not_asked,
@@ -198,12 +198,12 @@ def _inputs(needs: Needs, states: Mapping[str, str]) -> list[Inputs]:
     """An experiment's arms and measures, with the seeds of which each is finished, failed (for good) or pending."""
     arms = [("arm", entry.name, entry.stage.seed, entry.stage) for entry in needs.arms]
     measures = [("measure", entry.name, entry.seed, entry.stage) for entry in needs.measures]
-    found: dict[tuple[str, str], dict[str, list[int]]] = {}
+    result: dict[tuple[str, str], dict[str, list[int]]] = {}
     for what, label, seed, stage in (*arms, *measures):
-        row = found.setdefault((what, label), {FINISHED: [], FAILED: [], PENDING: []})
+        row = result.setdefault((what, label), {FINISHED: [], FAILED: [], PENDING: []})
         state = states[stage.identity]
         row[state if state in row else FAILED].append(seed)
-    return [Inputs.model_validate({"what": what, "name": label, **seeds}) for (what, label), seeds in found.items()]
+    return [Inputs.model_validate({"what": what, "name": label, **seeds}) for (what, label), seeds in result.items()]
 
 
 def _tables(
@@ -274,8 +274,8 @@ def point(
     row: dict[str, Any] = {"step": step, "split": split, "kl": kl, "kl_se": kl_se}
     for opponent, judges in COMPARISONS.items():
         for judge in judges:
-            found = win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict()
-            row |= {f"{what}_{opponent}_{judge}": value for what, value in found.items()}
+            result = win_rate(prompt[f"win_{opponent}_{judge}"].to_numpy())._asdict()
+            row |= {f"{what}_{opponent}_{judge}": value for what, value in result.items()}
     row |= {
         "utility": mean_se(prompt["utility"].to_numpy())[0],
         "tokens": mean_se(prompt["tokens"].cast(pl.Float64).to_numpy())[0],
@@ -289,10 +289,10 @@ def point(
     return row
 
 
-def _points(found: Sequence[_GatheredArm], task: str) -> pl.DataFrame:
+def _points(result: Sequence[_GatheredArm], task: str) -> pl.DataFrame:
     """The points of all arms, a row each."""
     rows = []
-    for run, arm in enumerate(found):
+    for run, arm in enumerate(result):
         about = arm.record.model_dump(include={"family", "seed", "baseline", "base", "identity"})
         settings, loss = arm.record.settings or {}, arm.record.loss or {}
         about |= {"task": task, "run": run, "arm": arm.record.name, "loss": loss["name"]}
@@ -302,14 +302,8 @@ def _points(found: Sequence[_GatheredArm], task: str) -> pl.DataFrame:
 
 
 def _named(frame: pl.DataFrame, task: str, entry: ArmEntry) -> pl.DataFrame:
-    arm = entry.stage
-    labels = [
-        pl.lit(task).alias("task"),
-        pl.lit(entry.name).alias("arm"),
-        pl.lit(entry.family).alias("family"),
-        pl.lit(arm.seed).alias("seed"),
-    ]
-    return frame.select(*labels, pl.all())
+    labels = {"task": task, "arm": entry.name, "family": entry.family, "seed": entry.stage.seed}
+    return frame.select(*(pl.lit(value).alias(name) for name, value in labels.items()), pl.all())
 
 
 def _stages(bench: Bench, store: Store) -> dict[str, Any]:
@@ -322,10 +316,10 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         return read_json(artefact.file(file)) if artefact.has(file) else None
 
     seeds = bench.seeds
-    found = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
+    result = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
     sizes = {
         ("policy" if role == "sft" else role): value["parameters"]
-        for role, value in found.items()
+        for role, value in result.items()
         if value and "parameters" in value
     }
     judges = {seed: metrics(bench.agreement(seed), "agreement.json") for seed in seeds}
@@ -333,7 +327,7 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         "agreement": _agreements({seed: table for seed, table in judges.items() if table}),
         "sizes": sizes,
         "data": metrics(bench.pairs, "data.json"),
-        **found,
+        **result,
         "proxy": {str(seed): metrics(bench.proxy(seed)) for seed in seeds},
         "golden_policy": bench.golden_policy.specification,
     }
@@ -352,11 +346,11 @@ AGREEMENTS = {
 
 def _agreements(tables: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Agreement of each pair of judges on held-out pairs; those with a proxy averaged over seeds, with each seed's."""
-    found = {}
+    result = {}
     for name, stored in AGREEMENTS.items():
         rows = {str(seed): table[stored] for seed, table in tables.items() if stored in table}
         values = [row["value"] for row in rows.values() if row["value"] is not None]
         if values:
-            found[name] = {"value": sum(values) / len(values), "n": next(iter(rows.values()))["n"]}
-            found[name] |= {"by_seed": rows} if "proxy" in name else {}
-    return found
+            result[name] = {"value": sum(values) / len(values), "n": next(iter(rows.values()))["n"]}
+            result[name] |= {"by_seed": rows} if "proxy" in name else {}
+    return result

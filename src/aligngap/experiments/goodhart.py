@@ -9,7 +9,6 @@ import numpy as np
 from aligngap.experiments.base import Analysis, Experiment, Figure, FigurePoint, Labelled, TaskData, View, each_seed
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.stats.budget import Run
 from aligngap.stats.estimands import gap_band, select_best, split_prompts
 from aligngap.stats.verdict import gap_verdict
@@ -39,13 +38,6 @@ def swept(bench: Bench, seed: int, lr_factor: float, beta: float, step_factor: f
     return bench.online(seed, "online_sweep", name, loss=loss, lr_factor=lr_factor, step_factor=step_factor)
 
 
-RULE = (
-    "Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
-    "opponent and judge. Gap = online minus offline, averaged over ln KL on the range both reach; peak difference = "
-    "online's peak minus offline's. Supported if the 95% intervals of both lie wholly above 0; contradicted if either "
-    "lies wholly below 0, or both lie wholly within the margin of no difference; else inconclusive."
-)
-
 LABELS = {
     "average_gap": ("average_gap", "average gap at equal KL, online minus offline", "win rate"),
     "peak_difference": ("peak_difference", "difference of the peaks, online minus offline", "win rate"),
@@ -65,42 +57,37 @@ def analyse(data: TaskData) -> Analysis:
     """
     contrasts = Contrasts(data, "goodhart")
     main = contrasts.gaps("online", "offline", None, "main")
-    estimates = {key: Labelled(label, main[part], unit) for key, (part, label, unit) in LABELS.items()}
-    estimates |= contrasts.elsewhere(
-        "average_gap", "average gap", lambda view: contrasts.gap("online", "offline", view, view.name)
-    )
+    for key, (part, label, unit) in LABELS.items():
+        contrasts.put(key, label, main[part], unit)
+    contrasts.elsewhere("average_gap", "average gap", lambda at: contrasts.gap("online", "offline", at, at.name))
     pooled = data.gap(data.runs("online"), data.runs("offline"), "goodhart", "pooled")["average_gap"]
-    estimates["average_gap_pooled"] = Labelled(
-        "average gap, online minus the pooled offline sweep (as in the paper)", pooled
-    )
-    estimates["average_gap_proxy_labels"] = Labelled(
-        "average gap, online minus offline on the same pairs with the proxy's labels (equal label information)",
-        contrasts.gap("online", "offline_proxy", None, "proxy labels"),
-    )
+    contrasts.put("average_gap_pooled", "average gap, online minus the pooled offline sweep (as in the paper)", pooled)
+    label = "average gap, online minus offline on the same pairs with the proxy's labels (equal label information)"
+    equal = contrasts.gap("online", "offline_proxy", None, "proxy labels")
+    contrasts.put("average_gap_proxy_labels", label, equal)
     best = best_of_sweep(data)
-    estimates |= best
-    for family, judge in product(("online", "offline"), ("golden", "true")):
+    contrasts.estimates |= best
+    unit = "win rate / sqrt(nats)"
+    for family, (judge, name) in product(("online", "offline"), (("golden", "golden"), ("true", "true utility"))):
         runs = contrasts.runs(family, View(opponent="sft", judge=judge))
         fit = data.over_optimisation(runs, "goodhart", "gao", judge)
-        name = (
-            f"{family}, by {'true utility' if judge == 'true' else judge}: gain over SFT = d (a - b ln d), d = sqrt(KL)"
-        )
-        estimates[f"{family}_gao_a_{judge}"] = Labelled(f"{name}; a", fit.a, "win rate / sqrt(nats)")
-        estimates[f"{family}_gao_b_{judge}"] = Labelled(f"{name}; b", fit.b, "win rate / sqrt(nats)")
-    verdict = gap_verdict(main["average_gap"], main["peak_difference"], data.settings.margin)
+        for part in ("a", "b"):
+            label = f"{family}, by {name}: gain over SFT = d (a - b ln d), d = sqrt(KL); {part}"
+            contrasts.put(f"{family}_gao_{part}_{judge}", label, fit[part], unit)
+    gap, peak = main["average_gap"], main["peak_difference"]
     falls = [
         f"{name} {'falls' if main[f'{name}_fall'].low > 0 else 'shows no clear fall'} after its peak"
         for name in ("online", "offline")
     ]
     sentence = (
-        f"At equal KL online wins {interval_words(main['average_gap'], signed=True)} of the prompts more than offline "
-        f"does, and its peak is {interval_words(main['peak_difference'], signed=True)} higher "
-        f"({across(main['average_gap'])}); {falls[0]}, {falls[1]}."
+        f"At equal KL online wins {gap:+.1%} of the prompts more than offline does, and its peak is {peak:+.1%} higher "
+        f"({gap.across()}); {falls[0]}, {falls[1]}."
     )
     if data.finished("online_sweep") and not best:
         sentence += " The best of either sweep are not compared: their finished arms do not have the same budgets."
     splits = (data.settings.split, data.other_split)
-    return Analysis(verdict, sentence, estimates, [_difference(data, split) for split in splits])
+    figures = [_difference(data, split) for split in splits]
+    return Analysis(gap_verdict(gap, peak, data.settings.margin), sentence, contrasts.estimates, figures)
 
 
 def best_of_sweep(data: TaskData) -> dict[str, Labelled]:
@@ -112,18 +99,17 @@ def best_of_sweep(data: TaskData) -> dict[str, Labelled]:
         method = family.removesuffix("_sweep")
         for arm in data.finished(family):
             point = f"lr={arm.entry.stage.optim.lr:g} beta={arm.entry.stage.loss.beta:g} {arm.entry.stage.optim.steps}"
-            key = (data.settings.split, data.settings.opponent, data.settings.judge)
-            swept[method].setdefault(point, []).append(arm.runs[key])
+            swept[method].setdefault(point, []).append(arm.runs[data.curve()])
     budgets = [{(point, run.seed) for point, runs in points.items() for run in runs} for points in swept.values()]
     if budgets[0] != budgets[1] or len(swept["online"]) < 2:
         return {}
     runs = next(iter(swept["online"].values()))
     chosen = select_best(swept, split_prompts(runs[0].n_prompts, data.rng("goodhart", "selection")))
-    found = data.gap(chosen["online"].runs, chosen["offline"].runs, "goodhart", "best")
+    result = data.gap(chosen["online"].runs, chosen["offline"].runs, "goodhart", "best")
     points = " and ".join(f"{method} at {best.arm} steps" for method, best in chosen.items())
     which = f"best of sweep ({points}; chosen on half of the prompts, compared on the other)"
     return {
-        f"best_{key}": Labelled(f"{LABELS[key][1]}: {which}", found[key]) for key in ("average_gap", "peak_difference")
+        f"best_{key}": Labelled(f"{LABELS[key][1]}: {which}", result[key]) for key in ("average_gap", "peak_difference")
     }
 
 
@@ -154,7 +140,10 @@ EXPERIMENT = Experiment(
     question="From the same preference data and under the same loss, does online training reach a higher win rate "
     "than offline training at the same KL from the SFT policy?",
     finding="Online is better at every KL and has the higher peak; both rise, then fall (Tang et al. 2024, figure 1).",
-    rule=RULE,
+    rule="Estimand: same configuration (both at the baseline, paired by seed); win rate on the study's primary split, "
+    "opponent and judge. Gap = online minus offline, averaged over ln KL on the range both reach; peak difference = "
+    "online's peak minus offline's. Supported if the 95% intervals of both lie wholly above 0; contradicted if either "
+    "lies wholly below 0, or both lie wholly within the margin of no difference; else inconclusive.",
     arms=arms,
     analyse=analyse,
 )

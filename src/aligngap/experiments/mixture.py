@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from math import isfinite
 
-from aligngap.experiments.base import Analysis, Experiment, Figure, FigurePoint, Labelled, TaskData, View, each_seed
+from aligngap.experiments.base import Analysis, Experiment, Figure, FigurePoint, TaskData, View, each_seed, points
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.sources.mixture import MixtureSpec
 from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import Verdict, threshold_verdict
@@ -21,24 +20,20 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
     """Offline, online, and pairs of both in stated shares. Recorded pairs have golden's labels and on-policy pairs the
     proxy's, as at either end.
     """
-    entries = [bench.offline(seed), bench.online(seed)]
-    for family, share in SHARES.items():
-        source = MixtureSpec(on_policy=share)
-        stage = bench.arm(seed=seed, source=source, judge=bench.proxy(seed), recorded=bench.golden_pairs)
-        entries.append(ArmEntry(f"{share:.0%} on-policy pairs", family, stage, baseline=True))
-    return entries
+    mixed = [
+        bench.online(
+            seed,
+            family,
+            f"{share:.0%} on-policy pairs",
+            source=MixtureSpec(on_policy=share),
+            recorded=bench.golden_pairs,
+        )
+        for family, share in SHARES.items()
+    ]
+    return [bench.offline(seed), bench.online(seed), *mixed]
 
 
 HALF, QUARTER = 0.5, "mixture_25"
-
-RULE = (
-    "Share of the gap closed = (mixture minus offline) / (online minus offline), each averaged over ln KL on the "
-    "range all three reach, at the baseline configuration, paired by seed. Supported (a quarter of on-policy pairs "
-    f"closes at least half the gap) if the 95% interval of the share at {SHARES[QUARTER]:.0%} on-policy pairs lies "
-    "wholly above one half; contradicted if wholly below; else inconclusive. Undefined, hence inconclusive, when the "
-    "interval of online minus offline contains 0 on that range; inconclusive also unless online is ahead, the interval "
-    "of the average gap, online minus offline on the range both reach, lying wholly above 0."
-)
 
 
 def analyse(data: TaskData) -> Analysis:
@@ -58,51 +53,34 @@ def analyse(data: TaskData) -> Analysis:
     }
     whole, closed = above[primary, "online"], "share of the online-offline gap closed"
     names = {family: f"{value:.0%} on-policy pairs" for family, value in SHARES.items()}
-    estimates = {
-        f"share_{family}": Labelled(f"{closed} by {names[family]}", shares[family], "share", HALF)
-        for family in sorted(SHARES, key=lambda family: family != QUARTER)
-    }
-    estimates |= contrasts.elsewhere(
-        f"share_{QUARTER}", f"{closed} by {names[QUARTER]}", lambda view: share(QUARTER, view), "share", HALF
-    )
-    estimates["online_minus_offline"] = Labelled("average gap at equal KL, online minus offline", whole)
+    for family in sorted(SHARES, key=lambda family: family != QUARTER):
+        contrasts.put(f"share_{family}", f"{closed} by {names[family]}", shares[family], "share", HALF)
+    contrasts.elsewhere(f"share_{QUARTER}", f"{closed} by {names[QUARTER]}", lambda at: share(QUARTER, at), "share")
+    contrasts.put("online_minus_offline", "average gap at equal KL, online minus offline", whole)
     for family, name in names.items():
-        estimates[f"{family}_minus_offline"] = Labelled(
-            f"average gap at equal KL, {name} minus offline", above[primary, family]
-        )
-        estimates[f"online_minus_{family}"] = Labelled(
-            f"average gap at equal KL, online minus {name}", gap("online", family)
-        )
+        label = f"average gap at equal KL, {name} minus offline"
+        contrasts.put(f"{family}_minus_offline", label, above[primary, family])
+        contrasts.put(f"online_minus_{family}", f"average gap at equal KL, online minus {name}", gap("online", family))
     ahead = whole.low > 0 and isfinite(shares[QUARTER].low)
     verdict: Verdict = threshold_verdict(shares[QUARTER], HALF, 1) if ahead else "inconclusive"
-    said = [f"{names[family]} close {interval_words(found)} of the gap" for family, found in shares.items()]
+    closes = [f"{names[family]} close {result:.1%} of the gap" for family, result in shares.items()]
     sentence = (
-        f"Online is {interval_words(whole, signed=True)} above offline at equal KL ({across(whole)}); "
-        + ("; ".join(said) if ahead else "what share of that the mixtures close cannot be told")
+        f"Online is {whole:+.1%} above offline at equal KL ({whole.across()}); "
+        + ("; ".join(closes) if ahead else "what share of that the mixtures close cannot be told")
         + "."
     )
-    return Analysis(
-        verdict,
-        sentence,
-        estimates,
-        figures(shares, {(contrasts.prompts(view), family): found for (view, family), found in above.items()}),
-    )
+    by_prompts = {(contrasts.prompts(view), family): result for (view, family), result in above.items()}
+    return Analysis(verdict, sentence, contrasts.estimates, figures(shares, by_prompts))
 
 
 def figures(shares: dict[str, Estimate], above: dict[tuple[str, str], Estimate]) -> list[Figure]:
     """Share closed, gap over offline by share of on-policy pairs, and the curves. above: gap by (prompts, family)."""
-    measured = [
-        FigurePoint("measured", SHARES[family], found.value, found.low, found.high)
-        for family, found in shares.items()
-        if isfinite(found.value)
-    ]
+    measured = points(
+        ("measured", SHARES[family], result) for family, result in shares.items() if isfinite(result.value)
+    )
     ends = [FigurePoint("in proportion", value, value) for value in (0.0, 1.0)] if measured else []
     places = {"offline": 0.0, **SHARES, "online": 1.0}
-    gaps = [
-        FigurePoint(prompts, places[family], found.value, found.low, found.high)
-        for (prompts, family), found in above.items()
-        if found.n_seeds
-    ]
+    gaps = points((prompts, places[family], result) for (prompts, family), result in above.items())
     x = "share of on-policy pairs"
     return [
         Figure("share_closed", "Share of the gap closed", x, "share of the online-offline gap", points=measured + ends),
@@ -118,7 +96,12 @@ EXPERIMENT = Experiment(
     "close?",
     finding="Hypothesis of ours, not tested by Tang et al. 2024: a little on-policy sampling goes a long way; a "
     "quarter of on-policy pairs closes at least half the gap.",
-    rule=RULE,
+    rule="Share of the gap closed = (mixture minus offline) / (online minus offline), each averaged over ln KL on the "
+    "range all three reach, at the baseline configuration, paired by seed. Supported (a quarter of on-policy pairs "
+    f"closes at least half the gap) if the 95% interval of the share at {SHARES[QUARTER]:.0%} on-policy pairs lies "
+    "wholly above one half; contradicted if wholly below; else inconclusive. Undefined, hence inconclusive, when the "
+    "interval of online minus offline contains 0 on that range; inconclusive also unless online is ahead, the interval "
+    "of the average gap, online minus offline on the range both reach, lying wholly above 0.",
     arms=arms,
     analyse=analyse,
 )

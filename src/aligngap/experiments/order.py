@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aligngap.experiments.base import Analysis, Experiment, Figure, FigurePoint, Labelled, TaskData, each_seed
+from aligngap.experiments.base import Analysis, Experiment, Figure, TaskData, each_seed, points
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.pipeline.stages import Arm
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.stats.verdict import all_of, equivalence_verdict, joint_verdict
@@ -31,17 +30,10 @@ def replays(bench: Bench, seed: int, families: Sequence[str] = tuple(LABELS)) ->
     tandem and coverage experiments.
     """
     eighth = max(1, bench.study.baseline.optim.steps // PART)
-    orders = {
-        "replay": RecordedSpec(order="sequence"),
-        **{
-            family: RecordedSpec(order="window", window=batches)
-            for family, batches in (("window_1", 1), ("window_4", SMALL), ("window_eighth", eighth))
-        },
-        "shuffled": RecordedSpec(order="uniform"),
-    }
-    names = {
-        family: f"stream, windows of {order.window}" for family, order in orders.items() if order.order == "window"
-    }
+    windows = {"window_1": 1, "window_4": SMALL, "window_eighth": eighth}
+    orders = {family: RecordedSpec(order="window", window=batches) for family, batches in windows.items()}
+    orders |= {"replay": RecordedSpec(order="sequence"), "shuffled": RecordedSpec(order="uniform")}
+    names = {family: f"stream, windows of {batches}" for family, batches in windows.items()}
     return [bench.on_stream(seed, family, orders[family], name=names.get(family)) for family in families]
 
 
@@ -65,50 +57,31 @@ def window(arm: Arm) -> float:
     return 1 / arm.optim.batch if arm.source.order == "sequence" else arm.optim.steps
 
 
-RULE = (
-    "Estimand: same configuration (the baseline's), paired by seed; gap = difference of win rates averaged over ln KL "
-    "on the range both reach, on the study's primary split, opponent and judge. Two halves. Robust to small windows: "
-    f"the 95% interval of the gap, windows of {SMALL} batches minus exact order, lies wholly within the margin of no "
-    "difference (refuted if wholly beyond it). Then deteriorates: the intervals of the gaps, exact order minus wholly "
-    f"shuffled and windows of {SMALL} batches minus wholly shuffled, both lie wholly above 0 (refuted if either lies "
-    "wholly below 0, or both lie wholly within the margin). Supported if both halves hold; contradicted if either is "
-    "refuted; else inconclusive."
-)
-
-
 def analyse(data: TaskData) -> Analysis:
     """What small windows and the whole shuffle cost, and the gap to online by window."""
     margin, contrasts = data.settings.margin, Contrasts(data, "order")
     gap, primary, other = contrasts.gap, contrasts.primary, contrasts.other
     whole, further, small = gap("replay", "shuffled"), gap("window_4", "shuffled"), gap("window_4", "replay")
     costs, slips = f"{LABELS['replay']} minus {LABELS['shuffled']}", f"{LABELS['window_4']} minus {LABELS['replay']}"
-    estimates = {
-        "replay_minus_shuffled": Labelled(f"average gap at equal KL, {costs}", whole),
-        "small_minus_shuffled": Labelled(
-            f"average gap at equal KL, {LABELS['window_4']} minus {LABELS['shuffled']}", further
-        ),
-        "small_minus_replay": Labelled(f"average gap at equal KL, {slips}", small, null=None),
-    }
-    estimates |= contrasts.gap_elsewhere("replay_minus_shuffled", f"average gap, {costs}", "replay", "shuffled")
-    estimates |= contrasts.gap_elsewhere("small_minus_replay", f"average gap, {slips}", "window_4", "replay", null=None)
+    contrasts.put("replay_minus_shuffled", f"average gap at equal KL, {costs}", whole)
+    label = f"average gap at equal KL, {LABELS['window_4']} minus {LABELS['shuffled']}"
+    contrasts.put("small_minus_shuffled", label, further)
+    contrasts.put("small_minus_replay", f"average gap at equal KL, {slips}", small)
+    contrasts.gap_elsewhere("replay_minus_shuffled", f"average gap, {costs}", "replay", "shuffled")
+    contrasts.gap_elsewhere("small_minus_replay", f"average gap, {slips}", "window_4", "replay")
     to_online = {(view, family): gap("online", family, view) for view in (primary, other) for family in LABELS}
-    estimates |= {
-        f"online_minus_{family}": Labelled(
-            f"average gap at equal KL, online minus its stream: {label}", to_online[primary, family]
-        )
-        for family, label in LABELS.items()
-    }
-    points = [
-        FigurePoint(contrasts.prompts(view), window(arms[0].entry.stage), found.value, found.low, found.high)
-        for (view, family), found in to_online.items()
-        for arms in (data.finished(family, baseline=True),)
-        if found.n_seeds
-    ]
+    for family, words in LABELS.items():
+        label = f"average gap at equal KL, online minus its stream: {words}"
+        contrasts.put(f"online_minus_{family}", label, to_online[primary, family])
+    shown = points(
+        (contrasts.prompts(view), window(arms[0].entry.stage), result)
+        for (view, family), result in to_online.items()
+        if (arms := contrasts.arms(family))
+    )
     sentence = (
-        f"At equal KL, the stream shuffled within {LABELS['window_4']} is {interval_words(small, signed=True)} above "
-        f"its exact order; exact order is "
-        f"{interval_words(whole, signed=True)} above the wholly shuffled stream ({across(whole)}), and small windows "
-        f"are {interval_words(further, signed=True)} above it."
+        f"At equal KL, the stream shuffled within {LABELS['window_4']} is {small:+.1%} above its exact order; exact "
+        f"order is {whole:+.1%} above the wholly shuffled stream ({whole.across()}), and small windows are "
+        f"{further:+.1%} above it."
     )
     verdict = all_of([equivalence_verdict(small, margin), joint_verdict((whole, further), margin)])
     figures = [
@@ -117,12 +90,12 @@ def analyse(data: TaskData) -> Analysis:
             title="Gap to online by shuffle window, from one pair (exact order) to the whole run (wholly shuffled)",
             x="shuffle window, batches",
             y="average gap at equal KL, online minus its stream, win rate",
-            points=points,
+            points=shown,
             x_log=True,
         ),
         Figure(name="curves", title="The online stream in five orders, beside online", families=("online", *LABELS)),
     ]
-    return Analysis(verdict, sentence, estimates, figures)
+    return Analysis(verdict, sentence, contrasts.estimates, figures)
 
 
 EXPERIMENT = Experiment(
@@ -132,7 +105,13 @@ EXPERIMENT = Experiment(
     "on them falls behind?",
     finding="Offline training on the online stream is robust to shuffling within small windows, then deteriorates as "
     "the windows grow (Tang et al. 2024, figure 13).",
-    rule=RULE,
+    rule="Estimand: same configuration (the baseline's), paired by seed; gap = difference of win rates averaged over "
+    "ln KL on the range both reach, on the study's primary split, opponent and judge. Two halves. Robust to small "
+    f"windows: the 95% interval of the gap, windows of {SMALL} batches minus exact order, lies wholly within the "
+    "margin of no difference (refuted if wholly beyond it). Then deteriorates: the intervals of the gaps, exact order "
+    f"minus wholly shuffled and windows of {SMALL} batches minus wholly shuffled, both lie wholly above 0 (refuted if "
+    "either lies wholly below 0, or both lie wholly within the margin). Supported if both halves hold; contradicted if "
+    "either is refuted; else inconclusive.",
     arms=arms,
     analyse=analyse,
 )

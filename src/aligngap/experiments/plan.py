@@ -1,4 +1,4 @@
-"""A study, compiled: whoever needs to know what a study holds asks its plan, and nobody works it out again.
+"""A study, compiled: what a study holds is asked of its plan, and worked out nowhere else.
 
 An experiment is asked once what it needs on a task. Nothing is worked out before somebody wants it, then once: who
 compares two runs needs no arms, and may not have the models that they start from.
@@ -30,7 +30,7 @@ from aligngap.tasks.spec import DatasetTask
 T = TypeVar("T")
 
 _MANY_PASSES = 20
-"""Times that training may go over its pairs before that is said: the paper's longest offline run makes some ten."""
+"""Times that training may go over its pairs before a warning: the paper's longest offline run makes some ten."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TaskPlan:
         return self.wanted_by(*self.asked)
 
     def wanted_by(self, *experiments: str) -> list[Stage]:
-        """The targets of these experiments alone. Agreement and the golden policy are wanted whoever asks."""
+        """The targets of these experiments alone. Agreement and the golden policy belong to every experiment."""
         asked = [self.asked[name] for name in experiments if name in self.asked]
         needed = {(entry.family, entry.stage.identity) for needs in asked for entry in needs.arms}
         measures = {entry.stage.identity for needs in asked for entry in needs.measures}
@@ -138,7 +138,7 @@ class TaskPlan:
             raise UserError(
                 f"the experiment '{name}' cannot say its {what} on {self.task}: {type(error).__name__}: {error}",
                 where=EXPERIMENTS.place(name, error),
-                hint="Mend the plugin; `aligngap.testing.check_experiment` tries it.",
+                hint="Fix the plugin; `aligngap.testing.check_experiment` tries it.",
             ) from error
 
 
@@ -178,11 +178,11 @@ class Plan:
     @cached_property
     def users(self) -> dict[str, list[str]]:
         """For each stage's identity, the experiments that need it, in the study's order."""
-        found: dict[str, list[str]] = {}
+        result: dict[str, list[str]] = {}
         for name in self.experiments:
             for stage in all_stages(stage for task in self.tasks.values() for stage in task.wanted_by(name)):
-                found.setdefault(stage.identity, []).append(name)
-        return found
+                result.setdefault(stage.identity, []).append(name)
+        return result
 
     def used_by(self, experiment: str, *, alone: bool = False) -> list[Stage]:
         """The stages that an experiment needs. alone: those that no other needs."""
@@ -207,19 +207,19 @@ class Plan:
             pairs = task.bench.pairs
             if not isinstance(pairs.task, DatasetTask) or pairs.identity in done:
                 continue
-            found = sizes(pairs.task.dataset)
-            check_held_out(found.held_out_prompts, pairs.task.dataset.source)
+            result = sizes(pairs.task.dataset)
+            check_held_out(result.held_out_prompts, pairs.task.dataset.source)
             for name, optim in task.bench.optimisers.items():
-                if optim.batch > found.train:
+                if optim.batch > result.train:
                     raise UserError(
-                        f"{found.train} pairs to train on are fewer than a batch of {optim.batch}",
+                        f"{result.train} pairs to train on are fewer than a batch of {optim.batch}",
                         where=f"{name} on {task.task}",
                         hint="Lower its optim.batch, hold out less, or give more data.",
                     )
-                passes = optim.steps * optim.batch / found.train
+                passes = optim.steps * optim.batch / result.train
                 if passes > _MANY_PASSES:
                     warnings.append(
-                        f"{name} on {task.task}: {optim.steps} steps of {optim.batch} go over the {found.train} pairs "
+                        f"{name} on {task.task}: {optim.steps} steps of {optim.batch} go over the {result.train} pairs "
                         f"{passes:,.0f} times"
                     )
         return warnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import nan
 
 import numpy as np
@@ -13,18 +14,16 @@ from aligngap.experiments.base import (
     Analysis,
     Experiment,
     Figure,
-    FigurePoint,
     Finished,
-    Labelled,
     TaskData,
     View,
     each_seed,
+    points,
 )
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.sources.recorded import RecordedSpec
-from aligngap.stats.budget import Curve
+from aligngap.stats.budget import Curve, Floats
 from aligngap.stats.estimands import peak
 from aligngap.stats.intervals import Estimate, Seed, intervals
 from aligngap.stats.verdict import Verdict
@@ -64,15 +63,6 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
 
 QUANTILE = 0.9
 
-RULE = (
-    "Best of a method at a size = 90% quantile of its win rate over the checkpoints of its run (baseline "
-    "configuration, step 0 left out), by seed; normalised best = best divided by online's of the same size and seed, "
-    "averaged over seeds. It rests on offline's normalised best at the largest policy. Supported (scaling the policy "
-    "alone does not close the gap) if its 95% interval lies wholly below 1; contradicted if it lies wholly above 1 "
-    "minus the margin of no difference (taken as a share of online's best) while at the smallest policy it lies wholly"
-    " below 1, so that there was a gap to close; else inconclusive, as with fewer than two sizes."
-)
-
 NAMES = ("best", "normalised", "ln_kl")
 SHARE = "share of online's best"
 
@@ -83,27 +73,18 @@ class Size:
 
     name: str
     parameters: int
-    arms: Mapping[str, Sequence[Finished]]
-
-    @property
-    def families(self) -> tuple[str, ...]:
-        """Of the arms that are there."""
-        return tuple(dict.fromkeys(arm.entry.family for method in METHODS for arm in self.arms[method]))
+    arms: Mapping[str, list[Finished]]
 
 
 def sizes(data: TaskData) -> list[Size]:
     """The policy sizes that have finished arms, smallest first."""
-    found: dict[str, list[Finished]] = {}
-    for arm in data.arms:
+    result: dict[str, Size] = {}
+    for arm, method in product(data.arms, METHODS):
         base = arm.entry.stage.sft.base
-        if arm.entry.baseline and arm.entry.family in {f for m in METHODS for f in (m, family(m, base.name))}:
-            found.setdefault(base.digest, []).append(arm)
-    listed = []
-    for arms in found.values():
-        base = arms[0].entry.stage.sft.base
-        grouped = {m: [arm for arm in arms if arm.entry.family in (m, family(m, base.name))] for m in METHODS}
-        listed.append(Size(base.name, arms[0].parameters, grouped))
-    return sorted(listed, key=lambda size: size.parameters)
+        if arm.entry.baseline and arm.entry.family in (method, family(method, base.name)):
+            size = result.setdefault(base.digest, Size(base.name, arm.parameters, {method: [] for method in METHODS}))
+            size.arms[method].append(arm)
+    return sorted(result.values(), key=lambda size: size.parameters)
 
 
 def best(curves: Sequence[Curve]) -> float:
@@ -117,25 +98,21 @@ def compared(data: TaskData, at: Sequence[Size], method: str, view: View = PRIMA
     """Best (win rate), normalised best and ln KL at the peak (nats) of a method at one size; of two sizes, the second's
     minus the first's. NaN without a size.
     """
-    key = (view.split or data.settings.split, data.settings.opponent, view.judge or data.settings.judge)
+    key = data.curve(view)
     groups = {
-        f"{which} {number}": [arm.runs[key] for arm in size.arms[which]]
+        f"{which} {number}": [arm.runs[key] for arm in size.arms[which] if key in arm.runs]
         for number, size in enumerate(at)
         for which in ("online", method)
     }
 
-    def row(own: Sequence[Curve], online: Sequence[Curve]) -> dict[str, float]:
+    def row(own: Sequence[Curve], online: Sequence[Curve]) -> Floats:
         reached, top = best(own), best(online)
         peaks = [float(np.log(peak(curve)[1])) for curve in own]
-        return {
-            "best": reached,
-            "normalised": reached / top if top > 0 else nan,
-            "ln_kl": sum(peaks) / len(peaks),
-        }
+        return np.array([reached, reached / top if top > 0 else nan, sum(peaks) / len(peaks)])
 
     def statistic(seed: Seed) -> dict[str, float]:
-        first, *rest = (row(seed[f"{method} {number}"], seed[f"online {number}"]) for number in range(len(at)))
-        return {name: rest[0][name] - first[name] for name in NAMES} if rest else first
+        rows = [row(seed[f"{method} {number}"], seed[f"online {number}"]) for number in range(len(at))]
+        return dict(zip(NAMES, (rows[-1] - rows[0] if len(rows) > 1 else rows[0]).tolist(), strict=True))
 
     purpose = ("scaling", method, *key, *(size.name for size in at))
     return intervals(groups, statistic, NAMES, rng=data.rng(*purpose), replicates=data.settings.replicates)
@@ -150,78 +127,71 @@ def conclude(largest: Estimate, smallest: Estimate, margin: float) -> Verdict:
 
 def analyse(data: TaskData) -> Analysis:
     """Bests by size, absolute and as shares of online's, and what changes from the smallest to the largest policy."""
-    found = sizes(data)
-    ends = [found[0], found[-1]] if len(found) > 1 else []
-    each = [{method: compared(data, [size], method) for method in METHODS} for size in found]
+    result, contrasts = sizes(data), Contrasts(data, "scaling")
+    ends = [result[0], result[-1]] if len(result) > 1 else []
+    each = [{method: compared(data, [size], method) for method in METHODS} for size in result]
     trend = {method: compared(data, ends, method) for method in METHODS}
     shares = [values["offline"]["normalised"] for values in each if ends] or [trend["offline"]["normalised"]]
     smallest, largest = shares[0], shares[-1]
     offline, where = "offline's best as a share of online's", "from the smallest to the largest policy"
-    listed = {
-        "offline_at_largest": Labelled(f"{offline}, largest policy", largest, SHARE, null=1.0),
-        "offline_at_smallest": Labelled(f"{offline}, smallest policy", smallest, SHARE),
-        "online_kl_ratio": Labelled(
-            "KL at online's peak, largest policy over smallest", trend["online"]["ln_kl"].exponential(), "ratio"
-        ),
-    }
-    listed |= Contrasts(data, "scaling").elsewhere(
+    contrasts.put("offline_at_largest", f"{offline}, largest policy", largest, SHARE, null=1.0)
+    contrasts.put("offline_at_smallest", f"{offline}, smallest policy", smallest, SHARE)
+    ratio = trend["online"]["ln_kl"].exponential()
+    contrasts.put("online_kl_ratio", "KL at online's peak, largest policy over smallest", ratio, "ratio")
+    contrasts.elsewhere(
         "offline_at_largest",
         f"{offline}, largest policy",
         lambda view: compared(data, ends[1:], "offline", view)["normalised"],
         SHARE,
     )
-    for method in METHODS:
-        listed[f"{method}_rise"] = Labelled(f"{method}: change of the best {where}", trend[method]["best"])
+    for method, change in trend.items():
+        contrasts.put(f"{method}_rise", f"{method}: change of the best {where}", change["best"])
         if method != "online":
-            change = trend[method]["normalised"]
-            listed[f"{method}_change"] = Labelled(
-                f"{method}: change of the share of online's best {where}", change, SHARE
-            )
-    for size, values in zip(found, each, strict=True):
+            label = f"{method}: change of the share of online's best {where}"
+            contrasts.put(f"{method}_change", label, change["normalised"], SHARE)
+    for size, values in zip(result, each, strict=True):
         for method, value in values.items():
             key, who = f"{method}_{size.name}", f"{method}, {size.name} policy ({size.parameters:,} weights)"
-            listed[f"{key}_best"] = Labelled(f"{who}: best", value["best"])
-            listed[f"{key}_kl"] = Labelled(f"{who}: KL at the peak", value["ln_kl"].exponential(), "nats")
+            contrasts.put(f"{key}_best", f"{who}: best", value["best"])
+            contrasts.put(f"{key}_kl", f"{who}: KL at the peak", value["ln_kl"].exponential(), "nats")
             if method != "online":
-                listed[f"{key}_share"] = Labelled(f"{who}: share of online's best", value["normalised"], SHARE)
+                contrasts.put(f"{key}_share", f"{who}: share of online's best", value["normalised"], SHARE)
     which = f" ({ends[1].name}, {ends[1].parameters:,} weights)" if ends else ""
     sentence = (
-        f"At the largest policy{which} offline's best is {interval_words(largest)} of online's ({across(largest)}), at "
-        f"the smallest {interval_words(smallest)}; from the smallest to the largest online's best changes by "
-        f"{interval_words(trend['online']['best'], signed=True)}, "
-        f"offline's share by {interval_words(trend['offline']['normalised'], signed=True)} and that of the shuffled "
-        f"online stream by {interval_words(trend['shuffled']['normalised'], signed=True)}."
+        f"At the largest policy{which} offline's best is {largest:.1%} of online's ({largest.across()}), at the "
+        f"smallest {smallest:.1%}; from the smallest to the largest online's best changes by "
+        f"{trend['online']['best']:+.1%}, offline's share by {trend['offline']['normalised']:+.1%} and that of the "
+        f"shuffled online stream by {trend['shuffled']['normalised']:+.1%}."
     )
     verdict = conclude(largest, smallest, data.settings.margin)
-    return Analysis(verdict, sentence, listed, figures(found, each))
+    return Analysis(verdict, sentence, contrasts.estimates, figures(result, each))
 
 
-def figures(found: Sequence[Size], each: Sequence[Mapping[str, Mapping[str, Estimate]]]) -> list[Figure]:
+def figures(result: Sequence[Size], each: Sequence[Mapping[str, Mapping[str, Estimate]]]) -> list[Figure]:
     """Bests over the number of weights (figures 10 and 11), and the curves of each size (figure 14). each: for every
     size, by method, what `compared` gives.
     """
 
-    def points(name: str, methods: Sequence[str]) -> list[FigurePoint]:
-        return [
-            FigurePoint(method, size.parameters, value.value, value.low, value.high)
-            for size, values in zip(found, each, strict=True)
+    def over_size(name: str, title: str, y: str, methods: Sequence[str]) -> Figure:
+        shown = points(
+            (method, size.parameters, values[method][name])
+            for size, values in zip(result, each, strict=True)
             for method in methods
-            for value in (values[method][name],)
-            if value.n_seeds
-        ]
-
-    def over_size(name: str, title: str, y: str, shown: list[FigurePoint]) -> Figure:
+        )
         return Figure(name=name, title=title, x="weights of the policy", y=y, points=shown, x_log=True)
 
+    curves = [
+        Figure(
+            name=f"curves_{size.name}",
+            title=f"Win rate against KL, {size.name} policy",
+            families=tuple(dict.fromkeys(arm.entry.family for arms in size.arms.values() for arm in arms)),
+        )
+        for size in result
+    ]
     return [
-        over_size(
-            "normalised", "Best by policy size, as a share of online's", SHARE, points("normalised", METHODS[1:])
-        ),
-        over_size("best", "Best by policy size", "win rate, 90% quantile over checkpoints", points("best", METHODS)),
-        *(
-            Figure(name=f"curves_{size.name}", title=f"Win rate against KL, {size.name} policy", families=size.families)
-            for size in found
-        ),
+        over_size("normalised", "Best by policy size, as a share of online's", SHARE, METHODS[1:]),
+        over_size("best", "Best by policy size", "win rate, 90% quantile over checkpoints", METHODS),
+        *curves,
     ]
 
 
@@ -233,7 +203,12 @@ EXPERIMENT = Experiment(
     finding="Peaks rise with the policy's size at the same KL; the gap of the shuffled online stream shrinks, that of "
     "offline training only slowly: scaling the policy alone does not close it (Tang et al. 2024, figures 10, 11 and "
     "14).",
-    rule=RULE,
+    rule="Best of a method at a size = 90% quantile of its win rate over the checkpoints of its run (baseline "
+    "configuration, step 0 left out), by seed; normalised best = best divided by online's of the same size and seed, "
+    "averaged over seeds. It rests on offline's normalised best at the largest policy. Supported (scaling the policy "
+    "alone does not close the gap) if its 95% interval lies wholly below 1; contradicted if it lies wholly above 1 "
+    "minus the margin of no difference (taken as a share of online's best) while at the smallest policy it lies wholly"
+    " below 1, so that there was a gap to close; else inconclusive, as with fewer than two sizes.",
     arms=arms,
     analyse=analyse,
     obstacle=obstacle,

@@ -20,6 +20,9 @@ from aligngap.tasks.worlds import WORLDS
 from aligngap.train.loop import LossSpec
 from aligngap.train.step import OptimSpec
 
+T = TypeVar("T")
+S = TypeVar("S", bound=BaseModel)
+
 
 class Section(BaseModel):
     """A part of a study. Unknown keys are errors."""
@@ -205,46 +208,37 @@ class StudySpec(Section):
     def shrunk(self) -> Self:
         """About a minute's worth of the same study, for a try-out: every stage runs, no number means anything."""
 
-        def shorter(optim: OptimSpec, steps: int) -> OptimSpec:
-            return optim.model_copy(
-                update={"steps": min(optim.steps, steps), "warmup_steps": min(optim.warmup_steps, 4)}
-            )
+        def at_most(spec: S, **limits: int) -> S:
+            """The same with no more of each than its limit; null, which is as much as there is, becomes the limit."""
+            given = {key: getattr(spec, key) for key in limits}
+            less = {key: most if given[key] is None else min(given[key], most) for key, most in limits.items()}
+            return spec.model_copy(update=less)
+
+        def shorter(optim: OptimSpec | None, steps: int) -> OptimSpec | None:
+            return at_most(optim, steps=steps, warmup_steps=4) if optim else None
 
         def smaller(spec: PreferenceSpec) -> PreferenceSpec:
-            return spec.model_copy(update={"optim": shorter(spec.optim, 40) if spec.optim else None})
+            return spec.model_copy(update={"optim": shorter(spec.optim, 40)})
 
-        datasets = {
-            name: spec.model_copy(
-                update={
-                    # Less of either, and the same share held out.
-                    "train_pairs": min(spec.train_pairs or 640, 640),
-                    "held_out_limit": min(spec.held_out_limit or 128, 128),
-                }
-            )
-            for name, spec in self.datasets.items()
-        }
+        sweep = {"lr_factors": self.sweep.lr_factors[:2], "betas": self.sweep.betas[:1], "step_factors": (1.0,)}
         return self.model_copy(
             update={
                 "smoke": True,
-                "datasets": datasets,
+                # Less of either, and the same share held out.
+                "datasets": {
+                    name: at_most(spec, train_pairs=640, held_out_limit=128) for name, spec in self.datasets.items()
+                },
                 "seeds": self.seeds[:1],
-                "data": DataSpec(
-                    train_pairs=min(self.data.train_pairs, 640), held_out_pairs=min(self.data.held_out_pairs, 128)
-                ),
-                "sft": shorter(self.sft, 20) if self.sft else None,
+                "data": at_most(self.data, train_pairs=640, held_out_pairs=128),
+                "sft": shorter(self.sft, 20),
                 "golden": smaller(self.golden),
                 "proxy": smaller(self.proxy),
                 "baseline": self.baseline.model_copy(update={"optim": shorter(self.baseline.optim, 12)}),
-                "sweep": SweepSpec(
-                    lr_factors=self.sweep.lr_factors[:2], betas=self.sweep.betas[:1], online=self.sweep.online
-                ),
+                "sweep": self.sweep.model_copy(update=sweep),
                 "evaluation": self.evaluation.model_copy(update={"prompts": 24, "pairs": 24, "checkpoints": 3}),
                 "analysis": self.analysis.model_copy(update={"replicates": 200}),
             }
         )
-
-
-T = TypeVar("T")
 
 
 def _not_empty(value: tuple[T, ...], what: str) -> tuple[T, ...]:

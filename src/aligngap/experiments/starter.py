@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from aligngap.errors import UserError, unwritable
+from aligngap.errors import UserError
 from aligngap.models.context import NO_LIMIT, context_of
 from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
+from aligngap.store import disk_errors
 from aligngap.tasks.chat import template_facts
 from aligngap.tasks.check import limit_costs, survey
 from aligngap.tasks.datasets import DatasetSpec, open_parts, training_split
@@ -24,7 +25,7 @@ from aligngap.tasks.worlds import WORLDS
 
 
 class Starter(NamedTuple):
-    """A study file's text, and what to tell whoever has asked for it: warnings first."""
+    """A study file's text, and notes on it for the user, warnings first."""
 
     text: str
     notes: tuple[str, ...]
@@ -41,7 +42,7 @@ def write_starter(
     if path.exists():
         raise UserError("the file is there already", where=str(path), hint="Give another name, or remove it.")
     made = starter(path, data, policy, golden, proxy)
-    with unwritable(path, "Give another place."), path.open("x", encoding="utf-8") as handle:
+    with disk_errors(path.parent, strict=True), path.open("x", encoding="utf-8") as handle:
         handle.write(made.text)
     return made.notes
 
@@ -54,15 +55,15 @@ def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = Non
     tokenizer = load_tokenizer(Checkpoint(path=policy))
     names = [part.split for part in open_parts(data) if part.split is not None]
     data = data.model_copy(update={"split": training_split(names, data.split, data.source)})
-    found = survey(data, tokenizer, data.split)
+    result = survey(data, tokenizer, data.split)
     task = re.sub("[^A-Za-z0-9_-]+", "-", data.name).strip("-_") or "data"
     task = f"{task}-data" if task in WORLDS else task
     checkpoint = Checkpoint(path=policy)
     # The file names the policy as preference model as well, which reads prompt and answers in one row.
     context, alone = context_of(checkpoint, backbone=True), context_of(checkpoint)
-    limits = fitted_limits(found.frame, min(context.room, alone.room), alone.response)
+    limits = fitted_limits(result.frame, min(context.room, alone.room), alone.response)
     quantiles = ", ".join(
-        " / ".join(f"{found.frame[side].quantile(q, 'nearest'):g}" for q in (0.5, 0.95, 1.0)).join((f"{side} ", ""))
+        " / ".join(f"{result.frame[side].quantile(q, 'nearest'):g}" for q in (0.5, 0.95, 1.0)).join((f"{side} ", ""))
         for side in ("prompt", *_ANSWERS)
     )
     extra = "".join(
@@ -77,10 +78,10 @@ def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = Non
         "title": _yaml(f"Online against offline alignment: {task}"),
         "file": path.name,
         "source": _yaml(data.source),
-        "format": _yaml(found.schema.name),
+        "format": _yaml(result.schema.name),
         "extra": extra,
-        "lengths": f"{len(found.frame)} pairs of {found.frame['prompt_key'].n_unique()} prompts; tokens, median / 95% "
-        f"/ most: {quantiles}",
+        "lengths": f"{len(result.frame)} pairs of {result.frame['prompt_key'].n_unique()} prompts; tokens, median / "
+        f"95% / most: {quantiles}",
         "max_prompt": limits.prompt,
         "max_response": limits.response,
         "policy": _yaml(policy),
@@ -88,10 +89,10 @@ def starter(path: Path, data: DatasetSpec, policy: str, golden: str | None = Non
         "proxy": _yaml(proxy or policy),
     }
     text = (resources.files("aligngap.studies") / "own.template").read_text("utf-8")
-    costs = (f"{name}: {count}" for name, count in limit_costs(found.frame, *limits[:2]).items())
+    costs = (f"{name}: {count}" for name, count in limit_costs(result.frame, *limits[:2]).items())
     closed = next(template_facts(tokenizer, end_tokens(tokenizer)))
-    ends = f"{closed}; answers in which the data wrote an end token: {found.written_ends}"
-    notes = (*found.tally.warnings(), *limits.warnings, *found.tally.reasons(), *costs, ends)
+    ends = f"{closed}; answers in which the data wrote an end token: {result.written_ends}"
+    notes = (*result.tally.warnings(), *limits.warnings, *result.tally.reasons(), *costs, ends)
     return Starter(Template(text).substitute(values), notes)
 
 

@@ -250,9 +250,9 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 def _explained(error: ValidationError, where: str) -> UserError:
     """The first problem of a validation, in words; unknown keys name the nearest known one."""
-    found = error.errors()
+    result = error.errors()
     # A misspelt key is often the reason for a missing one.
-    first = next((problem for problem in found if problem["type"] == "extra_forbidden"), found[0])
+    first = next((problem for problem in result if problem["type"] == "extra_forbidden"), result[0])
     path = [str(part) for part in first["loc"]]
     hint = "Fix the value in the file or the --set option."
     what = first["msg"].removeprefix("Value error, ")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aligngap.experiments.base import Analysis, Experiment, Figure, Labelled, TaskData, each_seed
+from aligngap.experiments.base import Analysis, Experiment, Figure, TaskData, each_seed
 from aligngap.experiments.bench import ArmEntry, Bench
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.words import across, interval_words
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.stats.intervals import Estimate
 from aligngap.stats.verdict import Verdict, all_of, equivalence_verdict
@@ -24,16 +23,6 @@ def arms(bench: Bench, seed: int) -> list[ArmEntry]:
     ]
 
 
-RULE = (
-    "Two halves, at the baseline configuration, paired by seed. Exact: holds if for every seed the final weights of "
-    "replay and online are identical bit for bit, or, failing that (other hardware), if the 95% interval of their "
-    "average gap at equal KL lies within the margin of no difference; refuted if the interval lies wholly beyond the "
-    "margin. Mismatched (every response without its end token): it diverges if the interval of its average gap to "
-    "online at equal KL, or of the difference of their peaks, lies wholly beyond the margin on either side; refuted if "
-    "both lie within the margin. Supported if both halves hold; contradicted if either is refuted; else inconclusive."
-)
-
-
 def analyse(data: TaskData) -> Analysis:
     """Are the weights identical, how far apart are the curves, and how far without end tokens?"""
     weights = [
@@ -43,37 +32,29 @@ def analyse(data: TaskData) -> Analysis:
     shared = sorted(set(weights[0]) & set(weights[1]))
     same = [seed for seed in shared if weights[0][seed] == weights[1][seed]]
     contrasts = Contrasts(data, "tandem")
-    other = contrasts.other
+    other, words = contrasts.other, "replay without end tokens minus online"
     gap = data.gap(contrasts.runs("replay"), contrasts.runs("online"), "tandem")["average_gap"]
-    mismatched = contrasts.gaps("replay_mismatched", "online", None, "mismatched")
+    contrasts.put("average_gap", "average gap at equal KL, replay minus online", gap, null=None)
+    keys = ("mismatched_average_gap", "mismatched_peak_difference")
+    between, peaks = contrasts.compare("{}, " + words, "replay_mismatched", "online", "mismatched", keys=keys)
+    elsewhere = contrasts.gap("replay_mismatched", "online", other, "mismatched", other.name)
+    contrasts.put(f"mismatched_average_gap_{other.name}", f"average gap, {words}, {other.words}", elsewhere)
     identical = bool(shared) and len(same) == len(shared)
     verdicts: list[Verdict] = [
         "supported" if identical else equivalence_verdict(gap, data.settings.margin),
-        diverges(mismatched["average_gap"], mismatched["peak_difference"], data.settings.margin),
+        diverges(between, peaks, data.settings.margin),
     ]
     sentence = (
         "Replay in exact order ends with weights identical to the online run's, bit for bit, "
-        f"for {len(same)} of {len(shared)} seeds; "
-        f"average gap {interval_words(gap, signed=True)}. Without the responses' end tokens the gap is "
-        f"{interval_words(mismatched['average_gap'], signed=True)}, and that of the peaks "
-        f"{interval_words(mismatched['peak_difference'], signed=True)} ({across(mismatched['peak_difference'])})."
+        f"for {len(same)} of {len(shared)} seeds; average gap {gap:+.1%}. Without the responses' end tokens the gap is "
+        f"{between:+.1%}, and that of the peaks {peaks:+.1%} ({peaks.across()})."
     )
-    words = "replay without end tokens minus online"
-    elsewhere = contrasts.gap("replay_mismatched", "online", other, "mismatched", other.name)
-    estimates = {
-        "average_gap": Labelled("average gap at equal KL, replay minus online", gap, null=None),
-        "mismatched_average_gap": Labelled(f"average gap at equal KL, {words}", mismatched["average_gap"], null=None),
-        "mismatched_peak_difference": Labelled(
-            f"difference of the peaks, {words}", mismatched["peak_difference"], null=None
-        ),
-        f"mismatched_average_gap_{other.name}": Labelled(f"average gap, {words}, {other.words}", elsewhere, null=None),
-    }
     figure = Figure(
         name="curves",
         title="Online, its exact replay, and its replay without end tokens",
         families=("online", "replay", "replay_mismatched"),
     )
-    return Analysis(all_of(verdicts), sentence, estimates, [figure])
+    return Analysis(all_of(verdicts), sentence, contrasts.estimates, [figure])
 
 
 def diverges(average: Estimate, peak: Estimate, margin: float) -> Verdict:
@@ -91,7 +72,12 @@ EXPERIMENT = Experiment(
     "every response has lost its end token, as on a trip through text?",
     finding="Equal up to numerical noise, if and only if the token ids match exactly; a slight mismatch diverges "
     "drastically (Tang et al. 2024, appendix F).",
-    rule=RULE,
+    rule="Two halves, at the baseline configuration, paired by seed. Exact: holds if for every seed the final weights "
+    "of replay and online are identical bit for bit, or, failing that (other hardware), if the 95% interval of their "
+    "average gap at equal KL lies within the margin of no difference; refuted if the interval lies wholly beyond the "
+    "margin. Mismatched (every response without its end token): it diverges if the interval of its average gap to "
+    "online at equal KL, or of the difference of their peaks, lies wholly beyond the margin on either side; refuted if "
+    "both lie within the margin. Supported if both halves hold; contradicted if either is refuted; else inconclusive.",
     arms=arms,
     analyse=analyse,
 )

@@ -18,9 +18,9 @@ from aligngap.store.store import Store
 def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
     """Of these stages, and of the command whose outcome it is."""
     listed = tuple(_timing(stage, store, outcome) for stage in stages)
-    spent: Counter[str] = Counter()
+    judging: Counter[str] = Counter()
     for stage in listed:
-        spent.update(stage.judge_spent)
+        judging.update(stage.judge_spent)
     core_seconds = outcome.wall * outcome.jobs
     return Timings(
         wall_seconds=outcome.wall or None,
@@ -29,7 +29,7 @@ def timings(stages: Sequence[Stage], store: Store, outcome: Outcome) -> Timings:
         activities=activities(
             ((stage.spent, stage.seconds) for stage in listed), core_seconds, sum(outcome.seconds.values())
         ),
-        judge_spent=dict(spent),
+        judge_spent=dict(judging),
         stages=listed,
     )
 
@@ -42,7 +42,7 @@ def latest(now: Timings, outcome: Outcome, folder: Path) -> Timings:
         earlier = read(folder).timings
     except UserError:  # none, or damaged
         return now
-    before, after = ([(stage.identity, stage.seconds) for stage in found.stages] for found in (earlier, now))
+    before, after = ([(stage.identity, stage.seconds) for stage in result.stages] for result in (earlier, now))
     return earlier if before == after else now
 
 

@@ -50,9 +50,9 @@ class Judge(ABC):
         """
         self.calls += len(prompts.ids)
         before = dict(self.spent)
-        found = ranks.spread(self.compare, prompts, first, second)
+        margins = ranks.map_rows(self.compare, prompts, first, second)
         self._add_up(before)
-        return found.masked_fill(same_rows(first, second), 0.0)
+        return margins.masked_fill(same_rows(first, second), 0.0)
 
     def against(self, prompts: Tokens, opponents: Sequence[Tokens]) -> Against:
         """Opponents' responses to prompts, which other responses will be compared with again and again."""
@@ -62,7 +62,7 @@ class Judge(ABC):
         """Of several ranks that shared the work, each has spent what all have."""
         if ranks.size() == 1:
             return
-        parts = ranks.everyones({name: amount - before.get(name, 0.0) for name, amount in self.spent.items()})
+        parts = ranks.gather({name: amount - before.get(name, 0.0) for name, amount in self.spent.items()})
         self.spent.clear()
         self.spent.update(before)
         for name, amount in (item for part in parts for item in part.items()):
@@ -82,9 +82,9 @@ class Judge(ABC):
         `first`, 0 where `second`, 0.5 for neither, whatever it makes of both for its decision; float32 [n] each. None
         for a judge that reads each response by itself.
         """
-        found = self.compare_orders(prompts, first, second)
-        self.calls += 0 if found is None else len(prompts.ids)
-        return found
+        orders = self.compare_orders(prompts, first, second)
+        self.calls += 0 if orders is None else len(prompts.ids)
+        return orders
 
     def compare_orders(self, prompts: Tokens, first: Tokens, second: Tokens) -> Orders | None:
         """As `orders`, for pairs that differ. Judges whose `compare` asks in one order only need no more than this."""

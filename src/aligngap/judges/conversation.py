@@ -85,16 +85,16 @@ def _split(text: str, frame: _Frame) -> list[Turn] | None:
     rest = text[len(frame.head) : len(text) - len(frame.tail)]
     turns: list[Turn] = []
     if frame.system:
-        content, found, rest = rest.partition(frame.after_system)
-        if not found:
+        content, separator, rest = rest.partition(frame.after_system)
+        if not separator:
             return None
         turns.append({"role": "system", "content": content})
     while True:
-        content, found, later = rest.partition(frame.after_user)
+        content, separator, later = rest.partition(frame.after_user)
         turns.append({"role": "user", "content": content})
-        if not found:
+        if not separator:
             return turns
-        content, found, rest = later.partition(frame.after_assistant)
-        if not found:
+        content, separator, rest = later.partition(frame.after_assistant)
+        if not separator:
             return None
         turns.append({"role": "assistant", "content": content})

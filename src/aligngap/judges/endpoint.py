@@ -6,23 +6,16 @@ from an environment variable and goes into the request's header, nowhere else.
 
 from __future__ import annotations
 
-import email.utils
-import functools
 import hashlib
 import json
 import math
 import os
 import random
 import re
-import socket
-import sqlite3
-import ssl
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -33,6 +26,8 @@ from aligngap.errors import UserError
 from aligngap.judges.base import Orders, decision, share
 from aligngap.judges.spec import JudgeIngredients, JudgeSpec
 from aligngap.judges.text import TextJudge
+from aligngap.judges.verdicts import Verdicts
+from aligngap.judges.wire import Completion, Usage, lasting, post, retry_after, trouble
 from aligngap.store.identity import canonical
 from aligngap.types import Tokens
 
@@ -67,7 +62,6 @@ _REFUSED = 2
 # Statuses that pass: the request took too long, came too early or too often; so do those of the server's own trouble.
 _PASSING = frozenset({408, 409, 425, 429})
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-_LARGEST_BODY = 4 << 20
 # Shares are of at least so many questions: one odd answer among a few is no sign that the endpoint cannot judge.
 _FEW = 20
 # So many first questions refused, and none answered, are the request's fault and not the questions'.
@@ -169,8 +163,8 @@ class EndpointJudgeSpec(JudgeSpec):
 
     def identity(self, search: Path | None = None) -> dict[str, object]:
         """Where and what is asked, and how replies are read; never key, waits, limits or prices."""
-        said = {"kind", "url", "model", "answer", "temperature", "max_tokens", "options", "repeats"}
-        return {**self.model_dump(include=said), "template": hashlib.sha256(self.template.encode()).hexdigest()}
+        decisive = {"kind", "url", "model", "answer", "temperature", "max_tokens", "options", "repeats"}
+        return {**self.model_dump(include=decisive), "template": hashlib.sha256(self.template.encode()).hexdigest()}
 
     def build(self, given: JudgeIngredients) -> EndpointJudge:
         try:
@@ -282,7 +276,7 @@ class EndpointJudge(TextJudge):
     def _question(self, prompt: str, a: str, b: str) -> _Question:
         fields = {"{prompt}": prompt, "{a}": a, "{b}": b}
         # In one pass, so that a response that spells a field out is not filled in.
-        text = re.sub(r"\{(prompt|a|b)\}", lambda found: fields[found[0]], self.spec.template)
+        text = re.sub(r"\{(prompt|a|b)\}", lambda field: fields[field[0]], self.spec.template)
         decisive = {"scheme": 1, "url": self.spec.url, "body": self._body(text), "answer": self.spec.answer}
         return _Question(text, hashlib.sha256(canonical(decisive).encode()).hexdigest())
 
@@ -294,7 +288,7 @@ class EndpointJudge(TextJudge):
     def _verdicts(self, questions: dict[str, _Question]) -> dict[str, int | None]:
         """By the questions' keys: 1 for A, -1 for B, 0 for a tie, None for no decision."""
         self._asked += len(questions)
-        with _Cache.opened(self._cache) as cache:
+        with Verdicts.opened(self._cache) as cache:
             verdicts = {key: verdict for key in questions if (verdict := cache.get(key)) is not None}
             self.spent["cached"] += len(verdicts)
             for key, verdict in verdicts.items():
@@ -306,7 +300,7 @@ class EndpointJudge(TextJudge):
                 verdicts |= _run(lambda: self._ask(left, cache))
         return {key: None if (verdict := verdicts.get(key)) == _REFUSED else verdict for key in questions}
 
-    async def _ask(self, questions: Sequence[_Question], cache: _Cache) -> dict[str, int]:
+    async def _ask(self, questions: Sequence[_Question], cache: Verdicts) -> dict[str, int]:
         """The decisions there are. The first failure ends all that is under way."""
         import anyio
         import httpx2
@@ -333,7 +327,7 @@ class EndpointJudge(TextJudge):
 
         timeout = httpx2.Timeout(self.spec.timeout, pool=None)
         async with (
-            httpx2.AsyncClient(auth=self._sign, timeout=timeout, verify=_certificates()) as client,
+            httpx2.AsyncClient(auth=self._sign, timeout=timeout) as client,
             anyio.create_task_group() as group,
         ):
             for question in questions:
@@ -360,18 +354,18 @@ class EndpointJudge(TextJudge):
         try:
             with anyio.fail_after(self.spec.patience) as scope:
                 for _ in range(1 + self.spec.repeats):
-                    said, body = await self._reply(client, question, scope.deadline)
-                    found = self._pattern.fullmatch(said.strip())
-                    verdict = _VERDICTS.get((found[1] or "").casefold()) if found else None
+                    reply, body = await self._reply(client, question, scope.deadline)
+                    match = self._pattern.fullmatch(reply.strip())
+                    verdict = _VERDICTS.get((match[1] or "").casefold()) if match else None
                     if verdict is not None:
                         return verdict
-                    question.trouble = f"the reply was {self._quoted(said or body)}"
+                    question.trouble = f"the reply was {self._quoted(reply or body)}"
         except TimeoutError:
             self._fail(f"no answer within {self.spec.patience:g} seconds: {question.trouble}", "patience")
         return None
 
     async def _reply(self, client: AsyncClient, question: _Question, deadline: float) -> tuple[str, str]:
-        """What was said, and the whole response, after as many requests as it takes."""
+        """The reply, and the whole response, after as many requests as it takes."""
         import anyio
         import httpx2
 
@@ -381,10 +375,10 @@ class EndpointJudge(TextJudge):
             self.spent["requests"] += 1
             try:
                 with anyio.fail_after(self.spec.timeout):  # httpx limits each read, of which there may be many
-                    status, headers, body = await _post(client, f"{self.spec.url}/chat/completions", content)
+                    status, headers, body = await post(client, f"{self.spec.url}/chat/completions", content)
             except (httpx2.RequestError, httpx2.InvalidURL, TimeoutError) as error:
-                question.trouble = _trouble(error, self.spec.timeout)
-                if _lasting(error, self._reached):
+                question.trouble = trouble(error, self.spec.timeout)
+                if lasting(error, self._reached):
                     self._fail(question.trouble, "url")
             else:
                 self._reached = True
@@ -399,7 +393,7 @@ class EndpointJudge(TextJudge):
                     if status in (401, 405) or (status in (403, 404) and not self._answered):
                         self._fail(question.trouble, "key" if status in (401, 403) else "request")
                     raise _Refused
-                told_to_wait = _retry_after(headers.get("Retry-After", ""))
+                told_to_wait = retry_after(headers.get("Retry-After", ""))
             if retry == self.spec.retries:
                 break
             # Unlike waits, so that what was refused at once does not come back at once.
@@ -413,12 +407,12 @@ class EndpointJudge(TextJudge):
     def _message(self, body: bytes) -> str:
         """The assistant's words in a response's body, whose bill is counted; none in what is no chat completion."""
         try:
-            completion = _Completion.model_validate_json(body)
+            completion = Completion.model_validate_json(body)
             usage = completion.usage
         except ValidationError:
             completion, usage = None, None
         try:
-            bill = _Usage.model_validate(usage)
+            bill = Usage.model_validate(usage)
         except ValidationError:
             self.spent["unmetered"] += 1
         else:
@@ -461,14 +455,6 @@ class EndpointJudge(TextJudge):
         raise UserError(what, where=where, hint=hints[why]) from None
 
 
-@functools.cache
-def _certificates() -> ssl.SSLContext:
-    """Read once: it takes 60 ms, and every batch has a client of its own."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
-
-
 def _run(work: Callable[[], Awaitable[T]]) -> T:
     """Runs asynchronous work to its end, in a thread of its own, for this one may have an event loop already, as in a
     notebook. An exception here, such as a signal's, cancels the work at once.
@@ -487,130 +473,3 @@ def _run(work: Callable[[], Awaitable[T]]) -> T:
         error.__context__ = None
         raise error.with_traceback(None)
     raise error
-
-
-async def _post(client: AsyncClient, url: str, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
-    """Status, headers and body of a response, the body no longer than any answer is."""
-    body = bytearray()
-    async with client.stream("POST", url, content=content, headers={"Content-Type": "application/json"}) as response:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > _LARGEST_BODY:
-                break
-    return response.status_code, response.headers, bytes(body[:_LARGEST_BODY])
-
-
-def _trouble(error: Exception, timeout: float) -> str:
-    import httpx2
-
-    if isinstance(error, TimeoutError | httpx2.TimeoutException):
-        return f"no response within {timeout:g} seconds"
-    return f"the connection failed ({type(error).__name__}: {error})" if str(error) else type(error).__name__
-
-
-def _lasting(error: Exception, reached: bool) -> bool:
-    """Whether an error will be the same next time. A server that has answered before may be back soon; where none has
-    ever listened, the address is wrong.
-    """
-    import httpx2
-
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, socket.gaierror):
-            return cause.errno != socket.EAI_AGAIN
-    senseless = (httpx2.UnsupportedProtocol, httpx2.InvalidURL, ssl.SSLCertVerificationError)
-    return any(isinstance(cause, senseless) for cause in causes) or (
-        isinstance(error, httpx2.ConnectError) and not reached
-    )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    yield error
-    within = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__ or error.__context__,)
-    for part in within:
-        if part is not None:
-            yield from _causes(part)
-
-
-def _retry_after(value: str) -> float:
-    """Seconds that a `Retry-After` header asks for, given as a number or a date; 0 for anything else."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-
-
-class _Part(BaseModel):
-    text: str = ""
-
-
-class _Message(BaseModel):
-    content: str | list[_Part] | None = None
-
-    @property
-    def text(self) -> str:
-        """Content may be a list of parts, of which those of text count."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-class _Choice(BaseModel):
-    message: _Message
-
-
-class _Completion(BaseModel):
-    """What counts of a chat completion."""
-
-    choices: list[_Choice] = Field(min_length=1, max_length=1)  # of several, none is the answer to one question
-    usage: Any = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(0, ge=0)
-
-
-class _Cache:
-    """Verdicts by question, in one file for all processes. Without a folder it forgets."""
-
-    def __init__(self, path: Path | None) -> None:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        # Every statement is a transaction of its own: nothing that was paid for is lost when the process is killed.
-        self.database = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
-        self.database.execute(
-            "CREATE TABLE IF NOT EXISTS verdicts (question TEXT PRIMARY KEY, verdict INTEGER NOT NULL)"
-        )
-
-    @classmethod
-    @contextmanager
-    def opened(cls, folder: Path | None) -> Iterator[_Cache]:
-        """For a while. Raises UserError when the file cannot be used."""
-        path = folder / "endpoint.sqlite" if folder is not None else None
-        try:
-            cache = cls(path)
-            with closing(cache.database):
-                yield cache
-        except (sqlite3.Error, FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UserError(
-                f"the kept answers of judge endpoints cannot be used: {error}",
-                where=str(path),
-                hint="Check the folder and the disk, or delete the file: questions are then asked again.",
-            ) from error
-
-    def get(self, question: str) -> int | None:
-        """The verdict that is kept."""
-        row = self.database.execute("SELECT verdict FROM verdicts WHERE question = ?", (question,)).fetchone()
-        return None if row is None else int(row[0])
-
-    def keep(self, question: str, verdict: int) -> int:
-        """Keep a verdict unless there is one; gives the one that is kept."""
-        self.database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (question, verdict))
-        kept = self.get(question)
-        assert kept is not None
-        return kept

@@ -111,16 +111,16 @@ class FunctionJudgeSpec(JudgeSpec):
     def build(self, given: JudgeIngredients) -> FunctionJudge:
         module = load_module(self._source(given.search), given.search)
         path = self.function.partition(":")[2]
-        found: object = module
+        target: object = module
         for part in path.split("."):
-            if not hasattr(found, part):
+            if not hasattr(target, part):
                 known = [name for name, value in vars(module).items() if inspect.isfunction(value)]
                 hint = nearest(path, known) if known else _FORM
                 raise UserError(f"the module has no '{path}'", where=f"judge function '{self.function}'", hint=hint)
-            found = getattr(found, part)
-        if not callable(found):
+            target = getattr(target, part)
+        if not callable(target):
             raise UserError(f"'{path}' is no function", where=f"judge function '{self.function}'", hint=_FORM)
-        return FunctionJudge(given.tokenizer, found, self.function)
+        return FunctionJudge(given.tokenizer, target, self.function)
 
     def _source(self, search: Path | None) -> ModuleSpec:
         return find_module(self.function.partition(":")[0], search)

@@ -75,13 +75,13 @@ class ModelJudge(Judge):
         if len(prompts.ids) <= self.chunk:  # the very same tensors are laid out once for judge, reference and policy
             forward, backward = self.model.both_orders(prompts, first, second)
             return forward.to(asked), backward.to(asked)
-        found = []
+        result = []
         # Alike lengths together, so that little of a chunk is padding.
         order = torch.argsort(prompts.lengths + first.lengths + second.lengths, stable=True)
         for index in order.split(self.chunk):
             parts = self.model.both_orders(prompts.take(index), first.take(index), second.take(index))
-            found.append(torch.stack(parts))
-        forward, backward = torch.cat(found, 1)[:, torch.argsort(order)].to(asked)
+            result.append(torch.stack(parts))
+        forward, backward = torch.cat(result, 1)[:, torch.argsort(order)].to(asked)
         return forward, backward
 
 
@@ -95,18 +95,18 @@ class _KeptAgainst(Against):
     @spending("judging")
     def margins(self, index: torch.Tensor, responses: Tokens) -> torch.Tensor:
         self.judge.calls += len(self.opponents) * len(index)
-        found = ranks.spread(self._margins, index, responses).T
+        result = ranks.map_rows(self._margins, index, responses).T
         same = [same_rows(responses, other.take(index)) for other in self.opponents]
-        return found.masked_fill(torch.stack(same), 0.0)
+        return result.masked_fill(torch.stack(same), 0.0)
 
     @torch.no_grad()
     def _margins(self, index: torch.Tensor, responses: Tokens) -> torch.Tensor:
-        found = []
+        result = []
         order = torch.argsort(self.prompts.lengths[index] + responses.lengths, stable=True)
         for part in order.split(self._chunk):
             asked = index[part].to(self._device), responses.take(part).to(self._device)
-            found.append(_difference(*self._kept.both_orders(*asked)))
-        return torch.cat(found, 1)[:, torch.argsort(order)].T.to(index.device)
+            result.append(_difference(*self._kept.both_orders(*asked)))
+        return torch.cat(result, 1)[:, torch.argsort(order)].T.to(index.device)
 
 
 def _difference(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:

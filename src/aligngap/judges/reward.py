@@ -111,14 +111,14 @@ class RewardJudge(TextJudge):
         scores = [0.0] * len(inputs)
         for start in range(0, len(order), self.batch):
             rows = order[start : start + self.batch]
-            found = self._forward([inputs[row] for row in rows])
-            if not found.isfinite().all():
+            result = self._forward([inputs[row] for row in rows])
+            if not result.isfinite().all():
                 raise UserError(
                     "the reward model gives scores that are not finite",
                     where=self.name,
                     hint="Use dtype: float32, or another model.",
                 )
-            for row, score in zip(rows, found.tolist(), strict=True):
+            for row, score in zip(rows, result.tolist(), strict=True):
                 scores[row] = score
         self.spent["texts_scored"] += len(inputs)
         return scores

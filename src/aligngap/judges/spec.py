@@ -56,8 +56,8 @@ class JudgeSpec(Pluggable):
 
 def beside(path: str, search: Path | None) -> str:
     """The path as the study file means it: from its own folder, if there is such a thing there."""
-    found = search / path if search is not None else None
-    return str(found) if found is not None and found.exists() else path
+    candidate = search / path if search is not None else None
+    return str(candidate) if candidate is not None and candidate.exists() else path
 
 
 def digest_of(path: Path) -> str:

@@ -44,12 +44,12 @@ class TrueUtilityJudge(Judge):
 
     def rated(self, prompts: Tokens, first: Tokens, second: Tokens, seed: int) -> torch.Tensor:
         """One rater's preferences: 1.0 or 0.0, with the world's rating noise, a function of seed and texts; [n]."""
-        found = []
+        ratings = []
         for rows in zip(prompts.rows(), first.rows(), second.rows(), strict=True):
             prompt, a, b = self.text(rows[0]), self.read(rows[1]), self.read(rows[2])
             rng = numpy_stream("rater", seed, prompt, a.text, b.text)
-            found.append(self.world.rate(rng, prompt, a, b))
-        return torch.tensor(found, dtype=torch.float32)
+            ratings.append(self.world.rate(rng, prompt, a, b))
+        return torch.tensor(ratings, dtype=torch.float32)
 
     def text(self, ids: list[int]) -> str:
         """Prompt ids as the world's text."""

@@ -164,7 +164,7 @@ def _outcome(request: Request) -> Outcome:
 
 def _there(stages: Sequence[Stage], store: Store, outcome: Outcome) -> tuple[bool, tuple[object, ...]]:
     """Whether there is anything to draw, and what there is to gather: while that stays the same, so does the page."""
-    visible, found = False, []
+    visible, result = False, []
     for stage in stages:
         name = stage.identity
         if store.has(name):
@@ -174,13 +174,13 @@ def _there(stages: Sequence[Stage], store: Store, outcome: Outcome) -> tuple[boo
             begun = sorted(path.name for path in store.unfinished(name).glob("pairs-*.parquet"))
             state = (name, *begun, outcome.status.get(name), outcome.reasons.get(name))
             visible |= bool(begun)
-        found.append(state)
-    return visible, tuple(found)
+        result.append(state)
+    return visible, tuple(result)
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
-    found = (folder / "results.json").stat()
-    return found.st_mtime_ns, found.st_size
+    result = (folder / "results.json").stat()
+    return result.st_mtime_ns, result.st_size
 
 
 def _page(data: StudyResults, of_what: object, final: bool, start: float) -> Page:

@@ -129,8 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(_plain(HTTPStatus.MISDIRECTED_REQUEST, "Only for localhost, and for this port."))
             return
         # The query is the page's own, so that a browser does not show an older one.
-        found = self.server.site.paths.get(urlsplit(self.path).path if self.path.startswith("/") else self.path)
-        self._send(found() if found else _plain(HTTPStatus.NOT_FOUND, "There is no such page."))
+        result = self.server.site.paths.get(urlsplit(self.path).path if self.path.startswith("/") else self.path)
+        self._send(result() if result else _plain(HTTPStatus.NOT_FOUND, "There is no such page."))
 
     def _send(self, answer: Answer) -> None:
         # What came with the request has not been read, and must not be taken for the next one.

@@ -64,20 +64,19 @@ ArmMeasure = Callable[[Answers], object]
 
 
 def values_of(measure: ArmMeasure, answers: Answers, name: str, where: str | None = None) -> torch.Tensor:
-    """What a measure says of some answers; float64 [n]. Raises UserError when it does not give a number a prompt."""
-    found = measure(answers)
-    try:
-        values = torch.as_tensor(found, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        values = None
-    what = None
-    if values is None:
-        what = f"gives {type(found).__name__}, and no list of numbers"
-    elif values.shape != (len(answers),):
-        what = f"gives {list(values.shape)} numbers for {len(answers)} prompts"
-    elif values.isinf().any():
-        what = f"gives an infinite number for prompt {int(answers.numbers[values.isinf()][0])}"
-    if values is None or what:
+    """A measure of some answers, float64 [n]. Raises UserError when it does not give a number a prompt."""
+
+    def fault(what: str) -> UserError:
         hint = "A measure gives one number a prompt, [n]; NaN where there is none."
-        raise UserError(f"the measure '{name}' {what}", where=where, hint=hint)
+        return UserError(f"the measure '{name}' {what}", where=where, hint=hint)
+
+    result = measure(answers)
+    try:
+        values = torch.as_tensor(result, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise fault(f"gives {type(result).__name__}, and no list of numbers") from error
+    if values.shape != (len(answers),):
+        raise fault(f"gives {list(values.shape)} numbers for {len(answers)} prompts")
+    if values.isinf().any():
+        raise fault(f"gives an infinite number for prompt {int(answers.numbers[values.isinf()][0])}")
     return values

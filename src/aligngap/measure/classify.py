@@ -20,7 +20,7 @@ def pair_log_probs(policy: Policy, pairs: PairBatch, chunk: int = 32) -> torch.T
         part = pairs.take(index).to(policy.device)
         return torch.stack(policy.log_probs(part.prompts, [part.first, part.second])).cpu().double()
 
-    return torch.cat(ranks.chunked(scored, len(pairs), chunk), 1)
+    return torch.cat(ranks.map_chunks(scored, len(pairs), chunk), 1)
 
 
 def correct(first: torch.Tensor, second: torch.Tensor, preference: torch.Tensor) -> torch.Tensor:

@@ -27,4 +27,4 @@ def sequence_kl(policy: Policy, reference: Policy, prompts: Tokens, responses: T
         per_position = (log_p.exp() * (log_p - log_q)).sum(-1)
         return (per_position * response.mask().to(per_position.device)).sum(-1).cpu()
 
-    return torch.cat(ranks.chunked(part, len(prompts.ids), chunk))
+    return torch.cat(ranks.map_chunks(part, len(prompts.ids), chunk))

@@ -16,11 +16,11 @@ _CHUNK = 32
 def sft_log_prob(answers: Answers) -> torch.Tensor:
     """log pi_sft of each response, summed over its tokens, in nats: how likely SFT is to say what the policy says."""
     device = answers.reference.device
-    found = [
+    parts = [
         answers.reference.log_probs(answers.prompts.take(part).to(device), [answers.responses.take(part).to(device)])[0]
         for part in torch.arange(len(answers)).split(_CHUNK)
     ]
-    return torch.cat(found).cpu()
+    return torch.cat(parts).cpu()
 
 
 def repetition(answers: Answers) -> list[float]:

@@ -69,17 +69,17 @@ def typicality(policy: Policy, prompts: Tokens, responses: Tokens, chunk: int = 
 def _sums(logits: torch.Tensor, response: Tokens) -> torch.Tensor:
     """log_prob, entropy, variance, first, last; float64 [5, n]. Rows at a time, so that a large vocabulary fits."""
     rows, width, vocabulary = logits.shape
-    found = []
+    parts = []
     for index in torch.arange(rows, device=logits.device).split(max(1, _NUMBERS_AT_ONCE // (width * vocabulary))):
         # A token that a model forbids has -inf, and 0 times that is no number.
         log_p = logits[index].double().log_softmax(-1).clamp(min=-1e9)
         weighted = log_p.exp() * log_p
         entropy = -weighted.sum(-1)
         variance = ((weighted * log_p).sum(-1) - entropy.square()).clamp(min=0)
-        said = log_p.gather(-1, response.ids[index, :, None])[..., 0]
+        log_prob = log_p.gather(-1, response.ids[index, :, None])[..., 0]
         real = response.mask()[index]
-        excess = -said - entropy
+        excess = -log_prob - entropy
         last = excess.gather(-1, (response.lengths[index, None] - 1).clamp(min=0))[:, 0]
-        sums = [torch.where(real, part, 0.0).sum(-1) for part in (said, entropy, variance)]
-        found.append(torch.stack([*sums, excess[:, 0], last]))
-    return torch.cat(found, 1)
+        sums = [torch.where(real, part, 0.0).sum(-1) for part in (log_prob, entropy, variance)]
+        parts.append(torch.stack([*sums, excess[:, 0], last]))
+    return torch.cat(parts, 1)

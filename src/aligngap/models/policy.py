@@ -71,7 +71,7 @@ class Policy:
         noise, so several ranks can share the prompts. Another engine (continuous batching, vLLM) would stand here.
         """
         with self.weights_in_place():
-            return ranks.spread(
+            return ranks.map_rows(
                 lambda prompts, noise: self._sample(prompts, samples, noise.flatten(0, 1)),
                 prompts,
                 noise.unflatten(0, (len(prompts.ids), samples)),

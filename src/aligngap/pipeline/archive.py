@@ -138,8 +138,8 @@ def unpack_one(file: Path, store: Store, name: str, *, finished: bool) -> None:
     """
     with store.incoming() as staging:
         _extract(file, staging)
-        found = {top.name: list(_folders(top)) for top in _folders(staging).values()}
-        if found != {_TOPS[finished]: [name]}:
+        result = {top.name: list(_folders(top)) for top in _folders(staging).values()}
+        if result != {_TOPS[finished]: [name]}:
             raise _refused(file, f"it does not hold {name}")
         path = staging / _TOPS[finished] / name
         if finished:
@@ -249,17 +249,17 @@ def _members(stream: IO[bytes], file: Path, into: Path) -> dict[str, tuple[str, 
     for wanted, (digest, size) in index.items():
         if _header(stream, file) != (wanted, size):
             raise _refused(file, f"its next member is not the {wanted} of {size:,} bytes that {_INDEX} lists")
-        found = hashlib.sha256()
+        result = hashlib.sha256()
         with disk_errors(into, strict=True):
             target = into / wanted
             target.parent.mkdir(parents=True, exist_ok=True)
             output = open(target, "xb")  # noqa: SIM115 - what follows reads as well, and its errors are others
         with output:
             for chunk in _contents(stream, size):
-                found.update(chunk)
+                result.update(chunk)
                 with disk_errors(into, strict=True):
                     output.write(chunk)
-        if found.hexdigest() != digest:
+        if result.hexdigest() != digest:
             raise _refused(file, f"{wanted} is altered")
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise _refused(file, f"it holds more than {_INDEX} lists")

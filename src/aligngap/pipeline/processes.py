@@ -1,4 +1,4 @@
-"""Processes of this machine: how they are started, how they end with their parent, how they are said to have died.
+"""Processes of this machine: how they are started, how they end with their parent, how their deaths are told.
 
 Light to import: some of these processes are to be there before the libraries that they load.
 """
@@ -18,6 +18,7 @@ from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # A process that is told to stop gets this long to put its files away.
 GRACE = 5.0
@@ -53,42 +54,60 @@ class Child:
             raise
         finally:
             theirs.close()
-        self._ended: int | None = None
 
     @property
     def pid(self) -> int | None:
         """Its number among the system's processes, while it lives."""
-        return None if self._ended is not None else self._process.pid
+        return self._process.pid if self._process.is_alive() else None
 
     def terminate(self) -> None:
         """Tell it to put its files away and end."""
-        if self._ended is None:
-            self._process.terminate()
+        self._process.terminate()
 
     def kill(self) -> None:
         """End it at once."""
-        if self._ended is None:
-            self._process.kill()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it has ended within this time."""
-        if self._ended is None:
-            self._process.join(seconds)
-        return self._ended is not None or not self._process.is_alive()
+        self._process.kill()
 
     def end(self, seconds: float = 0.0) -> str:
         """Give it so long to end, then kill it, and close the pipe. What its end says, for a process that ended without
         a word.
         """
-        if self._ended is None:
-            if not self.wait(seconds):
-                self._process.kill()
-            self._process.join()
-            assert self._process.exitcode is not None
-            self._ended = self._process.exitcode
-            self._process.close()
-            self.pipe.close()
-        return death(self._ended)
+        self._process.join(seconds)
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+        return death(self._process.exitcode or 0)
+
+
+Message = tuple[Any, ...]
+"""What a process reports: a word, and what belongs to it."""
+
+
+class Reporter(Child):
+    """A child that sends ("progress", ...) any number of times and then one last message."""
+
+    _last: Message | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last message has been read."""
+        return self.pipe.closed
+
+    def read(self, seconds: float = 0.0) -> Message | None:
+        """The next message, or None when there is none within this time. The last one comes when the process has ended;
+        it is ("vanished", how it died) of one that ended without it.
+        """
+        if not self.pipe.poll(seconds):
+            return None
+        try:
+            message: Message = self.pipe.recv()
+        except (EOFError, OSError):  # it has closed its end: it is dead or about to be
+            died = self.end(GRACE)
+            return self._last or ("vanished", died)
+        if message[0] == "progress":
+            return message
+        self._last = message
+        return None
 
 
 def _start(process: BaseProcess) -> None:

@@ -40,8 +40,8 @@ class RemoteCache:
 
         self.url = url
         with self._errors("cannot be used"):
-            found: Any = fsspec.core.url_to_fs(url, use_listings_cache=False)
-            self._files, self._root = found[0], str(found[1]).rstrip("/")
+            resolved: Any = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            self._files, self._root = resolved[0], str(resolved[1]).rstrip("/")
 
     def has(self, identity: str) -> bool:
         """Whether there is an artefact, whole or not."""
@@ -116,6 +116,6 @@ class RemoteCache:
         except UserError:
             raise
         except Exception as error:
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            words = f"{type(error).__name__}: {error}".splitlines()[0]
             hint = "See to the address, its library (s3fs for s3://) and your rights there, on every node."
-            raise UserError(f"it {what}: {said}", where=self.url, hint=hint) from error
+            raise UserError(f"it {what}: {words}", where=self.url, hint=hint) from error

@@ -23,13 +23,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from aligngap.errors import UserError, unwritable
+from aligngap.errors import UserError
 from aligngap.pipeline import RUNS
 from aligngap.pipeline.executors.progress import Ledger, Spent, activities, time_spent
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.status import SCHEMA, checked_status, memory_kills, without_a_word, writable
-from aligngap.store.disk import read_json, write_json
+from aligngap.store.disk import disk_errors, read_json, write_json
 from aligngap.store.locks import kept_free
 from aligngap.store.reading import is_file, is_there, readable
 from aligngap.store.store import Store
@@ -66,7 +66,7 @@ class RunDirectory:
         """
         wanted: dict[str, Any] = json.loads(json.dumps(study))  # tuples become lists, as they will be when read back
         _refuse_others(folder, wanted)  # before anything is created there
-        with unwritable(folder, _ELSEWHERE):
+        with disk_errors(folder, strict=True):
             folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _refuse_others(folder, wanted)  # another process may have begun meanwhile
@@ -287,10 +287,10 @@ def _refuse_others(folder: Path, wanted: dict[str, Any]) -> None:
 def _is_lock(path: Path) -> bool:
     """Whether it is what this package locks, or not there: an empty file. Anything else is somebody's."""
     try:
-        found = path.lstat()
+        result = path.lstat()
     except FileNotFoundError:
         return True
-    return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    return stat.S_ISREG(result.st_mode) and result.st_size == 0
 
 
 def _lost(folder: Path) -> str:

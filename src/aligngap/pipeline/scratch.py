@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from aligngap.errors import UserError
 from aligngap.models.build import Architecture, parameter_count, random_model
@@ -23,54 +22,47 @@ from aligngap.train.supervised import Report, fit, sft_loss
 from aligngap.types import PairBatch, Tokens
 
 
-class ScratchSpec(BaseModel):
-    """A base's shape and vocabulary; `optim`: how it learns the train split's texts, null for random weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    shape: Architecture
-    vocabulary: int
-    optim: OptimSpec | None
-    seed: int = 0
-
-
-def scratch(data: DatasetSpec, spec: ScratchSpec, out: Path, report: Report) -> dict[str, float]:
+def scratch(
+    data: DatasetSpec, shape: Architecture, vocabulary: int, optim: OptimSpec | None, out: Path, report: Report
+) -> dict[str, float]:
     """Make a base and save it, with its tokenizer, to `out` as a Hugging Face folder, whole or not at all. Nothing of
     the held-out prompts is read into it. Returns its measures: parameters, tokens of its vocabulary, pairs it was made
     from, last loss.
 
+    vocabulary: tokens, at most. optim: how it learns the train split's texts; None for random weights.
+
     Raises UserError for data that cannot be read, a shape that is none, and a folder that is not empty.
     """
-    width, odd = divmod(spec.shape.hidden, spec.shape.heads)
+    width, odd = divmod(shape.hidden, shape.heads)
     if odd or width % 2:
         raise UserError(
-            f"{spec.shape.heads} heads do not share a width of {spec.shape.hidden} in even parts",
+            f"{shape.heads} heads do not share a width of {shape.hidden} in even parts",
             where="--heads",
             hint="Give a width that is a multiple of twice the heads.",
         )
     with new_folder(out) as half:
         pairs = list(train_pairs(data))
         texts = (text for pair in pairs for text in (prompt_text(pair.prompt), pair.first, pair.second))
-        tokenizer = byte_tokenizer(texts, spec.vocabulary)
-        model = random_model(spec.shape, len(tokenizer), spec.seed, purpose="scratch").eval()
-        found: dict[str, float] = {
+        tokenizer = byte_tokenizer(texts, vocabulary)
+        model = random_model(shape, len(tokenizer), 0, purpose="scratch").eval()
+        measures: dict[str, float] = {
             "parameters": parameter_count(model),
             "vocabulary": len(tokenizer),
             "pairs": len(pairs),
         }
-        if spec.optim is not None:
+        if optim is not None:
             policy = Policy(model, end_tokens(tokenizer), 1)
-            documents = _documents((item for item in encode(pairs, tokenizer, Tally()) if item), spec.shape.context)
+            documents = _documents((item for item in encode(pairs, tokenizer, Tally()) if item), shape.context)
 
             def watched(done: int, total: int, metrics: Mapping[str, float]) -> None:
-                found.update(metrics)
+                measures.update(metrics)
                 report(done, total, metrics)
 
-            source = Recorded(documents, prompt_schedule(spec.seed))
-            fit(model, lambda batch, step: sft_loss(policy, batch), source, spec.optim, watched)
+            source = Recorded(documents, prompt_schedule(0))
+            fit(model, lambda batch, step: sft_loss(policy, batch), source, optim, watched)
         model.save_pretrained(half)
         tokenizer.save_pretrained(half)
-    return found
+    return measures
 
 
 def _documents(items: Iterator[Encoded], context: int) -> PairBatch:

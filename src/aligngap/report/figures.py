@@ -120,7 +120,7 @@ def _extents(points: pl.DataFrame) -> pl.DataFrame:
     the points in the usual range of KL; with `all_` before them over all points. Null where it has none.
     """
     drawn = points.filter(pl.col("kl") > 0)
-    found = drawn.select("run").unique(maintain_order=True)
+    result = drawn.select("run").unique(maintain_order=True)
     for prefix, part in (("", drawn.filter(pl.col("kl") <= usual_kl(points))), ("all_", drawn)):
         columns = [
             (pl.col("kl").min() * 0.8).alias(f"{prefix}from_kl"),
@@ -131,8 +131,8 @@ def _extents(points: pl.DataFrame) -> pl.DataFrame:
             low, high = ((rates.min() - 0.03) / 0.05).floor() * 0.05, ((rates.max() + 0.03) / 0.05).ceil() * 0.05
             columns.append(low.clip(0, 1).round(2).alias(f"{prefix}from_{opponent}"))
             columns.append(high.clip(0, 1).round(2).alias(f"{prefix}to_{opponent}"))
-        found = found.join(part.group_by("run").agg(columns), on="run", how="left")
-    return found
+        result = result.join(part.group_by("run").agg(columns), on="run", how="left")
+    return result
 
 
 def reach(runs: Sequence[Mapping[str, Any]], opponent: str, *, whole: bool = False) -> dict[str, float]:

@@ -81,7 +81,7 @@ def _arranged(frame: pl.DataFrame, runs: pl.DataFrame, keys: list[tuple[Any, Any
     prompts: list[dict[str, Any]] = [
         {"split": split, "number": n, "text": None, "sft": None, "golden_policy": None} for split, n in keys
     ]
-    found: dict[tuple[Any, Any, Any], list[list[Any]]] = {}
+    result: dict[tuple[Any, Any, Any], list[list[Any]]] = {}
     for row in frame.join(order, on=["split", "prompt_number"], how="semi").iter_rows(named=True):
         index = position[row["split"], row["prompt_number"]]
         scores = [row[name] for name in ("utility", "margin_golden", "margin_proxy", "win_golden_policy_golden")]
@@ -92,15 +92,15 @@ def _arranged(frame: pl.DataFrame, runs: pl.DataFrame, keys: list[tuple[Any, Any
         ]
         prompts[index]["text"] = _sample_text(row["prompt"])
         if row["who"] == "policy":
-            found.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells])
+            result.setdefault((row["arm"], row["seed"], row["step"]), []).append([index, *cells])
         elif row["who"] in prompts[index]:
             prompts[index][row["who"]] = cells
     marks = {(row["arm"], row["seed"]): row for row in runs.to_dicts()}
     place = {arm: index for index, arm in enumerate(dict.fromkeys(runs["arm"].to_list()))}
     entries = []
-    for arm, seed, step in sorted(found, key=lambda key: (place.get(key[0], len(place)), key[1] or 0, key[2] or 0)):
+    for arm, seed, step in sorted(result, key=lambda key: (place.get(key[0], len(place)), key[1] or 0, key[2] or 0)):
         mark = marks.get((arm, seed), {})
         peak, end = (step is not None and step == mark.get(f"{what}_step") for what in ("peak", "end"))
-        rows = sorted(found[arm, seed, step], key=lambda cells: int(cells[0]))
+        rows = sorted(result[arm, seed, step], key=lambda cells: int(cells[0]))
         entries.append({"arm": arm, "seed": seed, "step": step, "rows": rows, "peak": peak, "end": end})
     return {"prompts": prompts, "runs": entries}

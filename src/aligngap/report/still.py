@@ -25,6 +25,8 @@ def image_spec(
     data: StudyResults, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy"
 ) -> dict[str, Any]:
     """A figure built with `Theme.for_images`, as one Vega-Lite specification with its data inside."""
+    import altair as alt
+
     from aligngap.report.specs import DEFAULTS
 
     theme = Theme.for_images(data)
@@ -60,7 +62,7 @@ def image_spec(
     subtitle += [f"against {OPPONENT_NAMES[figure.against or opponent]}"] if figure.span else []
     subtitle += ["SMOKE RUN: THE NUMBERS MEAN NOTHING"] if data.smoke else []
     return {
-        "$schema": _schema(),
+        "$schema": str(alt.SCHEMA_URL),
         "title": {
             "text": textwrap.wrap(figure.title, 34 * len(views[:_PER_ROW]) + 30) or [""],
             "subtitle": [" · ".join(subtitle), *notes],
@@ -172,19 +174,15 @@ def draw(
 
 def image_svg(data: StudyResults, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy") -> str:
     """A figure as SVG text; also what a reader without scripts sees in the page."""
-    return _svg(image_spec(data, figure, split=split, opponent=opponent))
+    return svg_of(image_spec(data, figure, split=split, opponent=opponent))
 
 
-def _schema() -> str:
+def svg_of(spec: dict[str, Any]) -> str:
+    """A Vega-Lite specification as SVG text, by the version that altair writes."""
     import altair as alt
-
-    return str(alt.SCHEMA_URL)
-
-
-def _svg(spec: dict[str, Any]) -> str:
     import vl_convert
 
-    version = ".".join(_schema().rsplit("/v", 1)[1].split(".")[:2])
+    version = ".".join(str(alt.SCHEMA_URL).rsplit("/v", 1)[1].split(".")[:2])
     return str(vl_convert.vegalite_to_svg(spec, vl_version=version))
 
 

@@ -81,14 +81,14 @@ def styles(names: Sequence[str], families: Sequence[str] = ()) -> dict[str, Styl
     known = _FAMILY_STYLES | (styles(families) if families else {})
     known |= {family_name(family).lower(): style for family, style in known.items()}
     known |= {JUDGE_NAMES[judge].lower(): style for judge, style in judge_styles().items()}
-    found = {name: known[key] for name in names for key in (name, name.lower()) if key in known}
+    result = {name: known[key] for name in names for key in (name, name.lower()) if key in known}
     # Solid lines are for what is known, where there is any.
-    dashes = _DASHES if found else (_SOLID, *_DASHES)
-    for index, name in enumerate(name for name in names if name not in found):
+    dashes = _DASHES if result else (_SOLID, *_DASHES)
+    for index, name in enumerate(name for name in names if name not in result):
         hue = _SPARE_HUES[index % len(_SPARE_HUES)]
         dash = dashes[index // len(_SPARE_HUES) % len(dashes)]
-        found[name] = Style(hue, _SHAPES[index % len(_SHAPES)], dash)
-    return {name: found[name] for name in names}
+        result[name] = Style(hue, _SHAPES[index % len(_SHAPES)], dash)
+    return {name: result[name] for name in names}
 
 
 def judge_styles() -> dict[str, Style]:

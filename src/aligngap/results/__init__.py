@@ -1,5 +1,5 @@
 """What a study has measured and concluded, as it is written to a folder and read from it: `results.json` and the tables
-beside it. Whoever makes results makes these types; whoever shows results reads them and nothing else.
+beside it. Makers of results make these types; everything that shows results reads them and nothing else.
 """
 
 from aligngap.results._values import name_of, number, plain, shortened

@@ -55,10 +55,10 @@ def _task(content: Any, golden: Mapping[str, float]) -> Any:
     experiments = content.get("experiments", {})
     if isinstance(experiments, Mapping):
         experiments = {
-            name: {**found, "holm": adjusted.get(name), "power": found.get("power") or None}
-            if isinstance(found, Mapping)
-            else found
-            for name, found in experiments.items()
+            name: {**result, "holm": adjusted.get(name), "power": result.get("power") or None}
+            if isinstance(result, Mapping)
+            else result
+            for name, result in experiments.items()
         }
     # A stage may state the golden policy's KL where no arm does.
     stated = number(_mapping(_mapping(content.get("stages")).get("golden_policy")).get("kl"))
@@ -76,8 +76,8 @@ def _points(run: int, task: str, arm: Mapping[str, Any]) -> Iterator[dict[str, A
         row = about | {"step": _whole(point.get("step")), "split": _text(point.get("split"))}
         row |= {name: number(point.get(name)) for name in ("kl", "kl_se", *MEASURES)}
         row |= {"pairs": _whole(point.get("pairs"))}
-        for name, found in _mapping(point.get("measures")).items():
-            cell = _mapping(found)
+        for name, result in _mapping(point.get("measures")).items():
+            cell = _mapping(result)
             values = (number(cell.get("mean")), number(cell.get("se")), _whole(cell.get("n")))
             row |= dict(zip(measure_columns(name), values, strict=True))
         wins = _mapping(point.get("wins"))
@@ -100,8 +100,8 @@ def _list(value: object) -> list[Any]:
 
 
 def _whole(value: object) -> int | None:
-    found = number(value)
-    return None if found is None or abs(found) >= 2**53 else int(found)
+    result = number(value)
+    return None if result is None or abs(result) >= 2**53 else int(result)
 
 
 def _text(value: object) -> str | None:

@@ -68,10 +68,10 @@ def place(value: object) -> float | str | None:
 
 
 def _whole(value: object) -> int | None:
-    found = _number(value)
-    if found is not None and (not found.is_integer() or abs(found) >= _LARGEST):
+    result = _number(value)
+    if result is not None and (not result.is_integer() or abs(result) >= _LARGEST):
         raise ValueError(f"not a whole number below 2^53: {value!r:.40}")
-    return None if found is None else int(found)
+    return None if result is None else int(result)
 
 
 def _text(value: object) -> object:

@@ -89,16 +89,16 @@ def for_readers(results: StudyResults) -> StudyResults:
 
 def _key(value: Any, place: Sequence[str | int]) -> str:
     """The dotted key of a place, with the name of what is listed by name."""
-    found = []
+    result = []
     for part in place:
         known = list(value)[part] if isinstance(value, Mapping) and isinstance(part, int) else part
         try:
             value = value[known]
         except (LookupError, TypeError):  # a key that is missing, or a branch of a choice between types
-            found.append(f".{known}")
+            result.append(f".{known}")
             break
-        found.append(f"[{known}]" if isinstance(known, int) else f".{known}")
-    return "".join(found).lstrip(".")
+        result.append(f"[{known}]" if isinstance(known, int) else f".{known}")
+    return "".join(result).lstrip(".")
 
 
 def _json(path: Path) -> dict[str, Any]:

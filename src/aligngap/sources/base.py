@@ -22,7 +22,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class SourceCost:
-    """What a source has spent so far: tokens sampled from policies, pairs a judge was asked about, and what else the
+    """What a source has cost so far: tokens sampled from policies, pairs a judge was asked about, and what else the
     judge's answers cost (`Judge.spent`).
     """
 
@@ -35,7 +35,10 @@ class SourceCost:
 class PairSource(Protocol):
     """Supplies labelled pairs, batch by batch."""
 
-    cost: SourceCost
+    @property
+    def cost(self) -> SourceCost:
+        """What it has cost so far."""
+        ...
 
     def next_batch(self, n: int) -> PairBatch:
         """The next n pairs. A pure function of the source's specification, its state and, for live sources, the

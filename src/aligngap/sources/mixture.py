@@ -38,10 +38,6 @@ class Mixture:
             spent.update(cost.judge_spent)
         return SourceCost(sum(c.tokens_sampled for c in costs), sum(c.judge_calls for c in costs), dict(spent))
 
-    @cost.setter
-    def cost(self, value: SourceCost) -> None:
-        raise AttributeError("a mixture's cost is its sources'")
-
     def next_batch(self, n: int) -> PairBatch:
         rng = numpy_stream("mixture", self._seed, self._batch)
         self._batch += 1

@@ -19,7 +19,7 @@ def in_sequence(length: int, epoch: int) -> torch.Tensor:
 
 
 def uniform(*key: Key) -> Order:
-    """Uniformly shuffled, anew each epoch."""
+    """Uniformly shuffled, differently in each epoch."""
     return lambda length, epoch: torch.from_numpy(numpy_stream(*key, epoch).permutation(length))
 
 

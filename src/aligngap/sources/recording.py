@@ -19,10 +19,6 @@ class Recording:
         """The wrapped source's cost."""
         return self._source.cost
 
-    @cost.setter
-    def cost(self, value: SourceCost) -> None:
-        self._source.cost = value
-
     def next_batch(self, n: int) -> PairBatch:
         batch = self._source.next_batch(n)
         self._batches.append(batch)

@@ -48,8 +48,8 @@ STEPS = Budget("steps", "optimiser steps", "steps")
 """Optimiser steps of the arm from the SFT policy on; those of SFT, judges and other arms are not counted."""
 JUDGE_CALLS = Budget("judge_calls", "judge calls", "pairs")
 """Pairs that a judge has labelled for what the arm has trained on, from step 0 on. A live source asks its judge about
-each pair. A recorded pair was labelled once, when the data were made, and counts when it is first used, whoever
-labelled it (golden, proxy or rater); seen again it costs nothing. Evaluation's calls are not counted.
+each pair. A recorded pair was labelled once, when the data were made, and counts when it is first used, be
+its labels golden's, a proxy's or raters'; seen again it costs nothing. Evaluation's calls are not counted.
 """
 LABELS = Budget("labels", "labels", "pairs")
 """Labels of golden (or of raters, where golden labels nothing) that the arm rests on. Where golden itself labels the
@@ -93,8 +93,8 @@ class Run:
         shapes = {budget: amount.shape for budget, amount in self.budgets.items()}
         allowed = (self.win.shape[:1], self.win.shape)
         if self.win.ndim != 2 or self.steps.shape != allowed[0] or not set(shapes.values()) <= set(allowed):
-            found = f"steps {self.steps.shape}, win {self.win.shape}, budgets {shapes}"
-            raise ValueError(f"{name}: expected steps [K], win [K, N], budgets [K] or [K, N]; got {found}")
+            result = f"steps {self.steps.shape}, win {self.win.shape}, budgets {shapes}"
+            raise ValueError(f"{name}: expected steps [K], win [K, N], budgets [K] or [K, N]; got {result}")
         if len(set(self.steps.tolist())) != len(self.steps):
             raise ValueError(f"{name}: a checkpoint step appears twice")
         if np.any((self.win < 0) | (self.win > 1)):

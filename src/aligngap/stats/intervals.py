@@ -77,6 +77,29 @@ class Estimate:
     seed_values: Floats = field(default_factory=lambda: np.empty(0), compare=False, repr=False)  # [n_seeds]
     prompt_se: float = field(default=np.nan, compare=False, repr=False)  # of the seed mean, prompts alone
 
+    def __format__(self, spec: str) -> str:
+        """Value and interval, each as `spec` has numbers: for `.1%` it is `12.3% [8.1%, 16.0%]`, `12.3% [no interval]`
+        where that was withheld, or `(no data)`.
+        """
+        if np.isnan(self.value):
+            return "(no data)"
+        interval = "no interval" if np.isnan(self.low) else f"{self.low:{spec}}, {self.high:{spec}}"
+        return f"{self.value:{spec}} [{interval}]"
+
+    def across(self, items: str = "prompts") -> str:
+        """What the interval covers, in words; `items`: what the estimate counts as its prompts."""
+        if self.n_seeds == 1:
+            return f"1 seed: the interval covers the {self.n_prompts} {items} only, not another training run"
+        note = ", few: read the interval with care" if self.n_seeds < 5 else ""
+        return f"{self.n_seeds} seeds{note}, {self.n_prompts} {items}"
+
+    def clipped(self, low: float, high: float) -> Estimate:
+        """The same with its interval within what the statistic can be: draws are centred on the value, and may pass
+        that.
+        """
+        ends = np.clip([self.low, self.high], low, high).tolist()
+        return replace(self, low=ends[0], high=ends[1])
+
     def noted(self, text: str) -> Estimate:
         """The same with `text`, if any, at the end of its note."""
         return replace(self, note="; ".join(filter(None, [self.note, text])))
@@ -227,8 +250,7 @@ class Sample:
             {name: [curves(run, weights) for run in group if run.seed == seed] for name, group in groups.items()}
             for seed in shared
         ]
-        judged = np.any([np.isfinite(run.win).any(axis=0) for run in runs], axis=0) if runs else np.empty(0)
-        return cls(seeds, int(judged.sum()), resampler.replicates, notes)
+        return cls(seeds, _judged([run.win for run in runs]), resampler.replicates, notes)
 
     def at(self, seed: int, replicate: int) -> Seed:
         """The curves of a seed, by its place, in a replicate."""

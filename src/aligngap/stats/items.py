@@ -44,12 +44,12 @@ def item_estimate(
         ValueError: a bad `replicates` or `level`.
     """
     Resampler(rng, replicates, level)  # refuses bad settings
-    kept = {seed: found[np.isfinite(found)] for seed, found in values.items()}
-    present = [found for found in kept.values() if len(found)]
+    kept = {seed: result[np.isfinite(result)] for seed, result in values.items()}
+    present = [result for result in kept.values() if len(result)]
     notes = [f"{len(kept) - len(present)} seed(s) without data left out"] if len(present) < len(kept) else []
     if not present:
         return Estimate(np.nan, np.nan, np.nan, 0, 0, 0, "; ".join(["no data", *notes]))
-    means, count = np.array([found.mean() for found in present]), sum(map(len, present))
+    means, count = np.array([result.mean() for result in present]), sum(map(len, present))
     n_seeds, tail = len(present), (1 - level) / 2
     if n_seeds == 1:
         weights = rng.multinomial(count, np.full(count, 1 / count), size=replicates)

@@ -161,10 +161,10 @@ def _read_manifest(path: Path, identity: str) -> dict[str, tuple[str, int]]:
 
 def _compare(path: Path, digest: str | None, size: int) -> str | None:
     try:
-        found = path.stat().st_size
-        if found < size:
-            return f"truncated: {found} of {size} bytes"
-        if found > size or (digest is not None and file_digest(path) != digest):
+        result = path.stat().st_size
+        if result < size:
+            return f"truncated: {result} of {size} bytes"
+        if result > size or (digest is not None and file_digest(path) != digest):
             return "altered"
     except PermissionError as error:
         raise unreadable(error, path) from error

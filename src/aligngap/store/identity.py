@@ -101,7 +101,7 @@ def content_digest(path: str | os.PathLike[str]) -> str:
     """
     place = Path(os.path.abspath(path))
     files = [place] if place.is_file() else sorted(file for _, file in _visible_files(place))
-    seen = tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files)
+    seen = tuple((str(file), (outcome := file.stat()).st_size, outcome.st_mtime_ns, outcome.st_ino) for file in files)
     return _content_digest(place, seen)
 
 

@@ -255,7 +255,7 @@ class Store:
 
     def users(self) -> list[User]:
         """All run folders that were ever registered. Raises UserError when an entry cannot be read."""
-        found = []
+        result = []
         for entry in _entries(self._users):
             if entry.suffix != ".json" or entry.name.startswith("."):
                 continue
@@ -270,8 +270,8 @@ class Store:
                 raise UserError("it does not say which run it is of", where=str(entry), hint=hint) from error
             # Seen from another machine, or while a disk is away, a run's folder may only seem to be gone.
             gone = is_gone(folder) and is_there(folder.parent) and machine == _machine()
-            found.append(User(folder, identities, gone, entry))
-        return found
+            result.append(User(folder, identities, gone, entry))
+        return result
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -320,14 +320,14 @@ class Store:
         dry_run: only say what would go.
         """
         artefacts = [self.root / name for name in self.identities()]
-        found = [
+        result = [
             self._free(folder, folder.name, what, dry_run)
             for what, folders in (("artefact", artefacts), ("step checkpoint", _entries(self._partial)))
             for folder in folders
             if is_name(folder.name) and folder.name not in keep
         ]
         asides = _entries(self._aside)
-        return found + [self._free(path, path.name.rpartition(".")[0], "set aside", dry_run) for path in asides]
+        return result + [self._free(path, path.name.rpartition(".")[0], "set aside", dry_run) for path in asides]
 
     def _free(self, folder: Path, identity: str, what: str, dry_run: bool) -> Freed:
         with readable(folder):

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 
 from aligngap.models.tokenizer import TEMPLATE_DAY, written_by_template
-from aligngap.tasks.formats import Dropped, Message, PromptText, TextPair, keys_of
+from aligngap.tasks.formats import TextPair
+from aligngap.tasks.messages import Dropped, Message, PromptText, keys_of
 
 _ANSWER = "\ue000"  # private use: no template contains it, none changes it
 _NAMES = {"user": "Human"}
@@ -88,8 +89,8 @@ class _Template:
         self._tools = json.loads(pair.tools) if pair.tools else None
 
     def written(self) -> WrittenPair:
-        head, found, tail = self._whole(_ANSWER, "").partition(_ANSWER)
-        if not found or _ANSWER in tail:
+        head, mark, tail = self._whole(_ANSWER, "").partition(_ANSWER)
+        if not mark or _ANSWER in tail:
             raise Dropped("the chat template does not write an answer once")
         prompt, gap, notes = self._opening(head)
         answers = []
@@ -151,8 +152,8 @@ def _check_turns(pair: TextPair, written: WrittenPair) -> None:
     assert not isinstance(pair.prompt, str)
     for message in pair.prompt:
         # Templates may leave out what an earlier answer thought.
-        said = message.content.rsplit("</think>", 1)[-1].strip()
-        if message.role in ("system", "user", "assistant") and said and said[-_SHOWN:] not in written.prompt:
+        text = message.content.rsplit("</think>", 1)[-1].strip()
+        if message.role in ("system", "user", "assistant") and text and text[-_SHOWN:] not in written.prompt:
             raise Dropped(f"the chat template leaves out a turn of the {message.role}")
 
 

@@ -7,7 +7,7 @@ however long they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -41,8 +41,7 @@ class Leak(NamedTuple):
 class Contents:
     """What `check` found. Shares are of the pairs counted beside them, and None where that count is 0.
 
-    dropped: reason -> count and the first rows; notes: the same of what is kept otherwise than written; unused_columns:
-    rows that hold something in a column that nothing reads; warnings: of these, what nobody should overlook.
+    tally: what became of the rows; warnings: of that, what nobody should overlook.
     facts: what tokenizer and template do to any conversation; written_ends: answers in which the data wrote an end
     token. lengths: prompt, chosen, rejected -> quantiles, in `unit`; responses in tokens count the end token.
     over_limit: prompts and responses that the limits of the specification would cut, and pairs that would be dropped
@@ -56,11 +55,8 @@ class Contents:
     source: str
     format: str
     about: str
-    read: int
     kept: int
-    dropped: Mapping[str, Mapping[str, Any]]
-    notes: Mapping[str, Mapping[str, Any]]
-    unused_columns: Mapping[str, int]
+    tally: Tally
     warnings: tuple[str, ...]
     facts: tuple[str, ...]
     written_ends: int | None
@@ -86,20 +82,20 @@ class Contents:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as `check --json` prints them."""
-        return {**asdict(self), "leaks": [leak._asdict() for leak in self.leaks]}
+        own = {name: value for name, value in vars(self).items() if name != "tally"}
+        return own | {"leaks": [leak._asdict() for leak in self.leaks]} | self.tally.as_json()
 
     def sections(self) -> Iterator[tuple[str, list[str]]]:
         """The same for people: heading and lines."""
         if self.warnings:
             yield "WARNING", list(self.warnings)
         yield "schema", [f"{self.format}: {self.about}"]
-        rows = [f"{self.read} read, {self.kept} kept, {self.read - self.kept} dropped"]
-        for word, counted in (("dropped", self.dropped), ("kept, but", self.notes)):
-            for reason, about in counted.items():
-                more = ["..."] if about["count"] > len(about["rows"]) else []
-                rows.append(f"{word}: {reason}: {about['count']} ({', '.join([*about['rows'], *more])})")
-        if self.unused_columns:
-            names = ", ".join(f"{name} ({count} rows)" for name, count in self.unused_columns.items())
+        tally = self.tally
+        rows = [f"{tally.read} read, {self.kept} kept, {tally.read - self.kept} dropped"]
+        rows += [f"dropped: {line}" for line in tally.reasons()]
+        rows += [f"kept, but: {line}" for line in tally.lines(tally.notes)]
+        if tally.unused:
+            names = ", ".join(f"{name} ({count} rows)" for name, count in tally.unused.most_common())
             rows.append(f"columns that are not used: {names}")
         if self.splits:
             rows.append("kept by split: " + ", ".join(f"{name} {count}" for name, count in self.splits.items()))
@@ -221,7 +217,6 @@ def describe(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase | None = None
             warnings.append(f"{same} of {len(frame)} pairs have answers that are the same once cut: raise the limit")
         if _unknown_token(tokenizer) is not None:
             unknown = frame["unknown"].sum() / frame.select(pl.sum_horizontal(_SIDES)).sum().item()
-    counted = tally.as_json()
     splits = {name: count for name, count in frame["split"].value_counts(sort=True).rows() if name is not None}
     decided, positioned = frame.filter(pl.col("preference") != 0.5), frame.filter(pl.col("positioned"))
     both_ways = frame.group_by("pair_key").agg(pl.len(), pl.col("chosen_key").n_unique().alias("ways"))
@@ -229,11 +224,8 @@ def describe(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase | None = None
         source=spec.source,
         format=schema.name,
         about=schema.about,
-        read=tally.read,
         kept=len(frame),
-        dropped=counted["dropped"],
-        notes=counted["notes"],
-        unused_columns=counted["unused_columns"],
+        tally=tally,
         warnings=tuple(warnings),
         facts=tuple(template_facts(tokenizer, end_tokens(tokenizer))) if tokenizer is not None else (),
         written_ends=ends if tokenizer is not None else None,

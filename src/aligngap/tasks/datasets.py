@@ -1,46 +1,28 @@
-"""Reading preference data: hub sets by name, folders, and files of JSON Lines, JSON, Parquet and CSV.
+"""Reading preference data: hub sets by name, folders and files (`files.py`).
 
-Everything streams: one row, or one small batch of a Parquet file, is in memory at a time, and parts can be read again
-from the start. What breaks a file (a cut gzip stream, bytes that are no UTF-8, a malformed line) is a UserError that
-names the place; what makes a single row useless is counted in the tally, with the row's number.
+Everything streams, and parts can be read again from the start. What makes a single row useless is counted in the tally,
+with the row's number.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import io
 import itertools
-import json
 import os
-import shutil
-import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aligngap.errors import UserError, nearest, out_of_memory
-from aligngap.store.contents import is_pointer
 from aligngap.store.identity import content_digest
-from aligngap.tasks.formats import (
-    Dropped,
-    Record,
-    Schema,
-    TextPair,
-    convert,
-    detect,
-    parsed_messages,
-    schema_named,
-    shape,
-)
+from aligngap.tasks.files import READERS, suffix_of
+from aligngap.tasks.formats import Record, Schema, TextPair, convert, detect, schema_named, shape
+from aligngap.tasks.messages import Dropped, parsed_messages
 
 
 class DatasetSpec(BaseModel):
@@ -76,7 +58,11 @@ class DatasetSpec(BaseModel):
     def name(self) -> str:
         """For people: the last part of the source, without suffixes."""
         path = Path(self.source)
-        return path.name.removesuffix(".gz").removesuffix(_suffix(path)) or path.name
+        return path.name.removesuffix(".gz").removesuffix(suffix_of(path)) or path.name
+
+
+_SHOWN = 5
+"""Rows that a reason is shown with."""
 
 
 @dataclass
@@ -90,7 +76,6 @@ class Tally:
     notes: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
     rows: dict[str, list[str]] = field(default_factory=dict)
-    shown: int = 5
 
     @property
     def kept(self) -> int:
@@ -108,36 +93,34 @@ class Tally:
         self._place(what, where)
 
     def _place(self, what: str, where: str) -> None:
-        if len(places := self.rows.setdefault(what, [])) < self.shown:
+        if len(places := self.rows.setdefault(what, [])) < _SHOWN:
             places.append(where)
 
     def add(self, other: Tally) -> None:
         """Count what another reading counted, too."""
         self.read += other.read
-        for counts, others in (
-            (self.dropped, other.dropped),
-            (self.notes, other.notes),
-            (self.unused, other.unused),
-        ):
-            counts.update(others)
+        self.dropped += other.dropped
+        self.notes += other.notes
+        self.unused += other.unused
         for reason, places in other.rows.items():
-            self.rows[reason] = [*self.rows.get(reason, []), *places][: self.shown]
+            self.rows[reason] = [*self.rows.get(reason, []), *places][:_SHOWN]
+
+    def lines(self, counts: Counter[str]) -> Iterator[str]:
+        """Of `dropped` or `notes`, a line each with its count and the first rows, the most frequent first."""
+        for what, count in counts.most_common():
+            places = self.rows.get(what, [])
+            more = ["..."] if count > len(places) else []
+            yield f"{what}: {count} ({', '.join([*places, *more])})"
 
     def reasons(self) -> Iterator[str]:
-        """One line a reason for dropping rows, the most frequent first."""
-        return (self.line(reason, count) for reason, count in self.dropped.most_common())
-
-    def line(self, what: str, count: int) -> str:
-        """A reason or a note, with its count and the first rows."""
-        places = self.rows.get(what, [])
-        more = ["..."] if count > len(places) else []
-        return f"{what}: {count} ({', '.join([*places, *more])})"
+        """The lines of what was dropped."""
+        return self.lines(self.dropped)
 
     def warnings(self) -> list[str]:
         """What nobody should overlook: reasons that cost more than a twentieth of the rows read."""
         return [
-            f"{100 * count / self.read:.0f}% of the rows are dropped: {self.line(reason, count)}"
-            for reason, count in self.dropped.most_common()
+            f"{100 * count / self.read:.0f}% of the rows are dropped: {line}"
+            for line, (_, count) in zip(self.reasons(), self.dropped.most_common(), strict=True)
             if count > self.read / 20
         ]
 
@@ -157,7 +140,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Part:
-    """A file or a split. records: starts reading anew, and gives (row number from 1, record)."""
+    """A file or a split. records: reads from the start, and gives (row number from 1, record)."""
 
     place: str
     split: str | None
@@ -168,7 +151,7 @@ _MAY_BE_MESSAGES = frozenset({"prompt", "chosen", "rejected", "conversation_a", 
 
 
 class Reading:
-    """The pairs of some parts. Each iteration reads anew; `schema` and `tally` are those of the latest one."""
+    """The pairs of some parts. Each iteration reads from the start; `schema` and `tally` are the latest one's."""
 
     schema: Schema | None = None
 
@@ -241,12 +224,12 @@ class Reading:
             return renamed, str(problem)
 
     def _same_format(self, record: Record, where: str) -> None:
-        found, schema = shape(record), self.schema
+        kind, schema = shape(record), self.schema
         assert schema is not None
         alien = bool(record) and not any(column in record for column in schema.columns)
-        self._shape = self._shape or found
-        if alien or (found is not None and found != self._shape):
-            what = f"columns {', '.join(record)}" if alien else found
+        self._shape = self._shape or kind
+        if alien or (kind is not None and kind != self._shape):
+            what = f"columns {', '.join(record)}" if alien else kind
             raise UserError(
                 f"the formats are mixed: this row has {what}, the rows before it {self._shape or schema.name}",
                 where=where,
@@ -267,9 +250,13 @@ def select(parts: Sequence[Part], split: str | None, source: str) -> tuple[Seque
     names = [part.split for part in parts if part.split is not None]
     if split is None or not names:
         return parts, split
+    _check_split(split, names, source)
+    return [part for part in parts if part.split == split], None
+
+
+def _check_split(split: str, names: Iterable[str], source: str) -> None:
     if split not in names:
         raise UserError(f"there is no split '{split}'", where=source, hint=nearest(split, names))
-    return [part for part in parts if part.split == split], None
 
 
 def training_split(names: Iterable[str], asked: str | None, source: str) -> str | None:
@@ -279,8 +266,8 @@ def training_split(names: Iterable[str], asked: str | None, source: str) -> str 
     Raises UserError where there is no such split, or several may be meant.
     """
     names = sorted(set(names))
-    if asked is not None and names and asked not in names:
-        raise UserError(f"there is no split '{asked}'", where=source, hint=nearest(asked, names))
+    if asked is not None and names:
+        _check_split(asked, names, source)
     if asked is not None or not names:
         return asked
     for candidates in (["train"], [name for name in names if name.startswith("train")], names):
@@ -318,7 +305,7 @@ def _local(spec: DatasetSpec) -> Path | None:
     path = Path(spec.source).expanduser()
     if path.exists():
         return path
-    is_path = path.is_absolute() or spec.source.startswith((".", "~")) or _suffix(path) in _READERS
+    is_path = path.is_absolute() or spec.source.startswith((".", "~")) or suffix_of(path) in READERS
     if is_path or spec.source.count("/") != 1 or not all(spec.source.split("/")):
         folder = [p.name for p in path.parent.iterdir() if p.exists()] if path.parent.is_dir() else []
         close = nearest(path.name, folder).partition(" Known:")[0] if folder else ""
@@ -374,7 +361,7 @@ def _hub_parts(spec: DatasetSpec) -> list[Part]:
 
 def _folder_parts(path: Path, spec: DatasetSpec) -> list[Part]:
     datasets, name = _datasets(str(path)), None
-    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()  # by `save_to_disk`
+    saved = _is_saved(path)
     with _library_errors(str(path), _HINT_FOLDER):
         if spec.config:
             # The card's configurations come first: a folder of the same name may be anything.
@@ -385,7 +372,7 @@ def _folder_parts(path: Path, spec: DatasetSpec) -> list[Part]:
                 name = spec.config
             elif (path / spec.config).is_dir():
                 path = path / spec.config
-                saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+                saved = _is_saved(path)
             else:
                 raise UserError(
                     f"there is no configuration '{spec.config}'",
@@ -401,6 +388,11 @@ def _folder_parts(path: Path, spec: DatasetSpec) -> list[Part]:
         for split, of_split in sorted(files.items())
         for file in of_split
     ]
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote it."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _loaded_parts(place: str, loaded: Any, hint: str) -> list[Part]:
@@ -455,243 +447,11 @@ def _library_errors(place: str, hint: str) -> Iterator[None]:
         ) from error
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
 def _file_part(path: Path, place: str, split: str | None) -> Part:
-    suffix = _suffix(path)
-    if suffix not in _READERS:
-        known = ", ".join(_READERS)
+    suffix = suffix_of(path)
+    if suffix not in READERS:
+        known = ", ".join(READERS)
         raise UserError(
             f"'{suffix or path.name}' is no known kind of file", where=place, hint=f"Known: {known}, and each with .gz."
         )
-    return Part(place, split, lambda: _READERS[suffix](path, place))
-
-
-@contextmanager
-def _opened(path: Path, place: str) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked. By its first bytes, not by its name, a file is known to be gzip."""
-    try:
-        with open(path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if is_pointer(path):
-                raise UserError("it is a pointer of Git LFS, and not the data", where=place, hint="git lfs pull")
-            if not packed and path.name.lower().endswith(".gz") and path.stat().st_size:
-                raise UserError("it is no gzip file", where=place, hint="Take .gz off its name, or pack it with gzip.")
-            if not packed:
-                yield raw
-                return
-            with gzip.open(raw, "rb") as stream:
-                yield stream  # type: ignore[misc]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"the gzip file is damaged or cut short: {error}", where=place, hint="Get the file again."
-        ) from error
-    except OSError as error:
-        what = f"it cannot be read: {error.strerror or error}"
-        raise UserError(what, where=place, hint="Check the file, or get it again.") from error
-
-
-def _not_utf8(place: str, offset: int, line: int | None = None) -> UserError:
-    at = f"byte {offset}" if line is None else f"line {line}, byte {offset} of the file"
-    return UserError(
-        f"the text is not UTF-8: {at}",
-        where=place,
-        hint="Write the file as UTF-8 (iconv -t UTF-8), or repair the byte.",
-    )
-
-
-def _lines(stream: IO[bytes], place: str) -> Iterator[str]:
-    """The lines with their ends, decoded."""
-    offset = 0
-    for number, line in enumerate(stream, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(place, offset + error.start, number) from None
-        offset += len(line)
-
-
-def _malformed(place: str, what: str) -> UserError:
-    return UserError(
-        f"malformed JSON: {what}",
-        where=place,
-        hint="Write one JSON object a line (JSON Lines), or one list of objects.",
-    )
-
-
-def _beyond(error: RecursionError | ValueError) -> str:
-    """What JSON allows and Python does not read."""
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
-
-
-def _read_json(path: Path, place: str) -> Iterator[tuple[int, Any]]:
-    """JSON Lines, where a row's number is that of its line, or one list of objects, whatever the name says."""
-    with _opened(path, place) as stream:
-        first = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-        stream.seek(0)
-        if first == b"[":
-            yield from enumerate(_json_list(stream, place), 1)
-            return
-        for number, line in enumerate(_lines(stream, place), 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _malformed(f"{place}, line {number}", f"{error.msg}, column {error.colno}") from None
-            except (RecursionError, ValueError) as error:
-                raise _malformed(f"{place}, line {number}", _beyond(error)) from None
-
-
-def _json_list(stream: IO[bytes], place: str, chunk: int = 1 << 18) -> Iterator[Any]:
-    """The items of one JSON list, decoded as they come."""
-    decoder, text, at, done, line = json.JSONDecoder(), "", 0, False, 1
-    chunks = _chunks(stream, place, chunk)
-    expect = "["
-
-    def more() -> None:
-        nonlocal text, at, done, line
-        line += text.count("\n", 0, at)
-        found = next(chunks, None)
-        text, at, done = text[at:] + (found or ""), 0, found is None
-
-    def broken(what: str, position: int) -> UserError:
-        return _malformed(f"{place}, line {line + text.count(chr(10), 0, position)}", what)
-
-    while True:
-        while at < len(text) and text[at] in " \t\r\n\ufeff":
-            at += 1
-        if at == len(text):
-            if done:
-                if expect:
-                    raise broken("the list is cut short", at)
-                return
-            more()
-        elif not expect:
-            raise broken("something follows the list", at)
-        elif expect in (",", "first") and text[at] == "]":
-            at, expect = at + 1, ""
-        elif expect in ("[", ","):
-            if text[at] != expect:
-                raise broken(f"'{expect}' expected", at)
-            at, expect = at + 1, "first" if expect == "[" else "item"
-        else:
-            try:
-                item, end = decoder.raw_decode(text, at)
-            except json.JSONDecodeError as error:
-                # An item that the end of the chunk cuts fails there, or in a string that has no end yet.
-                cut = error.msg.startswith("Unterminated") or error.pos >= len(text) - 16
-                if done or not cut:
-                    raise broken(error.msg, error.pos) from None
-                more()
-                continue
-            except (RecursionError, ValueError) as error:
-                raise broken(_beyond(error), at) from None
-            if end == len(text) and not done:  # a number may go on
-                more()
-                continue
-            at, expect = end, ","
-            yield item
-
-
-def _chunks(stream: IO[bytes], place: str, size: int) -> Iterator[str]:
-    """The stream in pieces of text; a character is never cut."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
-    while data := stream.read(size):
-        waiting = len(decoder.getstate()[0])
-        try:
-            yield decoder.decode(data)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(place, offset - waiting + error.start) from None
-        offset += len(data)
-    try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise _not_utf8(place, offset) from None
-
-
-def _read_csv(path: Path, place: str) -> Iterator[tuple[int, Any]]:
-    """Rows below the header, numbered from 1. Cells that hold messages hold them as JSON."""
-    csv.field_size_limit(1 << 30)  # the default refuses a long prompt
-    with _opened(path, place) as stream:
-        delimiter = "\t" if _suffix(path) == ".tsv" else ","
-        reader = csv.DictReader(_lines(stream, place), delimiter=delimiter, strict=True)
-        number = 0
-        try:
-            header = reader.fieldnames or ()
-            if len(header) == 1 and (mark := next((mark for mark in ";\t|," if mark in header[0]), None)):
-                raise UserError(
-                    f"the header is one column, '{header[0]}': the cells seem to be parted by {mark!r}",
-                    where=f"{place}, line 1",
-                    hint="Part them by commas; in a file that ends in .tsv, by tabs.",
-                )
-            for number, row in enumerate(reader, 1):
-                if None in row or None in row.values():
-                    have = sum(v is not None for k, v in row.items() if k is not None) + len(row.get(None) or ())
-                    raise UserError(
-                        f"{have} cells below a header of {len(header)}",
-                        where=f"{place}, row {number} (line {reader.line_num})",
-                        hint="Put cells with commas, quotes or line ends into double quotes.",
-                    )
-                yield number, {column: _cell(column, value) for column, value in row.items()}
-        except csv.Error as error:
-            raise UserError(
-                f"malformed CSV: {error}",
-                where=f"{place}, row {number + 1} (line {reader.line_num})",
-                hint="Close every double quote; write a quote within a cell twice.",
-            ) from None
-
-
-def _cell(column: str, value: str) -> object:
-    """A cell; an empty one is missing. What the nested formats hold in these columns is JSON."""
-    if value == "":
-        return None
-    if value.lstrip()[:1] in ("[", "{") and column in ("info", "summaries", "completions"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _read_parquet(path: Path, place: str) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with _opened(path, place) as stream, tempfile.TemporaryFile() as unpacked:
-            source: Any = stream
-            if not isinstance(source, io.BufferedReader):  # gzip, and Parquet is read from its end
-                shutil.copyfileobj(stream, unpacked)
-                source = unpacked
-                source.seek(0)
-            if source.read(4) not in (b"PAR1", b""):  # Arrow looks at the end alone
-                raise pa.ArrowInvalid("it does not begin as one")
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except UnicodeDecodeError:
-        raise UserError(
-            "the text is not UTF-8", where=f"{place}, in rows {number + 1} to {number + 256}", hint="Write it as UTF-8."
-        ) from None
-    except pa.ArrowException as error:
-        raise UserError(
-            f"it is no readable Parquet file: {' '.join(str(error).split())[:300]}",
-            where=place,
-            hint="Get the file again.",
-        ) from error
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-}
+    return Part(place, split, lambda: READERS[suffix](path, place))

@@ -25,7 +25,8 @@ from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.chat import WrittenPair, write
 from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, training_split
-from aligngap.tasks.formats import Dropped, PromptText, TextPair, plain
+from aligngap.tasks.formats import TextPair
+from aligngap.tasks.messages import Dropped, PromptText, plain
 from aligngap.tasks.spec import TaskData
 from aligngap.types import PairBatch, Tokens
 

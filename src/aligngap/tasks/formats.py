@@ -6,39 +6,32 @@ counts; a whole set that fits no format, or several, is the user's to fix.
 
 from __future__ import annotations
 
-import ast
-import json
 import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher, get_close_matches
-from typing import Any, NamedTuple
+from difflib import get_close_matches
+from typing import Any
 
 from aligngap.errors import UserError, nearest
+from aligngap.tasks.messages import (
+    Dropped,
+    Message,
+    PromptText,
+    canonical,
+    joined,
+    keys_of,
+    kind_of,
+    last_turn,
+    messages_of,
+    rows_of,
+    text_of,
+)
 
 Record = Mapping[str, Any]
 """One row: column -> value, as JSON or Arrow gives it."""
-
-
-class Message(NamedTuple):
-    """One turn of a conversation. keys: what else the data say of it (tool calls, reasoning, a name), as a JSON object
-    in canonical order; empty for nothing.
-    """
-
-    role: str
-    content: str
-    keys: str = ""
-
-    def turn(self) -> dict[str, Any]:
-        """As chat templates take it."""
-        return {"role": self.role, "content": self.content, **keys_of(self.keys)}
-
-
-PromptText = str | tuple[Message, ...]
-"""Text that an answer follows as it stands, or a conversation that the assistant is to go on with."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +89,6 @@ class TextPair:
         return replace(self, prompt=prompt, first_keys=rest(self.first_keys), second_keys=rest(self.second_keys))
 
 
-class Dropped(Exception):
-    """A record that cannot be used. Its text is the reason, under which it is counted."""
-
-
 @dataclass(frozen=True)
 class Schema:
     """A known format. columns: what it needs; optional: what it reads where it is there; fits: whether a record looks
@@ -127,22 +116,22 @@ def shape(record: Record) -> str | None:
         return "two conversations"
     if _holds(record, "completions"):
         return "rated completions"
-    kind = _kind(record.get("chosen"))
-    if kind is None or _kind(record.get("rejected")) != kind:
+    kind = kind_of(record.get("chosen"))
+    if kind is None or kind_of(record.get("rejected")) != kind:
         return None
     if "prompt" not in record:
         return f"{kind} without a prompt"
-    prompt = _kind(record["prompt"])
+    prompt = kind_of(record["prompt"])
     return prompt and f"{kind} with a prompt of {prompt}"
 
 
 def detect(records: Sequence[Record], where: str) -> Schema:
     """The format of a set, from its first records. Raises UserError when none fits them."""
     fitting = (next((schema for schema in SCHEMAS if schema.fits(record)), None) for record in records)
-    found = Counter(schema for schema in fitting if schema is not None)
-    if not found:
+    counts = Counter(schema for schema in fitting if schema is not None)
+    if not counts:
         raise _unknown(records, where)
-    return found.most_common(1)[0][0]
+    return counts.most_common(1)[0][0]
 
 
 def schema_named(name: str) -> Schema:
@@ -187,17 +176,6 @@ def _with_columns(pair: TextPair, record: Record) -> TextPair:
     return pair
 
 
-def keys_of(text: str) -> dict[str, Any]:
-    """What was kept of a turn beside role and content."""
-    found: dict[str, Any] = json.loads(text) if text else {}
-    return found
-
-
-def canonical(value: object) -> str:
-    """As JSON, the same for equal values."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-
-
 _ALWAYS_READ = ("split", "tools", "system", "images", "videos", "audio", "audios")
 _MEDIA = ("images", "videos", "audio", "audios")
 
@@ -233,7 +211,7 @@ def _hints(missing: Sequence[str], present: Sequence[str]) -> str:
     others = [column for column in present if column not in known]
     close = ((get_close_matches(column.lower(), missing, n=1, cutoff=0.6), column) for column in others)
     return "".join(
-        f"'{column}' may be meant for '{found[0]}' (--column {found[0]}={column}). " for found, column in close if found
+        f"'{column}' may be meant for '{name[0]}' (--column {name[0]}={column}). " for name, column in close if name
     )
 
 
@@ -243,89 +221,6 @@ def _quoted(names: Sequence[str]) -> str:
 
 def _holds(record: Record, *columns: str) -> bool:
     return all(record.get(column) is not None for column in columns)
-
-
-def _kind(value: object) -> str | None:
-    if isinstance(value, str):
-        return "text"
-    rows = _rows(value)
-    return "messages" if rows and all("role" in row and "content" in row for row in rows) else None
-
-
-def parsed_messages(value: object) -> object:
-    """A text that is a list of messages, written as JSON or as Python writes it, as that list; all else as it is.
-
-    Raises Dropped for a text that is meant as messages and cannot be read (NumPy writes arrays without commas).
-    """
-    if not isinstance(value, str) or not all(mark.search(value) for mark in _MARKS_OF_MESSAGES):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            content = read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return content if _kind(content) == "messages" else value
-    raise Dropped("a text looks like a list of messages, and cannot be read as JSON nor as Python's own writing")
-
-
-_MARKS_OF_MESSAGES = (
-    re.compile(r"^\s*(?:array\()?[\[({]"),
-    re.compile(r"""['"]role['"]\s*:"""),
-    re.compile(r"""['"]content['"]\s*:"""),
-)
-
-
-def _rows(value: object) -> list[Mapping[str, Any]] | None:
-    """A list of structs; None when it is none. One struct is a list of one, and a struct of lists, which is how older
-    versions of `datasets` hold a list of structs, is turned over.
-    """
-    if isinstance(value, Mapping):
-        if not value or not all(isinstance(part, list) for part in value.values()):
-            return [value]
-        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
-    return value if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) else None
-
-
-def _text(value: object, name: str, *, blank: bool = False) -> str:
-    if value is None:
-        raise Dropped(f"{name} is missing")
-    if not isinstance(value, str):
-        raise Dropped(f"{name} is not text")
-    if not blank and not value.strip():
-        raise Dropped(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and no tokenizer can read
-        raise Dropped(f"{name} is not valid Unicode") from None
-    return value
-
-
-def _messages(value: object, name: str) -> tuple[Message, ...]:
-    if value is None:
-        raise Dropped(f"{name} is missing")
-    rows = _rows(value)
-    if not rows or _kind(value) is None:
-        raise Dropped(f"{name} is empty" if value == [] else f"{name} is not a list of messages")
-    return tuple(_message(row, name) for row in rows)
-
-
-def _message(row: Mapping[str, Any], name: str) -> Message:
-    keys = {key: value for key, value in row.items() if key not in ("role", "content") and value not in _NOTHING}
-    content = row["content"]
-    if content is None and keys:  # a turn may be a call alone
-        content = ""
-    return Message(_text(row["role"], name), _content(content, name), canonical(keys) if keys else "")
-
-
-_NOTHING: tuple[object, ...] = (None, "", [], {})
-
-
-def _content(value: object, name: str) -> str:
-    if isinstance(value, list):  # blocks, as in multimodal sets; only those of text can be used
-        if not all(isinstance(block, Mapping) and isinstance(block.get("text"), str) for block in value):
-            raise Dropped(f"{name} holds more than text")
-        value = "".join(block["text"] for block in value)
-    return _text(value, name, blank=True)  # an empty system message is no fault
 
 
 def _number(value: object, name: str) -> float:
@@ -341,12 +236,12 @@ def _number(value: object, name: str) -> float:
 
 
 def _preference(record: Record) -> TextPair:
-    prompt, chosen, rejected = (_text(record.get(name), name) for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (text_of(record.get(name), name) for name in ("prompt", "chosen", "rejected"))
     return TextPair(prompt, chosen, rejected)
 
 
 def _implicit(record: Record) -> TextPair:
-    chosen, rejected = (_text(record.get(name), name) for name in ("chosen", "rejected"))
+    chosen, rejected = (text_of(record.get(name), name) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise Dropped("the two answers are the same")
     # Back to the last gap between words, and the gap goes with the answers: a cut inside a word, or behind the gap,
@@ -356,7 +251,7 @@ def _implicit(record: Record) -> TextPair:
     cut = len(shared.removesuffix(word).rstrip())
     if not chosen[:cut].strip():
         raise Dropped("chosen and rejected begin differently: there is no prompt")
-    return TextPair(chosen[:cut], _text(chosen[cut:], "chosen"), _text(rejected[cut:], "rejected"))
+    return TextPair(chosen[:cut], text_of(chosen[cut:], "chosen"), text_of(rejected[cut:], "rejected"))
 
 
 _TURN = "\n\nAssistant:"
@@ -366,7 +261,7 @@ def _transcripts(record: Record) -> TextPair:
     """Each side is cut at its own last turn: a common prefix would move what the two answers share into the prompt."""
     prompts, answers = [], []
     for name in ("chosen", "rejected"):
-        head, turn, answer = _text(record.get(name), name).rpartition(_TURN)
+        head, turn, answer = text_of(record.get(name), name).rpartition(_TURN)
         if not turn:
             raise Dropped(f"{name} has no turn of the assistant")
         prompts.append(head + turn)
@@ -374,64 +269,27 @@ def _transcripts(record: Record) -> TextPair:
     if prompts[0] != prompts[1]:
         raise Dropped("the prompts differ")
     chosen, rejected = (
-        _text(a, f"the answer in {name}") for a, name in zip(answers, ("chosen", "rejected"), strict=True)
+        text_of(a, f"the answer in {name}") for a, name in zip(answers, ("chosen", "rejected"), strict=True)
     )
-    _text(prompts[0].removesuffix(_TURN), "prompt")
+    text_of(prompts[0].removesuffix(_TURN), "prompt")
     return TextPair(prompts[0], chosen, rejected)
 
 
 def _conversational(record: Record) -> TextPair:
-    (context, chosen), (other, rejected) = (_last_turn(record.get(name), name) for name in ("chosen", "rejected"))
+    (context, chosen), (other, rejected) = (last_turn(record.get(name), name) for name in ("chosen", "rejected"))
     if context != other:
         raise Dropped("the prompts differ")
     prompt: tuple[Message, ...] = ()
     if "prompt" in record:
         given = record["prompt"]
-        prompt = (Message("user", _text(given, "prompt")),) if isinstance(given, str) else _messages(given, "prompt")
-    whole, note = _joined(prompt, context)
+        prompt = (
+            (Message("user", text_of(given, "prompt")),) if isinstance(given, str) else messages_of(given, "prompt")
+        )
+    whole, note = joined(prompt, context)
     if not any(message.content.strip() for message in whole):
         raise Dropped("prompt is empty" if whole else "prompt is missing")
     pair = TextPair(whole, chosen.content, rejected.content, notes=(note,) if note else ())
     return replace(pair, first_keys=chosen.keys, second_keys=rejected.keys)
-
-
-def _joined(prompt: tuple[Message, ...], context: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
-    """The prompt and what the answers say before their last turn, as one conversation, and a note where they differ a
-    little. Some sets say the prompt a second time at the head of either answer, a few with a system message before it.
-    """
-    if not prompt or prompt in (context[: len(prompt)], context[-len(prompt) :]):
-        return (context or prompt), ""
-    alike = [[(message.role, plain(message.content)) for message in turns] for turns in (prompt, context)]
-    for same, note in (
-        ((prompt, context), ""),
-        (alike, "the prompt is said twice, with a small difference: it is taken once"),
-    ):
-        if same[0] in (same[1][: len(prompt)], same[1][-len(prompt) :]):
-            return context, note
-        for shared in range(min(len(prompt), len(context)), 0, -1):
-            if same[0][-shared:] == same[1][:shared]:
-                return prompt + context[shared:], note
-    asked = [next((m.content for m in turns if m.role == "user"), "") for turns in (prompt[::-1], context)]
-    if all(asked) and SequenceMatcher(None, asked[0], asked[1]).ratio() > _SAME_QUESTION:
-        return prompt + context, "the prompt seems to be said twice: its last question comes again, in other words"
-    return prompt + context, ""
-
-
-_SAME_QUESTION = 0.8
-
-
-def plain(text: str) -> str:
-    """A text without what is easily changed by accident: case, white space, the mark at its end."""
-    return " ".join(text.split()).rstrip(" .,:;!?…").casefold()
-
-
-def _last_turn(value: object, name: str) -> tuple[tuple[Message, ...], Message]:
-    if isinstance(value, str):
-        return (), Message("assistant", _text(value, name))
-    *context, last = _messages(value, name)
-    if last.role != "assistant":
-        raise Dropped(f"{name} does not end with the assistant's turn")
-    return tuple(context), last._replace(content=_text(last.content, name, blank=bool(last.keys)))
 
 
 _SCORES = (
@@ -457,7 +315,7 @@ def _scored(record: Record) -> TextPair:
 
 def _completions(record: Record) -> TextPair:
     name = "instruction" if "instruction" in record else "prompt"
-    prompt, rows = _text(record.get(name), name), _rows(record.get("completions"))
+    prompt, rows = text_of(record.get(name), name), rows_of(record.get("completions"))
     if not rows or len(rows) < 2:
         raise Dropped("fewer than two completions")
     rated = [
@@ -465,12 +323,12 @@ def _completions(record: Record) -> TextPair:
         for row in rows
     ]
     best, worst = (pick(rated, key=lambda item: item[0]) for pick in (max, min))
-    chosen, rejected = (_text(answer, "a completion") for _, answer in (best, worst))
+    chosen, rejected = (text_of(answer, "a completion") for _, answer in (best, worst))
     return TextPair((Message("user", prompt),), chosen, rejected, 1.0 if best[0] > worst[0] else 0.5)
 
 
 def _summaries(record: Record) -> TextPair:
-    info, rows = record.get("info"), _rows(record.get("summaries"))
+    info, rows = record.get("info"), rows_of(record.get("summaries"))
     if not isinstance(info, Mapping):
         raise Dropped("info is missing")
     if not rows or len(rows) != 2:
@@ -480,10 +338,10 @@ def _summaries(record: Record) -> TextPair:
         raise Dropped("choice is neither 0 nor 1")
     if info.get("post"):
         head = {"SUBREDDIT: r/": "subreddit", "TITLE: ": "title", "POST: ": "post"}
-        prompt = "".join(f"{label}{_text(info[key], key)}\n\n" for label, key in head.items() if info.get(key))
+        prompt = "".join(f"{label}{text_of(info[key], key)}\n\n" for label, key in head.items() if info.get(key))
     else:  # a story of CNN or Daily Mail
-        prompt = f"Article:\n{_text(info.get('article'), 'post or article')}\n\n"
-    first, second = (_text(row.get("text"), "a summary") for row in rows)
+        prompt = f"Article:\n{text_of(info.get('article'), 'post or article')}\n\n"
+    first, second = (text_of(row.get("text"), "a summary") for row in rows)
     return TextPair(f"{prompt}TL;DR:", first, second, 1.0 - choice, positioned=True)
 
 
@@ -492,7 +350,7 @@ _WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
 
 def _arena(record: Record) -> TextPair:
     (context, first), (other, second) = (
-        _last_turn(record.get(name), name) for name in ("conversation_a", "conversation_b")
+        last_turn(record.get(name), name) for name in ("conversation_a", "conversation_b")
     )
     turns = record.get("turn")
     if turns is None:

@@ -144,5 +144,5 @@ def response_ids(response: Written, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def _responses_ids(responses: Sequence[Written], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    found: list[list[int]] = tokenizer([one.text for one in responses], add_special_tokens=False)["input_ids"]
-    return [[*ids, tokenizer.eos_token_id] if one.ended else ids for one, ids in zip(responses, found, strict=True)]
+    result: list[list[int]] = tokenizer([one.text for one in responses], add_special_tokens=False)["input_ids"]
+    return [[*ids, tokenizer.eos_token_id] if one.ended else ids for one, ids in zip(responses, result, strict=True)]

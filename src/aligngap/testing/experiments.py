@@ -197,9 +197,9 @@ def _stages(arms: Sequence[ArmEntry], measures: Sequence[Measure]) -> list[Stage
 
 def concludes_nothing_from_nothing(experiment: Experiment) -> None:
     """Where every arm has failed, there is a sentence and no verdict; what was not measured is NaN."""
-    found = _checked(experiment, [])
-    must(found.verdict == "inconclusive", f"without any data it finds its claim {found.verdict}")
-    for key, value in found.estimates.items():
+    analysis = _checked(experiment, [])
+    must(analysis.verdict == "inconclusive", f"without any data it finds its claim {analysis.verdict}")
+    for key, value in analysis.estimates.items():
         must(bool(np.isnan(value.estimate.value)), f"without any data its estimate '{key}' is {value.estimate.value}")
 
 
@@ -222,20 +222,20 @@ def analyses_whatever_is_there(experiment: Experiment) -> None:
 
 def _checked(experiment: Experiment, arms: Sequence[Finished]) -> Analysis:
     data = TaskData("summarisation", AnalysisSpec(replicates=100), arms)
-    found: object = experiment.analyse(data)
-    must(isinstance(found, Analysis), f"its analysis gives {type(found).__name__}, not an Analysis")
-    assert isinstance(found, Analysis)
-    must(found.verdict in VERDICTS, f"its verdict '{found.verdict}' is none of {', '.join(VERDICTS)}")
-    must(bool(found.sentence), "it concludes in no sentence")
-    for key, value in found.estimates.items():
+    analysis: object = experiment.analyse(data)
+    must(isinstance(analysis, Analysis), f"its analysis gives {type(analysis).__name__}, not an Analysis")
+    assert isinstance(analysis, Analysis)
+    must(analysis.verdict in VERDICTS, f"its verdict '{analysis.verdict}' is none of {', '.join(VERDICTS)}")
+    must(bool(analysis.sentence), "it concludes in no sentence")
+    for key, value in analysis.estimates.items():
         labelled: object = value
         right = isinstance(labelled, Labelled) and issubclass(type(labelled.estimate), Estimate)
         must(right, f"its estimate '{key}' is no Labelled(label, Estimate)")
-    must(all(isinstance(figure, Figure) for figure in found.figures), "one of its figures is no Figure")
-    names = [figure.name for figure in found.figures]
+    must(all(isinstance(figure, Figure) for figure in analysis.figures), "one of its figures is no Figure")
+    names = [figure.name for figure in analysis.figures]
     must(len(set(names)) == len(names), "two of its figures have one name")
-    conclusion(experiment, found)
-    return found
+    conclusion(experiment, analysis)
+    return analysis
 
 
 def _the(experiment: Experiment | str) -> Experiment:

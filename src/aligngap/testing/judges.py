@@ -68,11 +68,11 @@ def sides(pairs: PairBatch) -> tuple[Tokens, Tokens, Tokens]:
 
 def has_an_identity(spec: JudgeSpec, search: Path | None = None) -> None:
     """All that decides the answers, as plain JSON values, and no path of this machine."""
-    found = spec.identity(search)
-    must(found.get("kind") == spec.kind, "its identity does not say its kind")
-    must(canonical(found) == canonical(spec.identity(search)), "its identity is another one when asked again")
+    identity = spec.identity(search)
+    must(identity.get("kind") == spec.kind, "its identity does not say its kind")
+    must(canonical(identity) == canonical(spec.identity(search)), "its identity is another one when asked again")
     if search is not None:
-        must(str(search) not in canonical(found), "its identity holds a path, which differs from machine to machine")
+        must(str(search) not in canonical(identity), "its identity holds a path, which differs from machine to machine")
 
 
 def says_one_margin_a_pair(given: Judged) -> None:
@@ -95,12 +95,12 @@ def reads_both_orders_as_it_decides(given: Judged) -> None:
     """Where both reading orders prefer the same response, so does the judge; swapped sides are swapped orders."""
     judge, (x, a, b) = given.judge, sides(given.pairs)
     before = judge.calls
-    found = judge.orders(x, a, b)
-    if found is None:
+    orders = judge.orders(x, a, b)
+    if orders is None:
         must(judge.calls == before, "it counts calls for orders that it does not read")
         return
     must(judge.calls == before + len(given.pairs), "it does not count what it was asked in both orders")
-    forward, backward = found
+    forward, backward = orders
     must({*forward.tolist(), *backward.tolist()} <= {0.0, 0.5, 1.0}, "what it prefers in an order is not 0, 0.5 or 1")
     agreed = forward == backward
     must(bool((judge.prefer(x, a, b)[agreed] == forward[agreed]).all()), "its decision is not what both orders say")
@@ -151,9 +151,9 @@ def counts_its_calls(given: Judged) -> None:
     must(all(isinstance(value, float) for value in spent.values()), "what it has spent is not plain numbers")
 
 
-def _close(found: torch.Tensor, wanted: torch.Tensor, otherwise: str) -> None:
-    same = found.shape == wanted.shape and torch.allclose(
-        found.double(), wanted.double(), rtol=_TOLERANCE, atol=_TOLERANCE
+def _close(value: torch.Tensor, wanted: torch.Tensor, otherwise: str) -> None:
+    same = value.shape == wanted.shape and torch.allclose(
+        value.double(), wanted.double(), rtol=_TOLERANCE, atol=_TOLERANCE
     )
     must(same, otherwise)
 

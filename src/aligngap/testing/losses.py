@@ -23,13 +23,13 @@ def gives_one_finite_number_a_pair(loss: PairLoss) -> None:
     for scale in (0.0, 1.0, 200.0):
         for winner, loser in _both_ways(*_sides(scale)):
             for beta in _BETAS:
-                found: object = loss(winner, loser, beta)
-                must(isinstance(found, torch.Tensor), f"it gives {type(found).__name__}, not a tensor")
-                assert isinstance(found, torch.Tensor)
-                shape = list(found.shape)
+                values: object = loss(winner, loser, beta)
+                must(isinstance(values, torch.Tensor), f"it gives {type(values).__name__}, not a tensor")
+                assert isinstance(values, torch.Tensor)
+                shape = list(values.shape)
                 must(shape == [_ROWS], f"it gives {shape} for {_ROWS} pairs, not one number a pair, [{_ROWS}]")
-                must(found.is_floating_point(), f"it gives {found.dtype}, not floating point")
-                must(bool(found.isfinite().all()), f"it is not finite at log-ratios of size {scale:g}, beta {beta:g}")
+                must(values.is_floating_point(), f"it gives {values.dtype}, not floating point")
+                must(bool(values.isfinite().all()), f"it is not finite at log-ratios of size {scale:g}, beta {beta:g}")
 
 
 def knows_a_pair_by_itself(loss: PairLoss) -> None:
@@ -60,9 +60,9 @@ def prefers_the_winner(loss: PairLoss) -> None:
     for beta in _BETAS:
         live = [side.policy.clone().requires_grad_() for side in (winner, loser)]
         sides = [LogProbs(a, side.reference, side.lengths) for a, side in zip(live, (winner, loser), strict=True)]
-        found = loss(sides[0], sides[1], beta)
-        must(found.requires_grad, "no gradient reaches the policy's log-probabilities")
-        up, down = torch.autograd.grad(found.sum(), live, allow_unused=True, materialize_grads=True)
+        values = loss(sides[0], sides[1], beta)
+        must(values.requires_grad, "no gradient reaches the policy's log-probabilities")
+        up, down = torch.autograd.grad(values.sum(), live, allow_unused=True, materialize_grads=True)
         must(bool(up.isfinite().all() and down.isfinite().all()), f"its gradient is not finite, at beta {beta:g}")
         must(bool((up < down).all()), "its gradient lifts the loser over the winner, or neither")
 

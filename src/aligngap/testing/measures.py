@@ -60,7 +60,7 @@ def gives_a_number_a_prompt(measure: ArmMeasure) -> None:
 
 
 def measures_a_prompt_by_itself(measure: ArmMeasure) -> None:
-    """A prompt's number is its own: intervals draw prompts anew, as if each stood for itself."""
+    """A prompt's number is its own: intervals resample prompts, as if each stood for itself."""
     answers = some_answers()
     whole = values_of(measure, answers, _name(measure))
     few = torch.tensor([3, 0, 7])

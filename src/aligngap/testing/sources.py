@@ -109,7 +109,7 @@ def repeats_with_its_seed(build: Build) -> None:
 
 def goes_on_from_a_checkpoint(build: Build) -> None:
     """Through the trainer's own checkpoint, from the start and from the midst, bit for bit: another process builds the
-    source anew, observes, loads and goes on.
+    source again, observes, loads and goes on.
     """
     for at in (0, 4):
         source, policy = build(0), fresh_policy()

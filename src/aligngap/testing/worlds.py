@@ -67,8 +67,8 @@ def values_any_text(place: World) -> None:
     for text in texts:
         for ended in (True, False):
             response, prompt = Written(text, ended), place.prompt(rng)
-            found: object = place.appraise(prompt, response)
-            must(isinstance(found, Appraisal), f"appraise gives {type(found).__name__}, not an Appraisal")
+            appraisal: object = place.appraise(prompt, response)
+            must(isinstance(appraisal, Appraisal), f"appraise gives {type(appraisal).__name__}, not an Appraisal")
             value = place.utility(prompt, response)
             must(bool(np.isfinite(value)), f"the utility of {text!r} is {value}")
             must(place.utility(prompt, response) == value, "the same response has another utility when asked again")

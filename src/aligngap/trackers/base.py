@@ -43,14 +43,14 @@ class Tracker(Protocol):
 
 def chosen(names: Iterable[str]) -> list[str]:
     """The trackers asked for, each once. Raises UserError for one that is not known or not installed."""
-    found = list(dict.fromkeys(names))
-    for name in found:
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
         if name not in TRACKERS:
             raise UserError(f"there is no tracker '{name}'", where="--track", hint=nearest(name, TRACKERS))
         if importlib.util.find_spec(name) is None:
             hint = f"Install it with: pip install 'aligngap[{name}]'"
             raise UserError(f"the package '{name}' is not installed", where=f"--track {name}", hint=hint)
-    return found
+    return wanted
 
 
 def opened(name: str, folder: Path, study: str, token: str) -> Tracker:

@@ -5,56 +5,60 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import secrets
 import threading
-import time
 import traceback
-from collections import deque
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from aligngap.pipeline.processes import Child, redirect
+from aligngap.store.disk import read_json, write_json
 from aligngap.trackers.base import Series, opened
 
-_KEPT = 20_000
+_WAITING = 20_000
 """Messages that may wait for a tracker that is slow for a while."""
+_AFTER_THE_RUN = 10.0
+"""Seconds for which a tracker outlives a run that was killed, to write what it has been given."""
 
 
-class Line:
+class TrackerProcess:
     """Feeds a tracker in a process of its own. No method waits for it but `close`; after a failure all do nothing.
 
-    log_file: where what the tracker prints goes.
+    log_file: where what the tracker prints goes. sent: the evaluated checkpoints (key of the series, step) that it had
+    taken when this began, so that none is given twice; they stand in the folder's tracked-NAME.json, with a token that
+    tells this folder's runs from another's.
     """
 
-    def __init__(self, name: str, folder: Path, study: str, token: str, log_file: Path) -> None:
+    def __init__(self, name: str, folder: Path, study: str, log_file: Path) -> None:
         self.name, self._log_file = name, log_file
-        self._sent: deque[tuple[str, int]] = deque()
         self.problem: str | None = None
-        self._messages: queue.Queue[tuple[object, ...]] = queue.Queue(_KEPT)
-        self._child = Child(_serve, name, folder, study, token, log_file, name=f"aligngap-{name}", daemon=True)
-        self._ears = threading.Thread(target=self._hear, name=f"{name}-answers", daemon=True)
-        self._ears.start()
-        threading.Thread(target=self._feed, name=f"{name}-messages", daemon=True).start()
+        path = folder / f"tracked-{name}.json"
+        record = _read_record(path)
+        self.sent = {(key, step) for key, steps in record["sent"].items() for step in steps}
+        self._messages: queue.Queue[tuple[object, ...]] = queue.Queue(_WAITING)
+        given = (name, folder, study, path, record, log_file)
+        self._child = Child(_serve, *given, name=f"aligngap-{name}", daemon=True)
+        self._feeder = threading.Thread(target=self._feed, name=f"{name}-messages", daemon=True)
+        self._feeder.start()
 
     def log(self, series: Series, step: int, values: Mapping[str, float], evaluated: bool = False) -> None:
-        """Values at a step. evaluated: to be confirmed."""
+        """Values at a step. evaluated: it goes on record when the tracker has taken it."""
         self._put("log", series, step, dict(values), evaluated)
 
     def finish(self, series: Series, failed: bool) -> None:
         """Nothing more comes of this series, for now."""
         self._put("finish", series, failed)
 
-    def confirmed(self) -> tuple[str, int] | None:
-        """The next evaluated checkpoint (key of the series, step) that the tracker has taken, if there is one."""
-        return self._sent.popleft() if self._sent else None
-
     def close(self, seconds: float) -> None:
         """Give the tracker so long to bring everything home."""
         self._put("close")
-        if not self._child.wait(0.0 if self.problem else seconds):
+        self._feeder.join(0.0 if self.problem else seconds)
+        if self._feeder.is_alive():
             self._fail(f"it had not ended after {seconds:.0f} seconds, and what it had not written is lost")
-            self._child.kill()
-        self._ears.join(1.0)
+        self._child.kill()
+        self._feeder.join(1.0)
         self._child.end()
         with contextlib.suppress(OSError):  # one that had nothing to say leaves none
             if self._log_file.stat().st_size == 0:
@@ -68,59 +72,63 @@ class Line:
                 self._fail("it cannot keep up with the run")
 
     def _fail(self, reason: str) -> None:
-        if self.problem is None:
-            self.problem = reason
+        self.problem = self.problem or reason
 
     def _feed(self) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which `_hear` has seen
-            while True:
-                self._child.pipe.send(self._messages.get())
-
-    def _hear(self) -> None:
+        """The thread that sends, until the tracker has ended, which says in its one message what went wrong, if
+        anything did.
+        """
+        message: tuple[object, ...] = ()
+        with contextlib.suppress(OSError):  # it is gone
+            while message != ("close",):
+                message = self._messages.get()
+                self._child.pipe.send(message)
         try:
-            while True:
-                word, *rest = self._child.pipe.recv()
-                if word == "closed":
-                    return
-                if word == "failed":
-                    self._fail(str(rest[0]))
-                    return
-                self._sent.append((str(rest[0]), int(rest[1])))
+            if reason := self._child.pipe.recv():
+                self._fail(reason)
         except (EOFError, OSError):
             self._fail("its process ended without a word")
 
 
-def _serve(messages: Connection, name: str, folder: Path, study: str, token: str, log_file: Path) -> None:
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path) if path.is_file() else None
+    if isinstance(record, dict) and isinstance(record.get("token"), str) and isinstance(record.get("sent"), dict):
+        return record
+    record = {"token": secrets.token_hex(4), "sent": {}}
+    write_json(path, record)
+    return record
+
+
+def _serve(
+    messages: Connection, name: str, folder: Path, study: str, path: Path, record: dict[str, Any], log_file: Path
+) -> None:
     """The tracker's side: until it is told to close, the run dies, or something goes wrong."""
     redirect(log_file)
+    reason = ""
     try:
-        tracker = opened(name, folder, study, token)
+        tracker = opened(name, folder, study, record["token"])
         while True:
             try:
                 word, *rest = messages.recv()
-            except (EOFError, OSError):  # the run was killed: keep what has come, but do not outlive it for long
-                threading.Thread(target=_end, daemon=True).start()
+            except (EOFError, OSError):  # the run was killed
+                timer = threading.Timer(_AFTER_THE_RUN, os._exit, (1,))
+                timer.daemon = True
+                timer.start()
                 word = "close"
             if word == "log":
                 series, step, values, evaluated = rest
                 tracker.log(series, step, values)
                 if evaluated:
-                    messages.send(("sent", series.key, step))
+                    record["sent"].setdefault(series.key, []).append(step)
+                    write_json(path, record)
             elif word == "finish":
                 tracker.finish(*rest)
             else:
                 tracker.close()
-                with contextlib.suppress(OSError):
-                    messages.send(("closed",))
-                os._exit(0)  # not by way of what a tracker does at the end of a process: W&B may wait for the network
+                break
     except BaseException as error:
         traceback.print_exc()
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        with contextlib.suppress(OSError):
-            messages.send(("failed", reason))
-        os._exit(1)
-
-
-def _end() -> None:
-    time.sleep(10.0)
-    os._exit(1)
+    with contextlib.suppress(OSError):
+        messages.send(reason)
+    os._exit(bool(reason))  # not by way of what a tracker does at the end of a process: W&B may wait for the network

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import queue
-import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +19,10 @@ from aligngap.experiments.plan import Plan
 from aligngap.pipeline.graph import Event, all_stages
 from aligngap.pipeline.stages import Arm, Evaluate
 from aligngap.results import COMPARISONS, MEASURES, SPLITS
-from aligngap.store.disk import read_json, write_json
 from aligngap.store.store import Store
 from aligngap.trackers.base import Series
-from aligngap.trackers.process import Line
+from aligngap.trackers.process import TrackerProcess
 
-RECORD = "tracked.json"
-"""In the run's folder: its token, and which checkpoints each tracker has been given, so that none is given twice."""
 _TRACKED = {name: name for name in ("kl", *MEASURES)} | {
     f"rate_{opponent}_{judge}": f"win_rate_over_{opponent}_by_{judge}"
     for opponent, judges in COMPARISONS.items()
@@ -35,12 +31,11 @@ _TRACKED = {name: name for name in ("kl", *MEASURES)} | {
 """What is tracked of a checkpoint: columns of points, and their names in a tracker."""
 _AT_THE_END = 20.0  # seconds that trackers get, when all else is done, to bring everything home
 _INTERRUPTED = 5.0
-_BETWEEN_RECORDS = 2.0
 
 
 def series_of(plan: Plan) -> dict[str, Series]:
     """By identity of each stage, what it is tracked as. An arm and its evaluation are one; names are unique."""
-    found: dict[str, Series] = {}
+    named: dict[str, Series] = {}
     evaluations: dict[str, str] = {}
     tasks: dict[str, list[str]] = {}
     for name, task in plan.tasks.items():
@@ -49,7 +44,7 @@ def series_of(plan: Plan) -> dict[str, Series]:
             about = {"study": plan.name, "task": name, "arm": entry.name, "family": entry.family, "seed": arm.seed}
             settings = {**arm.specification, **about, "identity": arm.identity}
             title = f"{_part(name)}/{_part(entry.name)}/seed {arm.seed}"
-            found.setdefault(arm.identity, Series(arm.identity, title, settings))
+            named.setdefault(arm.identity, Series(arm.identity, title, settings))
         for stage in all_stages(task.targets):
             tasks.setdefault(stage.identity, []).append(name)
     for stage in plan.stages:
@@ -59,12 +54,12 @@ def series_of(plan: Plan) -> dict[str, Series]:
         identity = stage.identity
         place = tasks[identity][0] if len(tasks[identity]) == 1 else "shared"
         settings = {**stage.specification, "study": plan.name, "stage": stage.kind, "identity": identity}
-        found.setdefault(identity, Series(identity, f"{_part(place)}/{_part(stage.label)}", settings))
-    count = Counter(series.name for series in found.values())
-    for key, series in found.items():
+        named.setdefault(identity, Series(identity, f"{_part(place)}/{_part(stage.label)}", settings))
+    count = Counter(series.name for series in named.values())
+    for key, series in named.items():
         if count[series.name] > 1:
-            found[key] = Series(key, f"{series.name} ({key[-6:]})", series.settings)
-    return found | {name: found[arm] for name, arm in evaluations.items()}
+            named[key] = Series(key, f"{series.name} ({key[-6:]})", series.settings)
+    return named | {name: named[arm] for name, arm in evaluations.items()}
 
 
 def _part(text: str) -> str:
@@ -75,13 +70,13 @@ def values_of(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """A checkpoint's numbers by name, `on_SPLIT_prompts/WHAT`, from its rows of points; what was not measured is left
     out.
     """
-    found = {
+    values = {
         f"on_{row['split']}_prompts/{name}": row[column]
         for row in points
         for column, name in _TRACKED.items()
         if row.get(column) is not None
     }
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
 @contextmanager
@@ -96,7 +91,9 @@ def tracking(
     if not names:
         yield lambda event: None
         return
-    tracked = _Tracking(names, plan, store, folder, logs, warn)
+    logs.mkdir(parents=True, exist_ok=True)
+    trackers = [TrackerProcess(name, folder, plan.name, logs / f"{name}.log") for name in names]
+    tracked = _Tracking(series_of(plan), store, trackers, warn)
     seconds = _INTERRUPTED
     try:
         yield tracked.note
@@ -108,24 +105,12 @@ def tracking(
 class _Tracking:
     def __init__(
         self,
-        names: Sequence[str],
-        plan: Plan,
+        series: Mapping[str, Series],
         store: Store,
-        folder: Path,
-        logs: Path,
+        trackers: Sequence[TrackerProcess],
         warn: Callable[[str], None],
     ) -> None:
-        self._series = series_of(plan)
-        self._store, self._record_file, self._warn = store, folder / RECORD, warn
-        self._record = _recorded(self._record_file)
-        self._given: dict[str, set[tuple[str, int]]] = {
-            name: {(key, step) for key, steps in self._record["sent"].get(name, {}).items() for step in steps}
-            for name in names
-        }
-        logs.mkdir(parents=True, exist_ok=True)
-        self._lines = {
-            name: Line(name, folder, plan.name, self._record["token"], logs / f"{name}.log") for name in names
-        }
+        self._series, self._store, self._trackers, self._warn = series, store, trackers, warn
         self._warned: set[str] = set()
         self._problem: str | None = None
         # Reading what was measured takes its time, so it is done beside the run.
@@ -143,39 +128,30 @@ class _Tracking:
                 self._todo.put((stage, event.kind))
         elif event.kind == "progress" and event.metrics:
             values = {f"training/{name}": value for name, value in event.metrics.items()}
-            for line in self._lines.values():
-                line.log(series, event.done, values)
+            for tracker in self._trackers:
+                tracker.log(series, event.done, values)
         elif event.kind in ("finished", "failed") and not isinstance(stage, Arm):  # an arm's evaluation is to come
-            for line in self._lines.values():
-                line.finish(series, event.kind == "failed")
-        self._tell()
+            for tracker in self._trackers:
+                tracker.finish(series, event.kind == "failed")
+        self._warn_of_problems()
 
     def close(self, seconds: float) -> None:
         self._todo.put(None)
         self._reader.join(seconds)
-        for line in self._lines.values():
-            line.close(seconds)
-        self._save()
-        self._tell()
+        for tracker in self._trackers:
+            tracker.close(seconds)
+        self._warn_of_problems()
 
-    def _tell(self) -> None:
-        problems = {name: line.problem for name, line in self._lines.items()} | {"": self._problem}
-        for name, problem in problems.items():
-            if problem is not None and name not in self._warned:
-                self._warned.add(name)
-                what = f"Tracking with {name} is off" if name else "Evaluations are not tracked"
+    def _warn_of_problems(self) -> None:
+        problems = {f"Tracking with {tracker.name} is off": tracker.problem for tracker in self._trackers}
+        for what, problem in (problems | {"Evaluations are not tracked": self._problem}).items():
+            if problem is not None and what not in self._warned:
+                self._warned.add(what)
                 self._warn(f"{what}: {problem}. The run goes on.")
 
     def _read(self) -> None:
         """The reader's thread: what has been evaluated, as it is evaluated."""
-        while True:
-            try:
-                item = self._todo.get(timeout=_BETWEEN_RECORDS)
-            except queue.Empty:
-                self._save()
-                continue
-            if item is None:
-                return
+        while item := self._todo.get():
             try:
                 self._evaluated(*item)
             except (OSError, KeyError, UserError, pl.exceptions.PolarsError) as error:  # swept away meanwhile, say
@@ -185,23 +161,23 @@ class _Tracking:
         series = self._series[stage.identity]
         if kind in ("progress", "finished", "cached"):
             for step in stage.arm.keep:
-                lines = [line for name, line in self._lines.items() if (series.key, step) not in self._given[name]]
-                frames = self._frames(stage, step) if lines else None
+                missing = [tracker for tracker in self._trackers if (series.key, step) not in tracker.sent]
+                frames = self._frames(stage, step) if missing else None
                 if frames is None:
                     continue
                 values = values_of([point(*frames, step, split) for split in SPLITS])
-                for line in lines:
-                    line.log(series, step, values, evaluated=True)
-                    self._given[line.name].add((series.key, step))
+                for tracker in missing:
+                    tracker.log(series, step, values, evaluated=True)
+                    tracker.sent.add((series.key, step))
         if kind != "progress":
-            for line in self._lines.values():
-                line.finish(series, kind in ("failed", "blocked"))
+            for tracker in self._trackers:
+                tracker.finish(series, kind in ("failed", "blocked"))
 
     def _frames(self, stage: Evaluate, step: int) -> tuple[pl.DataFrame, pl.DataFrame] | None:
         """What was measured of a checkpoint, per prompt and per pair; None before it has been."""
         if self._store.has(stage.identity):
-            found = self._store.get(stage.identity)
-            prompts, pairs = (pl.read_parquet(found.file(f"per_{what}.parquet")) for what in ("prompt", "pair"))
+            result = self._store.get(stage.identity)
+            prompts, pairs = (pl.read_parquet(result.file(f"per_{what}.parquet")) for what in ("prompt", "pair"))
             return prompts, pairs
         folder = self._store.unfinished(stage.identity)
         try:
@@ -209,26 +185,3 @@ class _Tracking:
         except FileNotFoundError:  # not measured yet; or finished just now, which the next event says
             return None
         return prompts, pairs
-
-    def _save(self) -> None:
-        """Note what trackers have confirmed."""
-        fresh = {name: list(iter(line.confirmed, None)) for name, line in self._lines.items()}
-        if not any(fresh.values()):
-            return
-        for name, items in fresh.items():
-            steps = self._record["sent"].setdefault(name, {})
-            for key, step in items:
-                steps[key] = sorted({*steps.get(key, []), step})
-        try:
-            write_json(self._record_file, self._record)
-        except UserError as error:
-            self._problem = str(error)
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else None
-    if isinstance(found, dict) and isinstance(found.get("token"), str) and isinstance(found.get("sent"), dict):
-        return found
-    fresh = {"token": secrets.token_hex(4), "sent": {}}
-    write_json(path, fresh)
-    return fresh

@@ -38,7 +38,7 @@ class Stateful(Protocol):
 class Checkpointer:
     """Saves named parts in a folder, at most every `every` seconds. Of several ranks the first writes, and all read.
 
-    checkpoint.json, replaced atomically, names the state's file and says the sha256 of it and of every other file that
+    checkpoint.json, replaced atomically, names the state's file and gives the sha256 of it and of every other file that
     lay in the folder by then (kept weights, say). What it names is on the disk before it; what it no longer names is
     removed after it. So a kill at any moment leaves a whole checkpoint, the last or the one before.
     """
@@ -52,7 +52,7 @@ class Checkpointer:
         """Save if the last save is longer ago than `every` seconds."""
         due = time.monotonic() - self._last >= self._every
         # Each has a clock of its own, and the parts of what is sharded must be asked for by all.
-        if ranks.agreed(due) if ranks.sharded() else due:
+        if ranks.broadcast(due) if ranks.sharded() else due:
             self.save(**parts)
 
     def save(self, **parts: Stateful) -> None:
@@ -95,7 +95,7 @@ class Checkpointer:
             for file in self._others():
                 if file not in self._beside:
                     (self._folder / file).unlink()
-        state = ranks.agreed(state)
+        state = ranks.broadcast(state)
         if not state:
             return False
         states: dict[str, dict[str, torch.Tensor]] = {part: {} for part in parts}
@@ -139,7 +139,7 @@ class Checkpointer:
         path = self._folder / _DIVERGED / f"{step:06d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(module, path)
-        return ranks.agreed("/".join(path.parts[-4:]))
+        return ranks.broadcast("/".join(path.parts[-4:]))
 
     def _others(self) -> list[str]:
         files = (path.relative_to(self._folder) for path in sorted(self._folder.rglob("*")) if path.is_file())

@@ -101,7 +101,7 @@ def train(
         save_policy(0, policy)
     while optimiser.step_count < optim.steps:
         batch = source.next_batch(optim.batch).to(policy.device)
-        share = ranks.own(len(batch))
+        share = ranks.share(len(batch))
         value, metrics = loss_and_metrics(policy, reference, share.of(batch), loss)
         value = value * share.part
         norm = advance(optimiser, value, batch, policy.model, checkpointer)

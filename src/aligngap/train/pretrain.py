@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from aligngap.errors import UserError, nearest, unwritable
+from aligngap.errors import UserError, nearest
 from aligngap.models.build import SHIPPED, parameter_count, random_model
 from aligngap.models.tokenizer import word_tokenizer
 from aligngap.seeds import numpy_stream, torch_seed
-from aligngap.store.disk import read_json, write_json
+from aligngap.store.disk import disk_errors, read_json, write_json
 from aligngap.store.identity import identity
 from aligngap.tasks.worlds import WORLDS, World
 from aligngap.train.checkpoint import Checkpointer
@@ -285,7 +285,7 @@ def pretrain_sizes(sizes: Sequence[str] | None, out: Path, steps: int | None, sa
 
 def _take_folder(path: Path) -> None:
     hint = "Give --out another folder."
-    with unwritable(path, hint):
+    with disk_errors(path, strict=True):
         path.mkdir(parents=True, exist_ok=True)
         occupied = any(path.iterdir())
     if occupied:

@@ -49,7 +49,7 @@ def fit(
 
 def sft_loss(policy: Policy, batch: PairBatch) -> torch.Tensor:
     """Mean negative log-likelihood per token of both responses (Tang et al. 2024, section 4), in nats."""
-    share = ranks.own(len(batch))
+    share = ranks.share(len(batch))
     ours, counted = share.of(batch), float(share.part > 0)
     total = sum(log_prob.sum() for log_prob in policy.log_probs(ours.prompts, [ours.first, ours.second]))
     return -torch.as_tensor(total) * counted / sum(int(side.lengths.sum()) for side in (batch.first, batch.second))
@@ -57,7 +57,7 @@ def sft_loss(policy: Policy, batch: PairBatch) -> torch.Tensor:
 
 def preference_loss(model: PreferenceModel, batch: PairBatch, step: int, seed: int) -> torch.Tensor:
     """Binary cross-entropy, the order of the two responses drawn for each pair and step (appendix A)."""
-    share = ranks.own(len(batch))
+    share = ranks.share(len(batch))
     flips = torch.from_numpy(numpy_stream("order", seed, step).random(len(batch)) < 0.5)
     flip, batch = share.of(flips).to(batch.preference.device), share.of(batch)
     responses, row = Tokens.stack([batch.first, batch.second]), torch.arange(len(batch), device=flip.device)

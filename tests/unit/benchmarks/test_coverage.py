@@ -68,14 +68,11 @@ def test_what_is_printed_is_written_and_comes_back_with_the_same_seed(
     monkeypatch.setattr(coverage, "POPULATION", 20)
     monkeypatch.setattr(coverage, "SEEDS", (1, 2))
     for number in range(2):
-        file = str(tmp_path / f"{number}.json")
-        argv = ["coverage.py", "--seed", "4", "--repetitions", "2", "--replicates", "20", "--json", file]
-        monkeypatch.setattr("sys.argv", argv)
-        coverage.main()
+        coverage.main(seed=4, repetitions=2, replicates=20, json=tmp_path / f"{number}.json")
     first, second = (json.loads((tmp_path / f"{number}.json").read_text())["rows"] for number in range(2))
     assert first == second
     assert {row["world"] for row in first} == {world.name for world, _ in coverage.PLAN} | {"Holm"}
-    assert capsys.readouterr().out.count("\n") == 2 * (1 + len(first))
+    assert capsys.readouterr().out.count("\n") == 2 * (2 + len(first))
     assert "NaN" not in (tmp_path / "0.json").read_text()
     assert all(0 <= row["rate"] <= 1 for row in first if row["rate"] is not None)
 

@@ -12,7 +12,9 @@ pytest.importorskip("trl")
 
 import torch
 from benchmarks import peer_trl
-from benchmarks.peer_study import TASK, Taken, arms, compare, markdown, prepare, rows_of
+from benchmarks.peer_study import TASK, Taken, arms, compare, prepare, rows_of
+from benchmarks.setting import ranked
+from transformers import TrainerCallback
 
 from aligngap.experiments.spec import StudySpec, log_steps
 from aligngap.models.build import base_path, load_language_model
@@ -64,19 +66,14 @@ def test_both_read_the_same_token_ids(
     trainers, theirs = captured(monkeypatch), peer_trl.Study(plan)
     policy = theirs.sft(theirs.train, plan["models"]["policy"], plan["sft"])
     golden = theirs.reward(theirs.train, plan["models"]["golden"], plan["golden"])
-    theirs.offline(policy, theirs.train, plan["arm"], 0.1, plan["keep"])
-    theirs.online(policy, golden, plan["arm"], 0.1, plan["keep"])
-    sft, reward, offline, online = trainers
+    watch = TrainerCallback()
+    offline = theirs.offline(policy, theirs.train, plan["arm"], 0.1, watch)
+    online = theirs.online(policy, golden, plan["arm"], 0.1, watch)
+    sft, reward = trainers
 
     assert len(theirs.train) == len(data.train) > 80
     assert len(theirs.held_out) == len(data.held_out) == 16
-    prompts, better, worse = [], [], []
-    sides = zip(data.train.first.rows(), data.train.second.rows(), data.train.preference.tolist(), strict=True)
-    for prompt, (first, second, preference) in zip(data.train.prompts.rows(), sides, strict=True):
-        chosen, rejected = (first, second) if preference > 0.5 else (second, first)
-        prompts.append(prompt)
-        better.append(chosen)
-        worse.append(rejected)
+    prompts, better, worse = (list(column) for column in zip(*ranked(data.train), strict=True))
     both = [response for pair in zip(better, worse, strict=True) for response in pair]
     whole = [[*prompt, *response] for prompt, response in zip([p for p in prompts for _ in "ab"], both, strict=True)]
     assert list(sft.train_dataset["input_ids"]) == whole
@@ -84,7 +81,8 @@ def test_both_read_the_same_token_ids(
     assert list(reward.train_dataset["rejected_ids"]) == whole[1::2]
     rows = offline.train_dataset
     assert (list(rows["prompt_ids"]), list(rows["chosen_ids"]), list(rows["rejected_ids"])) == (prompts, better, worse)
-    inputs = online.processing_class(list(online.train_dataset["prompt"]))
+    # As it tokenizes them when it samples.
+    inputs = online.processing_class(list(online.train_dataset["prompt"]), add_special_tokens=False)
     assert inputs["input_ids"] == prompts
 
 
@@ -95,8 +93,9 @@ def test_steps_batches_rates_and_checkpoints_are_the_studys(
     trainers, theirs = captured(monkeypatch), peer_trl.Study(plan)
     policy = theirs.sft(theirs.train, plan["models"]["policy"], plan["sft"])
     judge = theirs.reward(theirs.train, plan["models"]["proxy"], plan["proxy"])
-    theirs.offline(policy, theirs.train, plan["arm"], 0.1, plan["keep"])
-    theirs.online(policy, judge, plan["arm"], 0.1, plan["keep"])
+    watch = TrainerCallback()
+    trainers.append(theirs.offline(policy, theirs.train, plan["arm"], 0.1, watch))
+    trainers.append(theirs.online(policy, judge, plan["arm"], 0.1, watch))
     assert study.sft is not None
     asked = (study.sft, study.proxy.optim, study.baseline.optim, study.baseline.optim)
     for trainer, optim, sequences in zip(trainers, asked, (2, 1, 1, 1), strict=True):
@@ -150,28 +149,18 @@ def test_the_peers_study_goes_from_sft_to_curves(prepared: tuple[StudySpec, dict
     json.dumps(curves)
 
 
-def test_rows_and_tables() -> None:
-    found = {
-        "ours": [Taken(10.0, 15.0), Taken(12.0, 15.0), Taken(11.0, 15.0)],
-        "peer": [Taken(40.0, 45.0), Taken(36.0, 30.0), Taken(44.0, 60.0)],
-        "ends": [("online", "1.00 / 2.00", "0.50 / 0.40", "0.90 / 0.80")],
-        "second_arm": {"command": 30.0, "stage": 10.4, "evaluation": 5.0, "steps": 10.0},
-    }
-    whole, core, stage, command = rows_of(found)
-    assert (whole["name"], whole["ratio"], whole["low"], whole["high"]) == ("whole_study_wall", 4.0, 3.5, 4.0)
-    assert (core["ratio"], core["low"], core["high"]) == (3.0, 2.5, 3.5)
-    assert (stage["ratio"], command["ratio"], stage["peak_share"]) == (1.04, 3.0, None)
-    shown = markdown(found)
-    assert "| whole study, by the clock: peer's over ours | 4.00 (3.50-4.00) | 11.0 s | 40.0 s |" in shown
-    assert "| online | 1.00 / 2.00 | 0.50 / 0.40 | 0.90 / 0.80 |" in shown
+def test_rows_hold_the_rounds_ratios() -> None:
+    ours = [Taken(10.0, 15.0), Taken(12.0, 15.0), Taken(11.0, 15.0)]
+    whole, core = rows_of(ours, [Taken(40.0, 45.0), Taken(36.0, 30.0), Taken(44.0, 60.0)])
+    assert (whole["name"], whole["ratio"]) == ("whole study, by the clock: peer's over ours", (4.0, 3.5, 4.0))
+    assert (whole["ours"], whole["peer"]) == (11.0, 40.0)
+    assert core["ratio"] == (3.0, 2.5, 3.5)
 
 
 @pytest.mark.slow
 def test_both_studies_as_commands(tmp_path: Path) -> None:
-    found = compare(tmp_path / "work", TINY, rounds=1, cores=2, pairs=PAIRS)
-    assert len(found["ends"]) == 5
-    assert all(row["ratio"] > 0 for row in rows_of(found))
-    assert found["second_arm"]["stage"] > found["second_arm"]["steps"] > 0
-    whole, core, *_ = rows_of(found)
+    (whole, core), ends = compare(tmp_path / "work", TINY, rounds=1, cores=2, pairs=PAIRS)
+    assert len(ends) == 5
+    assert all(row["ratio"].middle > 0 for row in (whole, core))
     # What the stages' processes took is counted, which are nobody's children when the command has ended.
-    assert core["seconds"] > 0.3 * whole["seconds"] / 4
+    assert core["ours"] > 0.3 * whole["ours"] / 4

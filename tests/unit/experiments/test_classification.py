@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from aligngap.experiments.base import Analysis
+from aligngap.experiments.classification import measures
 from aligngap.experiments.classification.measure import StreamAccuracy, windows
-from aligngap.experiments.classification.sweep import measures
 from aligngap.pipeline.stages import load_judge, load_policy, predictions
 from aligngap.tasks.pairs import read_pairs
 from made_up import analysed

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from aligngap.experiments.base import Analysis
+from aligngap.experiments.dataset import D_GOLDEN, FAMILIES, LABELS, STEP_FACTOR, measures, pairs_of, profile_name
 from aligngap.experiments.dataset.measure import PairProfile
-from aligngap.experiments.dataset.sweep import D_GOLDEN, FAMILIES, LABELS, STEP_FACTOR, measures, pairs_of, profile_name
 from aligngap.experiments.study import load_study
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.measure.classify import pair_log_probs

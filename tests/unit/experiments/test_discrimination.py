@@ -16,12 +16,12 @@ from scipy import stats
 from aligngap.experiments.base import Analysis, Finished
 from aligngap.experiments.bench import ArmEntry
 from aligngap.experiments.coverage import arms as coverage_arms
-from aligngap.experiments.discrimination.analysis import spearman
+from aligngap.experiments.discrimination import arms, measures, table_name
 from aligngap.experiments.discrimination.measure import SelfAccuracy
-from aligngap.experiments.discrimination.sweep import arms, measures, table_name
 from aligngap.experiments.goodhart import arms as goodhart_arms
 from aligngap.pipeline.stages import load_judge, load_policy
 from aligngap.seeds import uniforms
+from aligngap.stats.spearman import spearman
 from aligngap.types import Tokens
 from made_up import BENCH, LOW, PROMPTS, RISING, analysed, finished
 from tiny import STEPS, Tiny

@@ -9,8 +9,7 @@ import polars as pl
 import pytest
 
 from aligngap.experiments.base import Analysis
-from aligngap.experiments.golden.measure import GOLDENS, FreshPairs, GoldenAudit
-from aligngap.experiments.golden.sweep import (
+from aligngap.experiments.golden import (
     LABELS,
     LOW_BETA,
     OVER_OPTIMISED,
@@ -20,6 +19,7 @@ from aligngap.experiments.golden.sweep import (
     on_policy_pairs,
     over_optimised,
 )
+from aligngap.experiments.golden.measure import GOLDENS, FreshPairs, GoldenAudit
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.stages import SPLITS
 from aligngap.store.disk import read_json

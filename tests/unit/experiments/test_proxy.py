@@ -11,8 +11,8 @@ import pytest
 
 from aligngap.experiments.base import Analysis
 from aligngap.experiments.bench import Bench
+from aligngap.experiments.proxy import NAMES, measures, proxies
 from aligngap.experiments.proxy.measure import ProxyAgreement
-from aligngap.experiments.proxy.sweep import NAMES, measures, proxies
 from aligngap.experiments.study import load_study
 from aligngap.store.disk import read_json
 from aligngap.tasks.pairs import read_pairs, write_pairs

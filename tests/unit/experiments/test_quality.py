@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from aligngap.experiments.base import Analysis
-from aligngap.experiments.dataset.sweep import D_GOLDEN, STEP_FACTOR, profile_name
+from aligngap.experiments.dataset import D_GOLDEN, STEP_FACTOR, profile_name
 from aligngap.experiments.quality import FINAL, measures
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.stages import Generate

@@ -92,7 +92,7 @@ def test_a_missing_arm_is_no_evidence(missing: str) -> None:
     found = concluded({}, missing=missing)
     assert found.verdict == "inconclusive"
     assert np.isnan(found.estimates["trend"].estimate.value)
-    assert "rank correlation with the sync period of no data" in found.sentence
+    assert "rank correlation with the sync period of (no data)" in found.sentence
 
 
 def test_arms_have_the_same_labels_and_settings() -> None:

@@ -16,7 +16,7 @@ from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped_text
 from aligngap.experiments.spec import fifth, log_steps
 from aligngap.experiments.study import load_study, resolved_study
-from aligngap.plugins import unload_plugins
+from aligngap.plugins import use_plugins
 from aligngap.tasks.encode import sizes
 
 
@@ -41,7 +41,7 @@ def test_a_plugins_experiment_runs_by_its_name_where_the_plugin_is_named(
         load_study("own-question")
     study = load_study("own-question", ["plugins=[own_question]"])
     assert (study.name, study.experiments, study.folder) == ("own_question", ("own_question",), tmp_path)
-    unload_plugins()
+    use_plugins([])
 
 
 def test_overrides_reach_what_they_name() -> None:

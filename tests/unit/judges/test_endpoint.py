@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from aligngap.errors import UserError
-from aligngap.judges import endpoint
+from aligngap.judges import endpoint, wire
 from aligngap.judges.endpoint import EndpointJudge, EndpointJudgeSpec
 from aligngap.judges.spec import JudgeIngredients
 from unit.judges.server import Asked, ChatServer, Reply, answers, chat_server, longer, wait_for
@@ -484,7 +484,7 @@ def test_the_error_shows_an_example(serve: Serve) -> None:
 
 
 def test_a_body_without_end_is_cut(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_LARGEST_BODY", 1 << 16)
+    monkeypatch.setattr(wire, "_LARGEST_BODY", 1 << 16)
     server = serve(lambda asked: Reply(body=b"x" * (1 << 24)))
     with pytest.raises(UserError, match="no decision"):
         margins(judge(server, repeats=0), ROWS[:1])

@@ -24,7 +24,8 @@ from aligngap.sources.sampled import Sampled
 from aligngap.tasks.chat import template_facts
 from aligngap.tasks.datasets import Tally
 from aligngap.tasks.encode import encode
-from aligngap.tasks.formats import Message, TextPair
+from aligngap.tasks.formats import TextPair
+from aligngap.tasks.messages import Message
 from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.types import Prompt, Tokens
 from checkpoints import saved

@@ -85,7 +85,7 @@ class FakeReport(Fake):
 
     @classmethod
     def of(cls, folder: Path, processes: int | None = None) -> FakeReport:
-        return cls(name=Report.of(folder).identity)
+        return cls(name=repr(Report.of(folder).results))
 
     @property
     def label(self) -> str:

@@ -56,8 +56,7 @@ def test_it_hears_and_answers_and_its_end_is_the_pipe_s(method: str) -> None:
     made.pipe.send(None)
     with pytest.raises(EOFError):
         made.pipe.recv()
-    assert made.wait(10.0)
-    made.end()
+    made.end(10.0)
     assert made.pid is None
 
 
@@ -91,7 +90,7 @@ def test_how_it_died_is_said(end: Callable[[Child], None], words: str) -> None:
     assert made.end(10.0) == words
     end(made)  # of one that has ended there is nothing left to end
     assert made.end() == words
-    assert made.wait(0.0)
+    assert made.pid is None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -103,7 +102,6 @@ def test_an_exit_code_is_said() -> None:
 def test_one_that_takes_too_long_is_killed() -> None:
     made = child(sleep)
     made.pipe.recv()
-    assert not made.wait(0.05)
     assert "SIGKILL" in made.end(0.05)
 
 

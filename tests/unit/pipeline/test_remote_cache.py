@@ -112,7 +112,7 @@ def carried(
     monkeypatch.setenv("ALIGNGAP_STORE", str(cache))
     inputs = tuple(parent.identity for parent in stage.parents)
     settings = Settings(Path("/nowhere"), "cpu", seconds)
-    return keep(Job(PackedStage.of(stage), settings, stage.identity, [], remote_cache.url, inputs).packed(), "a node")
+    return keep(Job(PackedStage.of(stage), settings, stage.identity, remote_cache.url, inputs).packed(), "a node")
 
 
 def test_nodes_with_stores_of_their_own(

@@ -58,11 +58,11 @@ def test_a_batch_is_divided_without_rest(found: list[dict[str, Any]]) -> None:
 
 def test_what_is_divided_comes_together_in_order(shared: Path, found: list[dict[str, Any]]) -> None:
     for rank in found:
-        assert rank["spread"] == [k for k in range(7) for _ in range(2)]
+        assert rank["rows"] == [k for k in range(7) for _ in range(2)]
         assert rank["tokens"] == [[1] * (k + 1) for k in range(5)]
         assert rank["none"] == 0
-        assert rank["chunked"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-        assert rank["agreed"] == 5
+        assert rank["chunks"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        assert rank["broadcast"] == 5
         assert rank["total"] == 3
     seen = [json.loads((shared / "none" / f"{k}.json").read_text())["seen"] for k in range(3)]
     assert seen == [[0, 1, 2], [3, 4, 5], [6]]
@@ -72,7 +72,7 @@ def test_sharded_models_run_the_same_passes_everywhere(shared: Path) -> None:
     found = {
         kind: [json.loads((shared / kind / f"{k}.json").read_text()) for k in range(3)] for kind in ("none", "full")
     }
-    assert [rank["seen"] for rank in found["full"]] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
+    assert [rank["seen"] for rank in found["full"]] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [rank["unfinished"] for rank in found["full"]] == [True] * 3
     assert [rank["unfinished"] for rank in found["none"]] == [False, True, False]
 
@@ -96,7 +96,7 @@ def test_ranks_need_not_be_copies(shared: Path) -> None:
     """On accelerators each starts anew."""
     found = [json.loads((shared / "spawned" / f"{k}.json").read_text()) for k in range(2)]
     assert [rank["own"]["7"] for rank in found] == [[[0, 1, 2, 3], 4 / 7], [[4, 5, 6], 3 / 7]]
-    assert [rank["spread"] for rank in found] == [[k for k in range(7) for _ in range(2)]] * 2
+    assert [rank["rows"] for rank in found] == [[k for k in range(7) for _ in range(2)]] * 2
     assert {rank["threads"] for rank in found} == {1}
     assert json.loads((shared / "spawned" / "progress.json").read_text()) == [[0, 2, {"x": 1.0}]]
 
@@ -160,8 +160,8 @@ def _alive(pid: int) -> bool:
 def test_alone_nothing_is_divided() -> None:
     assert (ranks.size(), ranks.rank(), ranks.first(), ranks.sharded()) == (1, 0, True, False)
     batch = object()
-    assert ranks.own(3).of(batch) is batch  # type: ignore[type-var]
-    assert ranks.own(3).part == 1.0
+    assert ranks.share(3).of(batch) is batch  # type: ignore[type-var]
+    assert ranks.share(3).part == 1.0
 
 
 def test_what_cannot_be_done_is_said_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.server import process_context
-from aligngap.pipeline.executors.worker import Settings, StageProcess
+from aligngap.pipeline.executors.worker import Settings, stage_process
 from aligngap.store.store import Store
 from unit.pipeline.fake_stages import Fake, read
 
@@ -27,8 +27,8 @@ def test_the_server_is_light_to_start() -> None:
 
 def test_garbage_is_looked_for_only_in_what_a_stage_makes(tmp_path: Path) -> None:
     store, stage = Store(tmp_path / "store"), Fake(name="a")
-    context = process_context([Fake.__module__])
-    process = StageProcess(context, stage.identity, PackedStage.of(stage), Settings(store.root, "cpu"))
+    context = process_context()
+    process = stage_process(context, PackedStage.of(stage), Settings(store.root, "cpu"))
     while not process.ended:
         process.read(60.0)
     found = read(store.get(stage.identity).path)
@@ -38,11 +38,11 @@ def test_garbage_is_looked_for_only_in_what_a_stage_makes(tmp_path: Path) -> Non
 
 def test_a_fork_server_that_is_lost_while_it_forks_costs_nothing(tmp_path: Path) -> None:
     store, stage = Store(tmp_path / "store"), Fake(name="a")
-    context = process_context([Fake.__module__])
+    context = process_context()
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     os.kill(server, signal.SIGSTOP)  # it takes the request, and does not answer
     threading.Timer(0.5, os.kill, (server, signal.SIGKILL)).start()
-    process = StageProcess(context, stage.identity, PackedStage.of(stage), Settings(store.root, "cpu"))
+    process = stage_process(context, PackedStage.of(stage), Settings(store.root, "cpu"))
     while not process.ended:
         process.read(60.0)
     assert store.has(stage.identity)

@@ -178,6 +178,62 @@ def test_every_experiment_has_its_section_rule_finding_and_figures(page: str) ->
     assert "No data of: Absent." in elements.text
 
 
+def _with_data(folder: Path, data: dict[str, Any] | None) -> str:
+    path = write_results(folder, seeds=(0,), prompts=2) / "results.json"
+    results = json.loads(path.read_text())
+    results["tasks"]["summarisation"]["stages"]["data"] = data
+    path.write_text(json.dumps(results))
+    return render(read(folder))
+
+
+DATA: dict[str, Any] = {
+    "format": "chosen / rejected",
+    "train_pairs": 40,
+    "held_out_pairs": 10,
+    "rows_read": 70,
+    "rows_dropped": {"the answers are the same": 20},
+    "rows": {
+        "read": 70,
+        "dropped": {"the answers are the same": {"count": 20, "rows": ["row 3", f"row 4{HOSTILE}"]}},
+        "notes": {"white space at the ends is gone": {"count": 1, "rows": ["row 9"]}},
+        "unused_columns": {"source": 70},
+    },
+    "warnings": ["29% of the rows are dropped: the answers are the same"],
+    "cut_prompts": 0,
+    "cut_responses": 7,
+    "end_tokens_in_responses": 0,
+}
+
+
+def test_what_became_of_a_users_data_is_said_before_any_figure(tmp_path: Path) -> None:
+    page = _with_data(tmp_path, DATA)
+    text = " ".join(Elements(page).text.split())
+    assert "70 rows read (chosen / rejected): 40 pairs to train on, 10 held out." in text
+    assert "dropped the answers are the same 20 row 3, row 4" in text
+    assert "changed white space at the ends is gone 1 row 9" in text
+    assert "cut responses cut to their limit 7" in text
+    assert "prompts cut to their limit" not in text
+    assert "left out the column source , which nothing reads 70" in text
+    assert HOSTILE not in page.split("<script", 1)[0]
+    warned = text.index("29% of the rows are dropped")
+    assert warned < text.index("What came out")  # an alarm, at the very top
+    assert text.index("Data: what was dropped") < text.index("rows are dropped", warned + 50) < text.index("Figure 1.")
+
+
+def test_data_of_which_all_is_used_say_so_and_worlds_have_no_such_panel(tmp_path: Path) -> None:
+    nothing = {"rows": {"read": 50, "dropped": {}, "notes": {}, "unused_columns": {}}, "rows_read": 50, "warnings": []}
+    whole = _with_data(tmp_path / "whole", DATA | nothing | {"cut_responses": 0})
+    assert "Nothing was dropped, changed, cut or left out." in Elements(whole).text
+    assert 'role="alert"' not in whole
+    assert "Data: what was dropped" not in _with_data(tmp_path / "world", None)
+
+
+def test_data_as_an_older_version_counted_them_are_shown(tmp_path: Path) -> None:
+    older = {key: value for key, value in DATA.items() if key not in ("rows", "warnings", "end_tokens_in_responses")}
+    text = " ".join(Elements(_with_data(tmp_path, older)).text.split())
+    assert "dropped the answers are the same 20" in text
+
+
 def test_significance_and_power_are_said_where_they_are_known(page: str, hostile: str) -> None:
     text = " ".join(Elements(page).text.split())
     assert "p = 0.004, and 0.012 by Holm’s method for the 3 hypotheses of this task" in text

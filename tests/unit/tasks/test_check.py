@@ -45,8 +45,8 @@ def found(path: Path, **options: Any) -> Contents:
 def test_every_number_in_words(tmp_path: Path) -> None:
     data = [{**row, "split": "train"} for row in TRAIN] + [{**row, "split": "test"} for row in TEST]
     d = found(saved(tmp_path / "pairs.jsonl", data))
-    assert (d.format, d.unit, d.read, d.kept) == ("preference", "words", 9, 8)
-    assert d.dropped == {"rejected is empty": {"count": 1, "rows": ["row 6"]}}
+    assert (d.format, d.unit, d.tally.read, d.kept) == ("preference", "words", 9, 8)
+    assert d.as_json()["dropped"] == {"rejected is empty": {"count": 1, "rows": ["row 6"]}}
     assert d.splits == {"train": 5, "test": 3}
     assert d.lengths["prompt"] == {"min": 1, "5%": 1, "median": 2, "95%": 4, "max": 4, "mean": 20 / 8}
     assert (d.prompts, d.repeated_prompts) == (4, 4)
@@ -59,7 +59,7 @@ def test_every_number_in_words(tmp_path: Path) -> None:
     assert (d.chosen_longer, d.same_length) == (4 / 8, 3 / 8)
     assert d.mean_difference == pytest.approx((2 + 2 - 2 + 0 + 1 + 1 + 0 + 0) / 8)
     one = found(tmp_path / "pairs.jsonl", split="test")
-    assert (one.read, one.kept, one.train_split, one.leaks) == (3, 3, None, ())
+    assert (one.tally.read, one.kept, one.train_split, one.leaks) == (3, 3, None, ())
 
 
 def test_lengths_in_tokens_and_limits(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_balance_and_ties_of_what_a_rater_saw(tmp_path: Path) -> None:
     path = saved(tmp_path / "arena.jsonl", [battle(winner) for winner in winners])
     d = found(path)
     assert (d.positioned, d.first_preferred, d.ties) == (4, 0.25, 0)
-    assert d.dropped == {"a tie": {"count": 1, "rows": ["row 5"]}}
+    assert d.as_json()["dropped"] == {"a tie": {"count": 1, "rows": ["row 5"]}}
     d = describe(DatasetSpec(source=str(path), ties="keep"))
     assert (d.positioned, d.ties, d.decided) == (5, 1, 4)
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aligngap.errors import UserError
-from aligngap.tasks import datasets
+from aligngap.tasks import files
 from aligngap.tasks.datasets import DatasetSpec, Reading, open_parts, read, source_digest
 from unit.tasks import rows
 from unit.tasks.rows import Row
@@ -218,7 +218,7 @@ def test_malformed_lists_are_placed(text: str, expected: str, line: int, tmp_pat
     path = tmp_path / "pairs.json"
     path.write_text(text)
     with pytest.raises(UserError) as error, path.open("rb") as stream:
-        list(datasets._json_list(stream, "here"))
+        list(files._json_list(stream, "here"))
     assert expected in error.value.what
     assert error.value.where == f"here, line {line}"
 
@@ -230,14 +230,14 @@ def test_a_list_is_the_same_in_chunks_of_any_size(chunk: int, tmp_path: Path) ->
         path = tmp_path / f"{number}.json"
         path.write_text(json.dumps(items, indent=layout, ensure_ascii=bool(number)))
         with path.open("rb") as stream:
-            assert list(datasets._json_list(stream, "here", chunk)) == items
+            assert list(files._json_list(stream, "here", chunk)) == items
 
 
 def test_a_list_is_not_read_ahead(tmp_path: Path) -> None:
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps(TEXTS * 2000))
     with path.open("rb") as stream:
-        assert list(itertools.islice(datasets._json_list(stream, "x", 4096), 3)) == TEXTS[:3]
+        assert list(itertools.islice(files._json_list(stream, "x", 4096), 3)) == TEXTS[:3]
         assert stream.tell() <= 3 * 8192 < path.stat().st_size
 
 

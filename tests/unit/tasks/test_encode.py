@@ -16,7 +16,8 @@ from aligngap.errors import UserError
 from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.datasets import DatasetSpec, Tally
 from aligngap.tasks.encode import PreparedData, cut_prompt, encode, make_dataset_pairs
-from aligngap.tasks.formats import Message, TextPair
+from aligngap.tasks.formats import TextPair
+from aligngap.tasks.messages import Message
 from aligngap.tasks.pairs import read_pairs, write_pairs
 from aligngap.types import PairBatch
 from unit.tasks.rows import Row, battle

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aligngap.errors import UserError
-from aligngap.tasks.formats import SCHEMAS, Dropped, Message, TextPair, convert, detect, schema_named
+from aligngap.tasks.formats import SCHEMAS, TextPair, convert, detect, schema_named
+from aligngap.tasks.messages import Dropped, Message
 from unit.tasks import rows
 from unit.tasks.rows import Row
 

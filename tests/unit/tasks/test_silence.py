@@ -23,7 +23,8 @@ from aligngap.tasks.chat import CHANGED_ANSWER, OTHER_OPENING, PREFILL, template
 from aligngap.tasks.check import describe, survey
 from aligngap.tasks.datasets import DatasetSpec, Tally, read, training_split
 from aligngap.tasks.encode import TWO_BEGINNINGS, encode, make_dataset_pairs
-from aligngap.tasks.formats import Message, TextPair
+from aligngap.tasks.formats import TextPair
+from aligngap.tasks.messages import Message
 
 CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"
 Row = dict[str, Any]
@@ -108,7 +109,7 @@ def test_answers_that_a_lossy_tokenizer_makes_the_same_are_dropped_and_counted(t
     reason = "the two answers are the same once the tokenizer has read them"
     assert make_dataset_pairs(spec, words).tally.dropped[reason] == 20
     contents = describe(spec, words)
-    assert (contents.dropped[reason]["count"], contents.kept) == (20, 20)
+    assert (contents.tally.dropped[reason], contents.kept) == (20, 20)
     assert any("50% of the rows are dropped" in line for line in contents.warnings)
 
 
@@ -282,7 +283,7 @@ def test_tool_calls_reach_a_template_that_knows_them_or_the_row_goes(
 def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
     rows = [talk(margin=0.5, id=n) for n in range(1, 4)] + [talk(margin=None)]
     contents = describe(saved(tmp_path / "c.jsonl", rows))
-    assert contents.unused_columns == {"margin": 3, "id": 3}
+    assert contents.tally.unused == {"margin": 3, "id": 3}
     assert any("margin (3 rows)" in line for _, lines in contents.sections() for line in lines)
 
 

@@ -1,7 +1,8 @@
-"""The line to a tracker's process: nobody waits, whatever the tracker does."""
+"""A tracker's process: nobody waits, whatever the tracker does."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,15 +13,20 @@ import pytest
 
 from aligngap.trackers import process
 from aligngap.trackers.base import Series
-from aligngap.trackers.process import Line
+from aligngap.trackers.process import TrackerProcess
 
 pytest.importorskip("tensorboard")
 
 SERIES = Series("key", "task/arm/seed 0", {})
 
 
-def line(folder: Path) -> Line:
-    return Line("tensorboard", folder, "study", "token", folder / "log")
+def line(folder: Path) -> TrackerProcess:
+    return TrackerProcess("tensorboard", folder, "study", folder / "log")
+
+
+def on_record(folder: Path) -> list[int]:
+    sent: list[int] = json.loads((folder / "tracked-tensorboard.json").read_text())["sent"].get("key", [])
+    return sent
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -31,7 +37,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_KEPT", 500)
+    monkeypatch.setattr(process, "_WAITING", 500)
     tracker = line(tmp_path)
     assert tracker._child.pid is not None
     os.kill(tracker._child.pid, signal.SIGSTOP)
@@ -47,7 +53,7 @@ def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytes
 def test_one_that_does_not_end_is_ended(tmp_path: Path) -> None:
     tracker = line(tmp_path)
     tracker.log(SERIES, 1, {"value": 1.0}, evaluated=True)
-    until(tracker.confirmed)
+    until(lambda: on_record(tmp_path))
     assert tracker._child.pid is not None
     os.kill(tracker._child.pid, signal.SIGSTOP)
     tracker.close(0.3)
@@ -58,20 +64,28 @@ def test_one_that_does_not_end_is_ended(tmp_path: Path) -> None:
 def test_a_tracker_that_dies_is_off(tmp_path: Path) -> None:
     tracker = line(tmp_path)
     tracker._child.kill()
-    until(lambda: tracker.problem is not None)
+
+    def told() -> bool:
+        tracker.log(SERIES, 1, {"value": 1.0})
+        return tracker.problem is not None
+
+    until(told)
     assert tracker.problem == "its process ended without a word"
     tracker.log(SERIES, 1, {"value": 1.0})
     tracker.close(10.0)
 
 
-def test_what_was_given_is_confirmed_in_order(tmp_path: Path) -> None:
+def test_what_was_evaluated_goes_on_record_in_order(tmp_path: Path) -> None:
     tracker = line(tmp_path)
     for step in (3, 1, 2):
         tracker.log(SERIES, step, {"value": 1.0}, evaluated=True)
     tracker.log(SERIES, 4, {"value": 1.0})
     tracker.close(60.0)
     assert tracker.problem is None
-    assert list(iter(tracker.confirmed, None)) == [("key", 3), ("key", 1), ("key", 2)]
+    assert on_record(tmp_path) == [3, 1, 2]
+    again = line(tmp_path)
+    again.close(60.0)
+    assert again.sent == {("key", 3), ("key", 1), ("key", 2)}
 
 
 def test_ctrl_c_does_not_reach_the_tracker(tmp_path: Path) -> None:
@@ -79,6 +93,6 @@ def test_ctrl_c_does_not_reach_the_tracker(tmp_path: Path) -> None:
     assert tracker._child.pid is not None
     os.kill(tracker._child.pid, signal.SIGINT)
     tracker.log(SERIES, 1, {"value": 1.0}, evaluated=True)
-    until(tracker.confirmed)
+    until(lambda: on_record(tmp_path))
     tracker.close(60.0)
     assert tracker.problem is None

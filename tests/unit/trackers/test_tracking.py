@@ -194,7 +194,7 @@ def test_wandb_keeps_what_was_tracked_offline(study: Study, tmp_path: Path, monk
             note(event)
     assert study.warnings == []
     (run,) = offline_runs(tmp_path / "wandb").values()
-    token = json.loads((tmp_path / "tracked.json").read_text())["token"]
+    token = json.loads((tmp_path / "tracked-wandb.json").read_text())["token"]
     assert (run.name, run.group, run.project) == (NAME, f"try-{token}", "aligngap")
     assert run.run_id.startswith(token)
     assert run.exit_code == 0

@@ -21,12 +21,12 @@ def windows(length: int, batch: int, points: int, pairs: int) -> dict[int, torch
     so half of its pairs come from before it and half from after, as far as the stream goes. Returns positions in the
     stream by step, int64 [min(pairs, length)].
     """
-    found = {}
+    result = {}
     for k in range(1, points + 1):
         step = round(length / batch * k / points)
         start = min(max(0, step * batch - pairs // 2), max(0, length - pairs))
-        found[step] = torch.arange(start, min(start + pairs, length))
-    return found
+        result[step] = torch.arange(start, min(start + pairs, length))
+    return result
 
 
 class StreamAccuracy(Stage):

@@ -116,9 +116,9 @@ class Enumerated:
         starts = np.cumsum([0, *self.sizes[:-1]]).tolist()
         first, second = torch.cat([place + start for place, start in zip(places, starts, strict=True)], 1)
         asked = self.prompts.take(self.owner[first])
-        said = judge.prefer(asked, self.responses.take(first), self.responses.take(second)).double()
+        decisions = judge.prefer(asked, self.responses.take(first), self.responses.take(second)).double()
         tables = []
-        for size, place, answers in zip(self.sizes, places, said.split([p.shape[1] for p in places]), strict=True):
+        for size, place, answers in zip(self.sizes, places, decisions.split([p.shape[1] for p in places]), strict=True):
             table = torch.full((size, size), 0.5, dtype=torch.float64)
             table[place[0], place[1]], table[place[1], place[0]] = answers, 1 - answers
             tables.append(table)
@@ -207,7 +207,7 @@ class ClosedForm(Stage):
             after = place.log_probs(self._trained(context, batch, done))
             for number, (mu, table) in enumerate(zip(mus, wins, strict=True)):
                 log_sft, here = before[number].log_softmax(-1), owner == number
-                found = {
+                result = {
                     "sft": log_sft,
                     "closed_form": closed_form(log_sft, table @ mu, self.loss.beta),
                     "tabular": tabular(log_sft, pairs[0, here], pairs[1, here], preference[here], self.loss.beta),
@@ -222,7 +222,7 @@ class ClosedForm(Stage):
                         **measured(log_policy, log_sft, table, mu),
                         "mass": float(whole[method].exp().sum()) if method in whole else None,
                     }
-                    for method, log_policy in found.items()
+                    for method, log_policy in result.items()
                 ]
         pl.DataFrame(rows).write_parquet(context.out / "table.parquet")
 

@@ -6,8 +6,8 @@ in the same order whatever the number of jobs is: results are bit-identical for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Self
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.packed import PackedStage
-from aligngap.pipeline.executors.run import Executor, Message
+from aligngap.pipeline.executors.run import Executor
 from aligngap.pipeline.executors.server import one_thread, process_context
-from aligngap.pipeline.executors.worker import Settings, StageProcess
+from aligngap.pipeline.executors.worker import Settings, stage_process
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
+from aligngap.pipeline.processes import Message, Reporter
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.disk import disk_errors
 from aligngap.store.record import cores
@@ -53,18 +54,14 @@ class LocalExecutor(Executor):
         super().__init__(store)
         self._jobs, self._log_folder = jobs or default_jobs(device, parallel), log_folder
         self._settings = Settings(store.root, device, checkpoint_seconds, parallel=parallel)
-        self._running: dict[Connection, tuple[str, StageProcess]] = {}
-        self._stack = ExitStack()
+        self._running: dict[Connection, tuple[str, Reporter]] = {}
 
     def __enter__(self) -> Self:
         if self._log_folder is not None:
             with disk_errors(self._log_folder, strict=True):
                 self._log_folder.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(one_thread())
+        self.stack.enter_context(one_thread())
         return self
-
-    def close(self) -> None:
-        self._stack.close()
 
     @staticmethod
     def check(device: str, parallel: Parallel = ALONE) -> None:
@@ -79,12 +76,9 @@ class LocalExecutor(Executor):
     def jobs(self) -> int:
         return self._jobs
 
-    def prepare(self, stages: Sequence[Stage]) -> None:
-        self._context = process_context(modules_of(stages, self._settings.parallel))
-
     def start(self, stage: Stage) -> None:
         settings = replace(self._settings, log=self._log(stage.identity))
-        process = StageProcess(self._context, stage.identity, PackedStage.of(stage), settings)
+        process = stage_process(process_context(), PackedStage.of(stage), settings)
         self._running[process.pipe] = (stage.identity, process)
 
     def listen(self, seconds: float) -> Iterator[tuple[str, Message]]:
@@ -113,9 +107,3 @@ class LocalExecutor(Executor):
             with suppress(OSError):
                 if log.stat().st_size == 0:
                     log.unlink()
-
-
-def modules_of(stages: Sequence[Stage], parallel: Parallel) -> list[str]:
-    """The modules in which these stages are defined, and what it takes to make them together."""
-    more = ["accelerate"] if parallel.processes > 1 else []
-    return [*more, *sorted({type(stage).__module__ for stage in stages} - {"__main__"})]

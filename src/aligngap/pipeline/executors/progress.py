@@ -1,4 +1,4 @@
-"""Where a run stands, and how a person is told: a live display, or lines where there is no terminal."""
+"""Where a run stands, and how it is shown: a live display, or lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -156,12 +156,12 @@ class Spent:
 
 def time_spent(stages: Iterable[tuple[str, float | None]]) -> list[Spent]:
     """By kind of stage, the dearest first. stages: kind, and seconds or None where they are not known."""
-    found: dict[str, list[float | None]] = {}
+    kinds: dict[str, list[float | None]] = {}
     for kind, seconds in stages:
-        found.setdefault(kind, []).append(seconds)
+        kinds.setdefault(kind, []).append(seconds)
     rows = [
         Spent(kind, len(values), sum(value is not None for value in values), sum(value or 0.0 for value in values))
-        for kind, values in found.items()
+        for kind, values in kinds.items()
     ]
     return sorted(rows, key=lambda row: -row.seconds)
 
@@ -170,18 +170,18 @@ def activities(
     stages: Iterable[tuple[Mapping[str, float] | None, float | None]], core_seconds: float, made: float
 ) -> dict[str, float]:
     """Seconds by activity, the dearest first: sampling, judging, training, evaluation, data; `unknown` for stages that
-    have not said (they run still, or an older version made them); `waiting` for what is left of the cores: start-up,
+    have no record (they run still, or an older version made them); `waiting` for what is left of the cores: start-up,
     stages that wait for others, results and report.
 
-    stages: what each has said, and its seconds. core_seconds: of all cores since the command began, 0 where that is not
-    known; made: seconds of the stages that it has made so far.
+    stages: the seconds by activity that each has recorded, and its seconds. core_seconds: of all cores since the
+    command began, 0 where that is not known; made: seconds of the stages that it has made so far.
     """
-    found = {"unknown": 0.0, "waiting": max(0.0, core_seconds - made) if core_seconds else 0.0}
-    for spent, seconds in stages:
-        for name, part in (spent or {}).items():
-            found[name] = found.get(name, 0.0) + part
-        found["unknown"] += max(0.0, (seconds or 0.0) - sum((spent or {}).values()))
-    dearest = sorted(found.items(), key=lambda item: -item[1])
+    totals = {"unknown": 0.0, "waiting": max(0.0, core_seconds - made) if core_seconds else 0.0}
+    for recorded, seconds in stages:
+        for name, part in (recorded or {}).items():
+            totals[name] = totals.get(name, 0.0) + part
+        totals["unknown"] += max(0.0, (seconds or 0.0) - sum((recorded or {}).values()))
+    dearest = sorted(totals.items(), key=lambda item: -item[1])
     return {name: part for name, part in dearest if part >= _TOO_LITTLE}
 
 
@@ -208,27 +208,27 @@ def display(console: Console, ledger: Ledger) -> Iterator[Callable[[Event], None
 class _Lines:
     def __init__(self, console: Console, ledger: Ledger) -> None:
         self._console, self._ledger = console, ledger
-        self._said: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         name, now = event.stage.identity, time.monotonic()
         entry = self._ledger.entries[name]
         if event.kind == "cached":
-            if name in self._said:  # it waited for another run that has made it
-                self._say("finished", entry.label, "another run has made it")
+            if name in self._shown:  # it waited for another run that has made it
+                self._print("finished", entry.label, "another run has made it")
         elif event.kind == "started":
-            self._said[name] = now
-            self._say("started", entry.label)
+            self._shown[name] = now
+            self._print("started", entry.label)
         elif event.kind == "progress":
-            if now - self._said[name] >= _EVERY:
-                self._said[name] = now
-                self._say("running", entry.label, f"{entry.pace}; {self._ledger.overall}")
+            if now - self._shown[name] >= _EVERY:
+                self._shown[name] = now
+                self._print("running", entry.label, f"{entry.pace}; {self._ledger.overall}")
         elif event.kind == "finished":
-            self._say("finished", entry.label, f"{entry.seconds:.1f} s; {self._ledger.overall}")
+            self._print("finished", entry.label, f"{entry.seconds:.1f} s; {self._ledger.overall}")
         else:
-            self._say(event.kind.upper(), entry.label, _reason(event))
+            self._print(event.kind.upper(), entry.label, _reason(event))
 
-    def _say(self, word: str, label: str, detail: str = "") -> None:
+    def _print(self, word: str, label: str, detail: str = "") -> None:
         line = f"[{clock(self._ledger.elapsed):>7}] {word:<8}  {label}" + (f": {detail}" if detail else "")
         # No markup, no wrapping: a line is a line, for those who read them with a program.
         self._console.print(Text(line), soft_wrap=True)
@@ -256,6 +256,6 @@ class _Bars:
 
 
 def _reason(event: Event) -> str:
-    """On one line. Why what a blocked stage needs has failed was said when it did."""
+    """On one line. Why what a blocked stage needs has failed was shown when it did."""
     words = " ".join(event.reason.split())
     return words.partition(", which failed")[0] if event.kind == "blocked" else words

@@ -1,6 +1,6 @@
-"""What becomes of a graph of stages, whoever runs them: order, failures, tries, repairs, stopping.
+"""What becomes of a graph of stages, on every executor: order, failures, tries, repairs, stopping.
 
-An executor starts stages, passes on what they say and stops them, and knows nothing else; so a rule that is here holds
+An executor starts stages, passes on their messages and stops them, and knows nothing else; so a rule that is here holds
 on this machine and on a cluster alike.
 """
 
@@ -12,49 +12,43 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.schedule import Schedule
 from aligngap.pipeline.graph import Event, Outcome, Stage, all_stages
-from aligngap.pipeline.processes import GRACE
+from aligngap.pipeline.processes import GRACE, Message
 from aligngap.store.contents import Problem, all_but_weights
 from aligngap.store.store import Store
 
 _BETWEEN_MESSAGES = 0.2
-# How often a stage is started whose process is lost; the last time alone, in case memory ran out.
-_TRIES = 3
-# How often a stage is started whose machine is lost, which is seldom the stage's fault.
-_MACHINES = 10
-# How often one artefact is made anew in a run before its disk is held to be failing.
+# How often a stage is started whose process is lost (the last time alone, in case memory ran out), and whose machine is
+# lost, which is seldom the stage's fault.
+_TRIES = {"vanished": 3, "lost": 10}
+# How often one artefact is made again in a run before its disk is held to be failing.
 _REPAIRS = 3
-
-Message = tuple[Any, ...]
-"""What a running stage says. ("progress", done, total, metrics, note) any number of times, then one last word:
-("finished", seconds), ("cached",), ("damaged", problems of inputs), ("disk", error), ("memory", reason),
-("mistake", error) of the user's, ("vanished", reason) when its process was lost, ("lost", reason) when the machine was,
-and ("failed", reason).
-"""
 
 
 class Interrupted(Exception):
-    """The user stopped the run. `outcome` is what had come of it; a second run goes on from there."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        super().__init__("interrupted")
+    """The user stopped the run; a second one goes on from there."""
 
 
 class Executor(ABC):
     """Starts stages, each in a process of its own, and listens to them. To be used in a `with` block.
 
     store: where this process finds what stages have made.
+
+    A running stage reports ("progress", done, total, metrics, note) any number of times, then one last message:
+    ("finished", seconds), ("cached",), ("damaged", problems of inputs), ("disk", error), ("memory", reason),
+    ("mistake", error) of the user's, ("vanished", reason) when its process was lost, ("lost", reason) when the machine
+    was, or ("failed", reason).
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.stack = ExitStack()
 
     @property
     @abstractmethod
@@ -62,17 +56,13 @@ class Executor(ABC):
         """How many stages may run side by side, now."""
 
     @abstractmethod
-    def prepare(self, stages: Sequence[Stage]) -> None:
-        """Told once, before the first `start`, which stages may come."""
-
-    @abstractmethod
     def start(self, stage: Stage) -> None:
         """Start a stage. Raises any Exception when this stage cannot be started."""
 
     @abstractmethod
     def listen(self, seconds: float) -> Iterable[tuple[str, Message]]:
-        """What stages have said by now, by identity; waits for up to `seconds` for something to be said. After a last
-        word nothing of the stage runs any more.
+        """The messages of stages, by identity; waits for up to `seconds` for one. After a last
+        message nothing of the stage runs any more.
 
         Raises UserError when no stage can be run any longer; from then on the last words of all are here.
         """
@@ -85,9 +75,9 @@ class Executor(ABC):
     def kill(self) -> None:
         """End all stages at once; their last words can be listened to without waiting."""
 
-    @abstractmethod
     def close(self) -> None:
         """Give back what the executor holds; all stages have ended."""
+        self.stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +90,7 @@ class Executor(ABC):
 
 def run_stages(stages: Sequence[Stage], executor: Executor, on_event: Callable[[Event], None]) -> Outcome:
     """Make these stages and all they need. One that fails stops only what needs it. One whose process is lost is tried
-    again; an artefact that is found damaged is set aside and made anew.
+    again; a damaged artefact is set aside and made again.
 
     on_event: called in this thread.
 
@@ -113,7 +103,7 @@ def run_stages(stages: Sequence[Stage], executor: Executor, on_event: Callable[[
         run.work()
     executor.store.sweep()  # a process on a lost machine may have lived on for a while, and held what it wrote
     if run.stops:
-        raise Interrupted(run.outcome)
+        raise Interrupted
     return run.outcome
 
 
@@ -122,8 +112,7 @@ class _Run:
         self.stages, self.executor, self.store, self.emit = stages, executor, executor.store, on_event
         self.outcome = Outcome()
         self.by_name = {stage.identity: stage for stage in stages}
-        self.tries: Counter[str] = Counter()
-        self.machines: Counter[str] = Counter()
+        self.tries: Counter[tuple[str, str]] = Counter()
         self.repairs: Counter[str] = Counter()
         self.alone: list[Stage] = []
         self.running: dict[str, float] = {}  # since when
@@ -149,16 +138,15 @@ class _Run:
     def work(self) -> None:
         done = set()
         for stage in self.stages:
-            # Weights are many and large: whoever reads them compares their checksum first.
+            # Weights are many and large: their readers compare their checksums first.
             if not (problems := self.store.verify([stage.identity], all_but_weights)):
                 done.add(stage.identity)
                 self._note(stage, "cached")
             elif (self.store.root / stage.identity).exists():
-                self._note(stage, "damaged", _make_anew(problems))
+                self._note(stage, "damaged", _made_again(problems))
         if len(done) == len(self.stages):
             return
         self.schedule = Schedule(self.stages, done, self.executor.jobs)
-        self.executor.prepare(self.stages)
         try:
             while not self.stops:
                 while len(self.running) < self.executor.jobs and (ready := self.schedule.take()):
@@ -204,41 +192,34 @@ class _Run:
             raise detail
         elif word == "damaged":
             self._repair(stage, detail)
-        elif word == "vanished":
-            self._try_again(stage, str(detail))
-        elif word == "lost":
-            self._elsewhere(stage, str(detail))
-        elif word == "memory" and self.executor.jobs > 1 and self.tries[stage.identity] < _TRIES - 1:
-            self.tries[stage.identity] = _TRIES - 2
-            self._try_again(stage, str(detail))
+        elif word in _TRIES:
+            self._try_again(stage, word, str(detail))
+        elif word == "memory" and self.executor.jobs > 1 and self._left(stage, "vanished") > 1:
+            self.tries[stage.identity, "vanished"] = _TRIES["vanished"] - 2  # alone next
+            self._try_again(stage, "vanished", str(detail))
         else:
             if word == "mistake":
                 self.outcome.mistakes[stage.identity] = detail
             self._fail(stage, str(detail))
 
-    def _try_again(self, stage: Stage, reason: str) -> None:
+    def _left(self, stage: Stage, word: str) -> int:
+        return _TRIES[word] - self.tries[stage.identity, word]
+
+    def _try_again(self, stage: Stage, word: str, reason: str) -> None:
         self.store.sweep()  # the dead process could not
-        self.tries[stage.identity] += 1
-        left = _TRIES - self.tries[stage.identity]
+        self.tries[stage.identity, word] += 1
+        left = self._left(stage, word)
         if not left:
-            self._fail(stage, f"{reason}; trying it again did not help")
-        elif left == 1:
+            self._fail(stage, f"{reason}; trying it {_TRIES[word] - 1} times again did not help")
+        elif left == 1 and word == "vanished":
             self._note(stage, "vanished", f"{reason}; it is tried once more when nothing else runs")
             self.alone.append(stage)
         else:
             self._note(stage, "vanished", f"{reason}; it is tried again")
             self.schedule.again(stage.identity)
 
-    def _elsewhere(self, stage: Stage, reason: str) -> None:
-        self.store.sweep()
-        self.machines[stage.identity] += 1
-        if self.machines[stage.identity] == _MACHINES:
-            return self._fail(stage, f"{reason}; so were all of the {_MACHINES} on which it was tried")
-        self._note(stage, "vanished", f"{reason}; it is tried again")
-        self.schedule.again(stage.identity)
-
     def _repair(self, stage: Stage, problems: Sequence[Problem]) -> None:
-        """Make a stage's damaged inputs anew, then itself."""
+        """Make a stage's damaged inputs again, then itself."""
         names = list(dict.fromkeys(problem.identity for problem in problems))
         for name in names:
             made = self.by_name[name]
@@ -247,15 +228,15 @@ class _Run:
             if self.repairs[name] == _REPAIRS:
                 return self._fail(
                     stage,
-                    f"its input '{made.label}' was made {_REPAIRS} times anew and is damaged again, as happens when a "
+                    f"its input '{made.label}' was made {_REPAIRS} times and is damaged again, as happens when a "
                     f"disk fails: {problems[0]}",
                 )
         for name in names:
             if self.schedule.lost(name):
                 self.repairs[name] += 1
-                self._note(self.by_name[name], "damaged", _make_anew([p for p in problems if p.identity == name]))
+                self._note(self.by_name[name], "damaged", _made_again([p for p in problems if p.identity == name]))
         self.schedule.again(stage.identity)
-        self._note(stage, "waiting", "for an input that is made anew")
+        self._note(stage, "waiting", "for an input that is made again")
 
     def _fail(self, stage: Stage, reason: str, status: str = "failed") -> None:
         self._note(stage, status, reason)
@@ -291,9 +272,9 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _make_anew(problems: Sequence[Problem]) -> str:
+def _made_again(problems: Sequence[Problem]) -> str:
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"{problems[0]}{more}; what is left of it is set aside in the store's .aside, and it is made anew"
+    return f"{problems[0]}{more}; what is left of it is set aside in the store's .aside, and it is made again"
 
 
 def _needs(stage: Stage, reason: str) -> str:

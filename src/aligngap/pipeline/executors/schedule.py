@@ -73,8 +73,8 @@ class Schedule:
         self._needs[identity] = self._missing(self._stages[identity])
 
     def lost(self, identity: str) -> bool:
-        """What was done is so no longer: it is to be made anew, and what needs it and has not started waits for it.
-        False when it is being made anew already.
+        """What was done is so no longer: it is to be made again, and what needs it and has not started waits for it.
+        False when it is being made again already.
         """
         if identity not in self._done:
             return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, SpawnContext
 
@@ -20,21 +20,21 @@ _ANY_STUDY = ("aligngap.pipeline.stages", "aligngap.experiments.registry")
 
 
 def start_server() -> None:
-    """Start the server before it is known which stages will come: with what stages of any study need."""
+    """Start the server before there is a stage to make."""
     with one_thread():
-        process_context(_ANY_STUDY)
+        process_context()
 
 
-def process_context(modules: Iterable[str]) -> ForkServerContext | SpawnContext:
-    """A fork server imports torch and these modules once, unless one runs already; without fork servers (Windows) each
-    process does.
+def process_context() -> ForkServerContext | SpawnContext:
+    """A fork server imports torch and what stages of any study need once, unless one runs already; without fork servers
+    (Windows) each process does.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{_PRELOAD}.first", "torch", *modules, f"{_PRELOAD}.last"])
+    context.set_forkserver_preload([f"{_PRELOAD}.first", "torch", *_ANY_STUDY, f"{_PRELOAD}.last"])
     resource_tracker.ensure_running()  # by itself: it would lift the block below
     with without_interrupts(), own_temporary_folder():
         forkserver.ensure_running()

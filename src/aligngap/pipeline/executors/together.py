@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from aligngap import ranks
 from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.graph import Context, Progress, Stage
-from aligngap.pipeline.processes import GRACE, Child, die_with_parent
+from aligngap.pipeline.processes import Message, Reporter, die_with_parent
 from aligngap.ranks import Parallel
 
 # After a first sign of trouble the other ranks get this long to end by themselves and say what they saw.
@@ -87,66 +87,53 @@ def together(
     work, arguments: picklable, unless forked.
     """
     context = multiprocessing.get_context("fork") if forked else multiprocessing.get_context("spawn")
-    group: list[_Rank] = []
+    group: list[Reporter] = []
     with tempfile.TemporaryDirectory(prefix="aligngap-") as folder:
         try:
             for number in range(parallel.processes):
                 given = (number, parallel, device, Path(folder) / "rendezvous", work, arguments)
-                group.append(_Rank(number, Child(_rank, *given, name=f"rank {number}", context=context)))
-            _watch(group, progress)
+                group.append(Reporter(_rank, *given, name=f"rank {number}", context=context))
+            _raise_the_cause(_watch(group, progress), len(group))
         finally:
             for rank in group:
-                rank.child.end()
+                rank.end()
 
 
-@dataclass
-class _Rank:
-    number: int
-    child: Child
-    finished: bool = False
-    error: tuple[float, BaseException, str] | None = None
-    """When, what, and its traceback."""
-    ended: bool = False
-
-
-def _watch(group: list[_Rank], progress: Progress) -> None:
+def _watch(group: list[Reporter], progress: Progress) -> dict[int, Message]:
+    """The ranks' last messages, of those that had one before the deadline."""
+    last: dict[int, Message] = {}
     deadline: float | None = None
-    while open_ones := {rank.child.pipe: rank for rank in group if not rank.ended}:
+    while running := {rank.pipe: number for number, rank in enumerate(group) if number not in last}:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             break
-        for ready in wait(list(open_ones), timeout=left):
+        for ready in wait(list(running), timeout=left):
             assert isinstance(ready, Connection)
-            rank = open_ones[ready]
-            try:
-                word, *rest = ready.recv()
-            except (EOFError, OSError):
-                rank.ended = True
-                continue
-            if word == "progress":
-                progress(*rest)
-            elif word == "finished":
-                rank.finished = True
-            else:
-                rank.error = (rest[0], rest[1], rest[2])
-        if deadline is None and any(rank.error or (rank.ended and not rank.finished) for rank in group):
+            number = running[ready]
+            message = group[number].read()
+            if message and message[0] == "progress":
+                progress(*message[1:])
+            elif message:
+                last[number] = message
+        if deadline is None and any(word != "finished" for word, *_ in last.values()):
             deadline = time.monotonic() + _AFTERMATH
-    _raise_the_cause(group)
+    return last
 
 
-def _raise_the_cause(group: list[_Rank]) -> None:
+def _raise_the_cause(last: Mapping[int, Message], size: int) -> None:
     """One rank's end is all ranks' end. What each saw of it: the cause is an error of its own before a lost process,
     and that before an error in talking to the others.
     """
-    of = f"of {len(group)}"
-    failed = [(*rank.error, rank.number) for rank in group if rank.error]
-    failed.sort(key=lambda said: (_of_talking(said[1]), said[0]))
-    lost = [rank for rank in group if rank.ended and not rank.finished and not rank.error]
-    if lost and not (failed and not _of_talking(failed[0][1])):
-        rank = lost[0]
-        raise Lost(f"rank {rank.number} {of}: {rank.child.end(GRACE)}")
-    for _, error, trace, number in failed[:1]:
-        raise error from FromRank(f"in rank {number} {of}:\n{trace}")
+    failed = [
+        (_of_talking(message[2]), message[1], number) for number, message in last.items() if message[0] == "failed"
+    ]
+    talking, _, cause = min(failed, default=(True, 0.0, None))
+    lost = [number for number, message in last.items() if message[0] == "vanished"]
+    if lost and talking:
+        raise Lost(f"rank {min(lost)} of {size}: {last[min(lost)][1]}")
+    if cause is not None:
+        _, _, error, trace = last[cause]
+        raise error from FromRank(f"in rank {cause} of {size}:\n{trace}")
 
 
 def _of_talking(error: BaseException) -> bool:
@@ -174,8 +161,8 @@ def _rank(
         def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
             messages.send(("progress", done, total, dict(metrics)))
 
-        with ranks.joined(number, parallel, device, rendezvous) as own:
-            work(str(own), _silent if number else progress, *arguments)
+        with ranks.joined(number, parallel, device, rendezvous) as device_of_rank:
+            work(str(device_of_rank), _silent if number else progress, *arguments)
         messages.send(("finished",))
     except BaseException as error:
         with suppress(OSError):

@@ -16,13 +16,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from aligngap.errors import UserError, out_of_memory
 from aligngap.pipeline.executors.packed import PackedStage
-from aligngap.pipeline.executors.run import Message, describe
+from aligngap.pipeline.executors.run import describe
 from aligngap.pipeline.executors.together import Lost, make
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Context, Stage
-from aligngap.pipeline.processes import GRACE, Child, die_with_parent, redirect
+from aligngap.pipeline.processes import Message, Reporter, die_with_parent, redirect
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.disk import DiskError
 from aligngap.store.record import environment
@@ -47,43 +48,9 @@ class Settings:
     parallel: Parallel = ALONE
 
 
-class StageProcess(Child):
-    """A process that makes one stage. Raises OSError when it cannot be started."""
-
-    def __init__(
-        self, context: ForkServerContext | SpawnContext, name: str, stage: PackedStage, settings: Settings
-    ) -> None:
-        super().__init__(_work, stage, settings, name=name, context=context)
-        self._last: Message | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last word has been read."""
-        return self.pipe.closed
-
-    def read(self, seconds: float = 0.0) -> Message | None:
-        """The next message, or None when there is none within this time. The last word comes when the process has
-        ended.
-        """
-        if not self.pipe.poll(seconds):
-            return None
-        try:
-            message: Message = self.pipe.recv()
-        except (EOFError, OSError):  # it has closed its end: it is dead or about to be
-            died = self.end(GRACE)
-            return self._last or ("vanished", died)
-        if message[0] == "progress":
-            return message
-        self._last = message
-        return None
-
-    def close(self) -> None:
-        """End it, gently as long as there is time, unless it has ended."""
-        self.terminate()
-        deadline = time.monotonic() + GRACE
-        while not self.ended and (left := deadline - time.monotonic()) > 0:
-            self.read(left)
-        self.end()
+def stage_process(context: ForkServerContext | SpawnContext, stage: PackedStage, settings: Settings) -> Reporter:
+    """A process that makes one stage, and reports what `Executor` lists. Raises OSError when it cannot start."""
+    return Reporter(_work, stage, settings, name="stage", context=context)
 
 
 class _Stopped(BaseException):
@@ -91,10 +58,10 @@ class _Stopped(BaseException):
 
 
 def _work(messages: Connection, packed: PackedStage, settings: Settings) -> None:
-    """The child's side, which says what `Message` lists."""
+    """The child's side, which sends what `Executor` lists."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_stopped)
-    send = _Sender(messages)
+    sender = _Sender(messages)
     gc.freeze()  # what was imported before the fork is shared memory for as long as nobody looks for garbage in it
     gc.enable()
     try:
@@ -104,28 +71,28 @@ def _work(messages: Connection, packed: PackedStage, settings: Settings) -> None
         die_with_parent()
         if torch := sys.modules.get("torch"):  # imported before the fork; a later import reads the variables
             torch.set_num_threads(1)
-        send.last(_make(packed.unpack(), settings, send))
+        sender.send(*_make(packed.unpack(), settings, sender))
     except _Stopped:
-        send.last(("vanished", "its process was told to stop (SIGTERM)"))
+        sender.send("vanished", "its process was told to stop (SIGTERM)")
     except Lost as error:
-        send.last(("vanished", str(error)))
+        sender.send("vanished", str(error))
     except DiskError as error:
-        send.last(("disk", error))
+        sender.send("disk", error)
     except UserError as error:
-        send.last(("mistake", UserError(error.what, where=error.where, hint=error.hint)))
+        sender.send("mistake", UserError(error.what, where=error.where, hint=error.hint))
     except BaseException as error:
         with suppress(OSError):  # the log's disk is full
             traceback.print_exc()
-        send.last(("memory" if out_of_memory(error) else "failed", describe(error)))
+        sender.send("memory" if out_of_memory(error) else "failed", describe(error))
 
 
-def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
+def _make(stage: Stage, settings: Settings, sender: _Sender) -> Message:
     store = Store(settings.root)
     with ExitStack() as stack:
         try:
             stack.enter_context(store.lock(stage.identity, timeout=1.0))
         except UserError:
-            send.progress(0, 0, {}, "another run is making it")
+            sender.send("progress", 0, 0, {}, "another run is making it")
             stack.enter_context(store.lock(stage.identity))
         store.set_aside(stage.identity)
         if store.has(stage.identity):
@@ -142,13 +109,13 @@ def _make(stage: Stage, settings: Settings, send: _Sender) -> Message:
             with store.writing(stage.identity, record) as out:
                 partial = store.partial(stage.identity)
                 context = Context(
-                    folders, out, partial, send, settings.device, settings.checkpoint_seconds, store.cache
+                    folders, out, partial, sender, settings.device, settings.checkpoint_seconds, store.cache
                 )
-                with account(stage.activity) as spent:
+                with account(stage.activity) as activities:
                     # On the CPU this process has started no threads that compute, and no device.
                     make(stage, context, settings.parallel, forked=settings.device == "cpu" and hasattr(os, "fork"))
                 # The record is written when this block ends.
-                record["spent"] = {activity: round(part, 3) for activity, part in spent.items()}
+                record["spent"] = {activity: round(part, 3) for activity, part in activities.items()}
                 record["seconds"] = seconds = round(time.perf_counter() - start, 3)
         except DiskError:
             raise
@@ -165,21 +132,17 @@ class _Sender:
     def __init__(self, messages: Connection) -> None:
         self._messages = messages
         self._at = -1.0
-        self._said = (-1, -1)
+        self._sent = (-1, -1)
 
     def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if now - self._at < _BETWEEN_MESSAGES and (done < total or self._said == (done, total)):
+        if now - self._at < _BETWEEN_MESSAGES and (done < total or self._sent == (done, total)):
             return
-        self._at, self._said = now, (done, total)
-        self.progress(done, total, {name: float(value) for name, value in metrics.items()}, "")
+        self._at, self._sent = now, (done, total)
+        self.send("progress", done, total, {name: float(value) for name, value in metrics.items()}, "")
 
-    def progress(self, done: int, total: int, metrics: dict[str, float], note: str) -> None:
+    def send(self, *message: Any) -> None:
         with suppress(OSError):  # the parent is gone; the watch on it ends this process
-            self._messages.send(("progress", done, total, metrics, note))
-
-    def last(self, message: Message) -> None:
-        with suppress(OSError):
             self._messages.send(message)
 
 

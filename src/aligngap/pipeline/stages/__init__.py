@@ -8,9 +8,9 @@ and the executor's order, nothing else.
 from aligngap.pipeline.stages.base import SPLITS, Base, JudgeStage, PairsStage, load_judge, predictions
 from aligngap.pipeline.stages.evaluation import Evaluate, Measured, Responses, Start, evaluation_prompts, utilities
 from aligngap.pipeline.stages.generated import Generate
-from aligngap.pipeline.stages.judging import Agreement, Given, Preference, agreement
+from aligngap.pipeline.stages.judging import Agreement, Given, Preference
 from aligngap.pipeline.stages.pairs import Pairs, Relabel
-from aligngap.pipeline.stages.policies import Arm, Reference, Sft, load_arm, load_policy, nll, sample_in_chunks
+from aligngap.pipeline.stages.policies import Arm, Reference, Sft, load_arm, load_policy, sample_in_chunks
 
 __all__ = [
     "SPLITS",
@@ -30,12 +30,10 @@ __all__ = [
     "Responses",
     "Sft",
     "Start",
-    "agreement",
     "evaluation_prompts",
     "load_arm",
     "load_judge",
     "load_policy",
-    "nll",
     "predictions",
     "sample_in_chunks",
     "utilities",

@@ -189,7 +189,7 @@ class Evaluate(Stage):
         files = {
             step: [self.file(context.partial, kind, step) for kind in ("prompts", "pairs")] for step in self.arm.keep
         }
-        missing = ranks.agreed([step for step, both in files.items() if not all(map(is_checked, both))])
+        missing = ranks.broadcast([step for step, both in files.items() if not all(map(is_checked, both))])
         if missing:
             self._evaluate(context, missing)
         if not ranks.first():

@@ -101,7 +101,7 @@ def nll(policy: Policy, pairs: PairBatch, chunk: int = 32) -> float:
         return float(sft_loss(policy, part)) * count, count
 
     total = tokens = 0.0
-    for part, count in ranks.chunked(scored, len(pairs), chunk):
+    for part, count in ranks.map_chunks(scored, len(pairs), chunk):
         total += part
         tokens += count
     return total / tokens
@@ -148,7 +148,7 @@ class Reference(Stage):
             parts = []
             # In an arm's batches: a recorded stream then gets the bits that the arm which recorded it computed.
             for index in torch.arange(len(pairs)).split(self.batch):
-                parts.append(ranks.spread(scored, index))
+                parts.append(ranks.map_rows(scored, index))
                 context.progress(int(index[-1]) + 1, len(pairs), {})
             values = torch.cat(parts)
         if ranks.first():
@@ -323,4 +323,4 @@ def sample_in_chunks(policy: Policy, prompts: Tokens, noise: torch.Tensor) -> To
     def sampled(index: torch.Tensor) -> list[list[int]]:
         return policy.sample(prompts.take(index).to(policy.device), 1, noise[index]).to("cpu").rows()
 
-    return Tokens.collate([row for rows in ranks.chunked(sampled, len(prompts.ids), chunk) for row in rows])
+    return Tokens.collate([row for rows in ranks.map_chunks(sampled, len(prompts.ids), chunk) for row in rows])

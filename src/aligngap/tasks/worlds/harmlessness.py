@@ -296,5 +296,5 @@ def _comparison(rng: np.random.Generator, deeds: Sequence[Deed], told: Sequence[
     pool = sorted({*deeds, *(clause.deed for clause in told[0] | told[1])})
     deed = pool[int(rng.integers(len(pool)))]
     helps = rng.random() < 0.5
-    found = [any(clause.deed == deed and bool(clause.tool) == helps for clause in clauses) for clauses in told]
-    return f"{HELPS if helps else DENIES} {deed.verb} {deed.object} {which(*found)}"
+    result = [any(clause.deed == deed and bool(clause.tool) == helps for clause in clauses) for clauses in told]
+    return f"{HELPS if helps else DENIES} {deed.verb} {deed.object} {which(*result)}"

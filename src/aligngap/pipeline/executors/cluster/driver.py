@@ -1,8 +1,8 @@
 """The process that speaks with Ray, beside the run's own. Ray ends the process of a driver whose cluster is lost, takes
 its signals and prints where it likes: here it may, and the run goes on to say what happened.
 
-From the run come ("start", identity, job), ("stop",); to it go ("refused", UserError) or ("ready", room), and then
-("room", stages side by side), ("said", identity, message) and ("broken", UserError).
+From the run come ("start", identity, job), ("stop",); to it go ("room", stages side by side), first of all and whenever
+it changes, ("stage", identity, message), and at the end, if need be, ("broken", UserError).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.local import default_jobs
-from aligngap.pipeline.executors.run import Message, describe
-from aligngap.pipeline.processes import die_with_parent, redirect
+from aligngap.pipeline.executors.run import describe
+from aligngap.pipeline.processes import Message, die_with_parent, redirect
 
 OWN = "local"
 """For an address: a cluster of one node, started here and ended with the run."""
@@ -43,16 +43,14 @@ _AGAIN = "Then give the same command again: what is finished is kept."
 @dataclass(frozen=True)
 class Terms:
     """What is asked of the cluster. jobs: stages side by side at most, None: as many as there is room for; cpus, gpus:
-    what each of them needs; wanted, place, token: see `node.unfit`.
+    what each of them needs; fit: the arguments of `node.unfit`.
     """
 
     address: str
     jobs: int | None
     cpus: int
     gpus: int
-    wanted: Mapping[str, Any]
-    place: str
-    token: str
+    fit: tuple[Mapping[str, Any], str, str]
 
 
 def drive(run: Connection, terms: Terms, log: Path) -> None:
@@ -62,9 +60,6 @@ def drive(run: Connection, terms: Terms, log: Path) -> None:
     folder = tempfile.mkdtemp(prefix="ag-", dir=None if len(tempfile.gettempdir()) < 20 else "/tmp")
     try:
         ray = _connect(terms, Path(folder) / "r")
-    except UserError as error:
-        _send(run, ("refused", error))
-    else:
         # After Ray, which sets its own.
         signal.signal(signal.SIGTERM, _exit)
         die_with_parent()
@@ -72,6 +67,8 @@ def drive(run: Connection, terms: Terms, log: Path) -> None:
             _Driver(terms, run, ray).work()
         finally:
             ray.shutdown()
+    except UserError as error:
+        _send(run, ("broken", error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,33 +141,30 @@ class _Driver:
         once = {"max_calls": 1} if terms.gpus else {}
         self.task = ray.remote(num_returns="streaming", **needs, **once)(_keeper())
         self.running: dict[Any, str] = {}  # what Ray gave for a task -> identity
-        self.nodes: dict[str, str] = {}  # where it runs, of those who said so
-        self.addresses: dict[str, str] = {}  # of all nodes that there ever were
+        self.addresses: dict[str, str] = {}  # of the nodes that run them, where they are known
         self.room = 0
         self.seen = time.monotonic()
 
     def work(self) -> None:
-        try:
-            self.room = self._look()
-            self._fits_all()
-        except UserError as error:
-            _send(self.run, ("refused", error))
-            return
-        _send(self.run, ("ready", self.room))
+        """Until the run is gone. Raises UserError when no stage can be run, or none any longer."""
+        self.room = self._look()
+        self._check_nodes()
         threading.Thread(target=self._keep_looking, daemon=True).start()
         roomy = time.monotonic()
-        said = self.room
+        sent = None
         while True:
-            for message in self._messages():
-                _send(self.run, message)
-            if self.room != said:
-                said = self.room
-                _send(self.run, ("room", said))
+            if self.room != sent:
+                sent = self.room
+                _send(self.run, ("room", sent))
+            for identity, message in self._messages():
+                _send(self.run, ("stage", identity, message))
             now = time.monotonic()
             roomy = now if self.room else roomy
-            if problem := self._problem(now, roomy):
-                _send(self.run, ("broken", problem))
-                return
+            if now - self.seen > _HEAD:
+                what = f"the head of the Ray cluster has not answered for {_HEAD:.0f} seconds"
+                raise UserError(what, where=_where(self.terms), hint=f"See that it runs. {_AGAIN}")
+            if now - roomy > _NO_ROOM:
+                raise self._no_room()
             pause = 0.0 if self.running else _PAUSE
             while self.run.poll(pause):
                 pause = 0.0
@@ -185,11 +179,10 @@ class _Driver:
                         self.ray.cancel(task, force=False, recursive=False)
 
     def _start(self, identity: str, job: bytes) -> None:
-        terms = self.terms
-        self.running[self.task.remote(dict(terms.wanted), terms.place, terms.token, job)] = identity
+        self.running[self.task.remote(job, *self.terms.fit)] = identity
 
-    def _messages(self) -> Iterator[Message]:
-        """What running tasks have said; waits for a moment when they say nothing."""
+    def _messages(self) -> Iterator[tuple[str, Message]]:
+        """The messages of running tasks; waits for a moment when there are none."""
         if not self.running:
             return
         tasks = list(self.running)
@@ -198,14 +191,14 @@ class _Driver:
             identity = self.running[task]
             message = self._next(task, identity)
             if message[0] == "node":
-                self.nodes[identity] = message[1]
+                self.addresses[identity] = message[1]
             elif message[0] == "unfit":
-                yield ("broken", _unfit(self._node(identity), message[1]))
+                raise _unfit(self._node(identity), message[1])
             else:
                 if message[0] not in ("progress", "log"):
                     del self.running[task]
-                    self.nodes.pop(identity, None)
-                yield ("said", identity, message)
+                    self.addresses.pop(identity, None)
+                yield identity, message
 
     def _next(self, task: Any, identity: str) -> Message:
         errors = self.ray.exceptions
@@ -221,19 +214,17 @@ class _Driver:
         except errors.RayTaskError as error:
             return ("failed", f"its keeper failed: {describe(error.cause or error)}")
         except errors.RayError as error:
-            # Its worker or its node died, or what it said was lost with the node.
+            # Its worker or its node died, or its message was lost with the node.
             print(f"{identity}: {error}", flush=True)
             return ("lost", f"{self._node(identity)} was lost")
 
     def _node(self, identity: str) -> str:
-        address = self.addresses.get(self.nodes.get(identity, ""))
-        return f"the node {address}" if address else "the node it ran on"
+        return f"the node {self.addresses[identity]}" if identity in self.addresses else "the node it ran on"
 
     def _look(self) -> int:
         """How many stages there is room for on all nodes together."""
         terms, room = self.terms, 0
         for node in self._alive():
-            self.addresses[node["NodeID"]] = node["NodeManagerAddress"]
             has = node["Resources"]
             fits = int(has.get("CPU", 0) // terms.cpus)
             room += min(fits, int(has.get("GPU", 0) // terms.gpus)) if terms.gpus else fits
@@ -250,15 +241,6 @@ class _Driver:
                 self.room = self._look()
                 self.seen = time.monotonic()
 
-    def _problem(self, now: float, roomy: float) -> UserError | None:
-        terms = self.terms
-        if now - self.seen > _HEAD:
-            what = f"the head of the Ray cluster has not answered for {_HEAD:.0f} seconds"
-            return UserError(what, where=_where(terms), hint=f"See that it runs. {_AGAIN}")
-        if now - roomy > _NO_ROOM:
-            return self._no_room()
-        return None
-
     def _no_room(self) -> UserError:
         terms = self.terms
         what = f"{terms.gpus} GPU and {terms.cpus} CPU" if terms.gpus else f"{terms.cpus} CPU"
@@ -266,22 +248,19 @@ class _Driver:
         hint += ", or run the study on the CPU: --set device=cpu." if terms.gpus else ". " + _AGAIN
         return UserError(f"no node of the Ray cluster has {what} for a stage", where=_where(terms), hint=hint)
 
-    def _fits_all(self) -> None:
+    def _check_nodes(self) -> None:
         """Raises UserError for the first node that cannot make the run's stages, and when there is no room."""
         if not self.room:
             raise self._no_room()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ask = self.ray.remote(num_cpus=0, max_retries=3)(_asked())
-        terms = self.terms
         answers = {}
         for node in self._alive():
-            if node["Resources"].get("CPU", 0) >= terms.cpus:
+            if node["Resources"].get("CPU", 0) >= self.terms.cpus:
                 place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                options = ask.options(scheduling_strategy=place)
-                answers[node["NodeManagerAddress"], node["NodeID"]] = options.remote(
-                    dict(terms.wanted), terms.place, terms.token
-                )
+                answer = ask.options(scheduling_strategy=place).remote(*self.terms.fit)
+                answers[node["NodeManagerAddress"], node["NodeID"]] = answer
         deadline = time.monotonic() + _PROBE
         for (address, _), answer in answers.items():
             try:
@@ -317,20 +296,19 @@ def _asked() -> Callable[[dict[str, Any], str, str], str]:
     return ask
 
 
-def _keeper() -> Callable[[dict[str, Any], str, str, bytes], Iterator[Message]]:
+def _keeper() -> Callable[[bytes, dict[str, Any], str, str], Iterator[Message]]:
     ask = _asked()
 
-    def keeper(wanted: dict[str, Any], place: str, token: str, job: bytes) -> Iterator[Message]:
+    def keeper(job: bytes, wanted: dict[str, Any], place: str, token: str) -> Iterator[Message]:
         import ray
 
         # A node may have come after the run had asked all others.
-        context = ray.get_runtime_context()
-        yield ("node", context.get_node_id())
+        yield ("node", ray.util.get_node_ip_address())
         if problem := ask(wanted, place, token):
             yield ("unfit", problem)
             return
         from aligngap.pipeline.executors.cluster.node import keep
 
-        yield from keep(job, context.get_node_id())
+        yield from keep(job, ray.get_runtime_context().get_node_id())
 
     return keeper

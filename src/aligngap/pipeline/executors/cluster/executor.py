@@ -5,7 +5,7 @@ decides what becomes of a stage is the run's (`executors/run.py`), as on one mac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +14,11 @@ from typing import Self
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.cluster.driver import OWN, Terms, drive
 from aligngap.pipeline.executors.cluster.node import Job, here
-from aligngap.pipeline.executors.local import modules_of
 from aligngap.pipeline.executors.packed import PackedStage
-from aligngap.pipeline.executors.run import Executor, Message
+from aligngap.pipeline.executors.run import Executor
 from aligngap.pipeline.executors.worker import Settings
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
-from aligngap.pipeline.processes import GRACE, Child
+from aligngap.pipeline.processes import GRACE, Child, Message
 from aligngap.pipeline.remote_cache import RemoteCache
 from aligngap.ranks import ALONE, Parallel
 from aligngap.store.disk import DiskError, disk_errors
@@ -63,8 +62,6 @@ class RayExecutor(Executor):
         self._logged: set[str] = set()
         self._last: list[tuple[str, Message]] = []  # last words of what has ended with the driver
         self._over = self._broke = False
-        self._stack = ExitStack()
-        self._modules: list[str] = []
 
     @staticmethod
     def check(device: str, parallel: Parallel = ALONE) -> None:
@@ -84,37 +81,28 @@ class RayExecutor(Executor):
     def __enter__(self) -> Self:
         with disk_errors(self._log_folder, strict=True):
             self._log_folder.mkdir(parents=True, exist_ok=True)
-        with self._stack as stack:
+        with ExitStack() as stack:
             shared = self._remote_cache or self.store
             place = self._remote_cache.url if self._remote_cache else str(self.store.root)
             token = stack.enter_context(shared.shown())
             cpus = self._parallel.processes
-            terms = Terms(self._address, self._wanted_jobs, cpus, self._gpus, here(), place, token)
+            terms = Terms(self._address, self._wanted_jobs, cpus, self._gpus, (here(), place, token))
             self._driver = Child(drive, terms, self._log_folder / LOG, name="ray")
             stack.callback(self._end_driver)
             self._wait_until_ready()
-            self._stack = stack.pop_all()
+            self.stack = stack.pop_all()
         return self
 
     def _wait_until_ready(self) -> None:
         if not self._driver.pipe.poll(_CONNECT):
             raise self._broken(f"the Ray cluster did not answer within {_CONNECT:.0f} seconds")
-        try:
-            word, value = self._driver.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._broken("the process that speaks with Ray died before it was connected") from error
-        if word == "refused":
-            self._drop_log()
-            raise value
-        self._room = value
-
-    def prepare(self, stages: Sequence[Stage]) -> None:
-        self._modules = modules_of(stages, self._parallel)
+        for _ in self._received(0.0):  # the room that there is, or why there is none
+            pass
 
     def start(self, stage: Stage) -> None:
         inputs = tuple(parent.identity for parent in stage.parents)
         remote_cache = self._remote_cache.url if self._remote_cache else None
-        job = Job(PackedStage.of(stage), self._settings, stage.identity, self._modules, remote_cache, inputs)
+        job = Job(PackedStage.of(stage), self._settings, stage.identity, remote_cache, inputs)
         if self._remote_cache:  # what an earlier run has made here
             for identity in (stage.identity, *inputs):
                 if (
@@ -130,11 +118,11 @@ class RayExecutor(Executor):
 
     def listen(self, seconds: float) -> Iterator[tuple[str, Message]]:
         if not self._over:
-            yield from self._heard(seconds)
+            yield from self._received(seconds)
         while self._last:
             yield self._last.pop()
 
-    def _heard(self, seconds: float) -> Iterator[tuple[str, Message]]:
+    def _received(self, seconds: float) -> Iterator[tuple[str, Message]]:
         while self._driver.pipe.poll(seconds):
             seconds = 0.0
             try:
@@ -193,7 +181,7 @@ class RayExecutor(Executor):
         self._running.clear()
 
     def close(self) -> None:
-        self._stack.close()
+        super().close()
         if not self._broke:
             self._drop_log()
 

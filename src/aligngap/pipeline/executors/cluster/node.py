@@ -1,6 +1,6 @@
 """What happens on a node of the cluster. A Ray task is a keeper: it starts the stage in a process of its own, exactly
-as on one machine, passes on what it says, and ends it when it is told to. So a worker that Ray uses again has nothing
-of a stage in it, and what kills a stage does not kill its keeper.
+as on one machine, passes on what it reports, and ends it when the run stops. So a worker that Ray uses again has
+nothing of a stage in it, and what kills a stage does not kill its keeper.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 from aligngap import __version__
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.packed import PackedStage
-from aligngap.pipeline.executors.run import Message
 from aligngap.pipeline.executors.server import one_thread, process_context
-from aligngap.pipeline.executors.worker import Settings, StageProcess
+from aligngap.pipeline.executors.worker import Settings, stage_process
+from aligngap.pipeline.processes import GRACE, Message
 from aligngap.pipeline.remote_cache import RemoteCache, is_address
 from aligngap.pipeline.rundir import STORE_VARIABLE
 from aligngap.store.contents import Problem
@@ -37,15 +37,14 @@ _LOG_PART = 1 << 18
 
 @dataclass(frozen=True)
 class Job:
-    """What a node is sent. modules: where the run's stages are defined; remote_cache: address of the
-    artefacts, None where the run's store is the node's as well; inputs: identities of all artefacts that the stage may
-    read (`Stage.parents`), which are brought here before it starts.
+    """What a node is sent. remote_cache: address of the artefacts, None where the run's store is the node's as well;
+    inputs: identities of all artefacts that the stage may read (`Stage.parents`), which are brought here before it
+    starts.
     """
 
     stage: PackedStage
     settings: Settings
     identity: str
-    modules: list[str]
     remote_cache: str | None = None
     inputs: tuple[str, ...] = ()
 
@@ -75,17 +74,17 @@ def unfit(wanted: Mapping[str, Any], place: str, token: str) -> str:
 
     wanted: what `here` gave to the run's process. place, token: its store or remote cache, and what `shown` gave.
     """
-    found = here()
+    ours = here()
     for name in ("python", "aligngap"):
-        if found[name] != wanted[name]:
-            return f"it has {name} {found[name]}, and the run's machine has {wanted[name]}"
-    if found["code"] != wanted["code"]:
-        names = {*found["code"], *wanted["code"]}
-        other = min(name for name in names if found["code"].get(name) != wanted["code"].get(name))
+        if ours[name] != wanted[name]:
+            return f"it has {name} {ours[name]}, and the run's machine has {wanted[name]}"
+    if ours["code"] != wanted["code"]:
+        names = {*ours["code"], *wanted["code"]}
+        other = min(name for name in names if ours["code"].get(name) != wanted["code"].get(name))
         return f"its aligngap is of the same version and not the same: {other} differs"
     for name, version in wanted["packages"].items():
-        if found["packages"].get(name) != version:
-            return f"it has {name} {found['packages'].get(name)}, and the run's machine has {version}"
+        if ours["packages"].get(name) != version:
+            return f"it has {name} {ours['packages'].get(name)}, and the run's machine has {version}"
     if not is_address(place):
         return Store(place, reading=True).sees(token)
     try:
@@ -95,7 +94,7 @@ def unfit(wanted: Mapping[str, Any], place: str, token: str) -> str:
 
 
 def keep(job: bytes, node: str) -> Iterator[Message]:
-    """Make a stage, and say what it says, and ("log", bytes) for what it prints.
+    """Make a stage: its messages, and ("log", bytes) for what it prints.
 
     job: a packed `Job`. node: goes into the artefact's record. Closing the generator, or an exception in it, ends the
     stage.
@@ -111,7 +110,7 @@ def keep(job: bytes, node: str) -> Iterator[Message]:
 def _keep(given: Job, settings: Settings) -> Iterator[Message]:
     with tempfile.TemporaryDirectory(prefix="aligngap-") as folder, one_thread():
         log = Path(folder) / "log"
-        process = StageProcess(process_context(given.modules), given.identity, given.stage, replace(settings, log=log))
+        process = stage_process(process_context(), given.stage, replace(settings, log=log))
         try:
             read = 0
             while True:
@@ -124,7 +123,8 @@ def _keep(given: Job, settings: Settings) -> Iterator[Message]:
                 if process.ended:
                     return
         finally:
-            process.close()
+            process.terminate()
+            process.end(GRACE)
 
 
 def _carry(given: Job, settings: Settings, remote_cache: RemoteCache) -> Iterator[Message]:
@@ -183,10 +183,10 @@ def own_store() -> Path:
 
 def _newest(folder: Path) -> float:
     """When something in it has last changed."""
-    found = 0.0
+    latest = 0.0
     with suppress(FileNotFoundError):
-        found = max((path.stat().st_mtime for path in folder.rglob("*")), default=0.0)
-    return found
+        latest = max((path.stat().st_mtime for path in folder.rglob("*")), default=0.0)
+    return latest
 
 
 def _from(path: Path, start: int) -> bytes:

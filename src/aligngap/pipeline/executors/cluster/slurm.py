@@ -36,4 +36,4 @@ def sbatch_file(words: Sequence[str], *, nodes: int, cpus: int, gpus: int, time:
     }
     if not gpus:
         text = re.sub(r"#SBATCH --gpus-per-node.*\n", "", text)
-    return re.sub(r"@([A-Z]+)@", lambda found: given[found[1]], text)
+    return re.sub(r"@([A-Z]+)@", lambda match: given[match[1]], text)

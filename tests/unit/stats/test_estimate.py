@@ -1,4 +1,4 @@
-"""Numbers as a sentence says them."""
+"""Estimates as a sentence has them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from math import nan
 
 import pytest
 
-from aligngap.experiments.words import across, interval_words
 from aligngap.stats.intervals import Estimate
 
 
@@ -18,13 +17,13 @@ from aligngap.stats.intervals import Estimate
         ((nan, nan, nan), "(no data)", "(no data)"),
     ],
 )
-def test_what_is_not_there_is_said_and_never_a_number(
+def test_what_is_not_there_is_told_and_never_a_number(
     numbers: tuple[float, float, float], plain: str, signed: str
 ) -> None:
     found = Estimate(*numbers, 3, 100, 0, "")
-    assert (interval_words(found), interval_words(found, signed=True)) == (plain, signed)
+    assert (f"{found:.1%}", f"{found:+.1%}") == (plain, signed)
 
 
 @pytest.mark.parametrize(("seeds", "words"), [(1, "not another training run"), (4, "few"), (5, "5 seeds, 100 prompts")])
 def test_what_an_interval_covers(seeds: int, words: str) -> None:
-    assert words in across(Estimate(0.1, 0.0, 0.2, seeds, 100, 0, ""))
+    assert words in Estimate(0.1, 0.0, 0.2, seeds, 100, 0, "").across()
