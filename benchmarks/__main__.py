@@ -19,7 +19,7 @@ import datasets
 import torch
 import typer
 
-from aligngap.store.store import write_json
+from aligngap.store.disk import write_json
 from benchmarks.clock import matrix_peak
 from benchmarks.entries import ENTRIES, Contest
 from benchmarks.markdown import heading, quartiles, row, table

@@ -55,7 +55,7 @@ from aligngap.stats.verdict import (
     sign_verdict,
     threshold_verdict,
 )
-from aligngap.store.store import write_json
+from aligngap.store.disk import write_json
 from benchmarks import markdown
 
 Floats = NDArray[np.float64]

@@ -36,7 +36,7 @@ from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages import load_judge, load_policy
 from aligngap.seeds import numpy_stream, uniforms
 from aligngap.store import Store
-from aligngap.store.store import write_json
+from aligngap.store.disk import write_json
 from aligngap.tasks.pairs import read_pairs
 from aligngap.types import PairBatch, Tokens
 from benchmarks.markdown import heading, row, table

@@ -174,7 +174,8 @@ def test_ctrl_c_in_the_first_moments_says_how_to_go_on(tmp_path: Path, after: fl
     time.sleep(after)
     os.killpg(started.pid, signal.SIGINT)
     _, err = started.communicate(timeout=300)
-    assert started.returncode == 130, err
+    # Python ends by the signal where it has met one in a text that was executed; a shell says 130 of either.
+    assert started.returncode in (130, -signal.SIGINT), err
     assert b"To go on:\n  aligngap run quick --smoke" in err
     assert b"Traceback" not in err
 

@@ -45,6 +45,9 @@ def _folder() -> Path:
     lock = FileLock(folder / ".lock")
     lock.acquire()  # the system frees it when this process dies
 
+    # Which torch makes as it is imported, and nothing here fills.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torchinductor"))
+
     def remove() -> None:
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
