@@ -23,8 +23,8 @@ from aligngap.models.preference import load_preference_model
 from aligngap.models.tokenizer import byte_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.pipeline.stages import load_policy
+from aligngap.results import read
 from aligngap.sources.recorded import RecordedSpec
-from aligngap.store.disk import read_json
 from aligngap.store.store import Store
 from checkpoints import saved
 from tiny import context_of, make_study
@@ -89,16 +89,14 @@ class Made:
         """Everything came to its end, training moved the policy, responses are what they may be, and replayed token for
         token they make the same policy again.
         """
-        task = read_json(self.place / "run/results.json")["tasks"]["walks"]
-        assert {arm["status"] for arm in task["arms"]} == {"finished"}
-        points = {
-            arm["family"]: [point for point in arm["points"] if point["split"] == "held_out"] for arm in task["arms"]
-        }
+        results = read(self.place / "run")
+        assert {arm.status for arm in results.tasks[0].arms} == {"finished"}
+        held_out = results.points.filter(pl.col("split") == "held_out").sort("step")
         for family in ("online", "replay", "golden_policy"):
-            start, *_, last = points[family]
-            assert start["kl"] == 0
-            assert last["kl"] > 0
-            assert last["wins"]["golden_policy"]["golden"]["n"] > 0
+            kl = held_out.filter(pl.col("family") == family)["kl"]
+            assert kl[0] == 0
+            assert kl[-1] > 0
+        assert (held_out["n_golden_policy_golden"] > 0).all()
         arms = [self.online, self.bench.on_stream(0, "replay", RecordedSpec(order="sequence")).stage]
         online, replay = (load_file(self.made(arm) / "final.safetensors") for arm in arms)
         assert online.keys() == replay.keys()

@@ -194,8 +194,11 @@ def test_a_runs_sft_policy_and_a_world_by_name(tmp_path: Path, capsys: pytest.Ca
     folder = tmp_path / "run"
     folder.mkdir()
     write_json(folder / "study.json", study.model_dump(mode="json"))
-    stages: list[dict[str, Any]] = [{"identity": sft.identity, "kind": "sft"}]
-    write_json(folder / "status.json", {"state": "finished", "store": "../store", "stages": stages})
+    stage: dict[str, Any] = {"identity": sft.identity, "kind": "sft", "label": sft.label, "status": "finished"}
+    stage |= {"done": 0, "total": 0, "rate": None, "seconds": 0.0, "reason": ""}
+    status = {"schema": 1, "state": "finished", "store": "../store", "stages": [stage], "pid": 1, "jobs": 1}
+    status |= {"started": "", "updated": "", "seconds": 0.0, "left": None, "fraction": 1.0}
+    write_json(folder / "status.json", status)
     given = ["diagnose", "--policy", str(folder), "--data", "summarisation", "--judge", "true", "--prompts", "12"]
     assert main([*given, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -204,6 +207,6 @@ def test_a_runs_sft_policy_and_a_world_by_name(tmp_path: Path, capsys: pytest.Ca
     assert found["judge"]["read_first"]["data"]["value"] is None
     assert found["judge"]["agreement"]["data"]["value"] > 0.5
     assert len(load_tokenizer(str(made / "model"))) > 50
-    write_json(folder / "status.json", {"state": "failed", "store": "../store", "stages": []})
+    write_json(folder / "status.json", status | {"state": "failed", "stages": []})
     assert main(given) == 2
     assert "no SFT policy yet" in capsys.readouterr().err

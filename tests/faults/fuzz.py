@@ -30,7 +30,7 @@ from aligngap.models.tokenizer import word_tokenizer
 from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec
 
-TOKENIZER = word_tokenizer(["a", "b", "Why?", "So.", "Human:"])
+TOKENIZER = word_tokenizer(["won", "left", "Why?", "Human:"])
 SLOW = 20.0
 """Seconds after which a reader of a few kilobytes counts as hanging."""
 
@@ -72,25 +72,29 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return data
 
 
+_KNOWN = ("captain", "wife", "doctor", "lawyer")
+"""Words that the shipped bases know: what they do not know is the same to them, and equal pairs are dropped."""
+
+
 def rows() -> list[dict[str, object]]:
     """A record of every kind of format."""
 
     def turn(role: str, content: str) -> dict[str, str]:
         return {"role": role, "content": content}
 
-    talk = [turn("user", "Why?"), turn("assistant", "So.")]
-    other = [turn("user", "Why?"), turn("assistant", "No.")]
+    talk = [turn("user", "Why?"), turn("assistant", "won")]
+    other = [turn("user", "Why?"), turn("assistant", "left")]
     return [
-        {"prompt": "Say a or b:", "chosen": " a", "rejected": " b"},
+        {"prompt": "Say a or b:", "chosen": " won", "rejected": " left"},  # words that the shipped bases know
         {"prompt": [turn("user", "Why?")], "chosen": [talk[1]], "rejected": [other[1]]},
         {"chosen": talk, "rejected": other, "score_chosen": 2.0, "score_rejected": 1.0},
-        {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: won", "rejected": "\n\nHuman: Hi\n\nAssistant: left"},
         {"conversation_a": talk, "conversation_b": other, "winner": "model_a", "turn": 1},
         {
             "instruction": "Do",
-            "completions": [{"response": "a", "overall_score": 1}, {"response": "b", "overall_score": 2}],
+            "completions": [{"response": "won", "overall_score": 1}, {"response": "left", "overall_score": 2}],
         },
-        {"info": {"post": "p", "title": "t"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
+        {"info": {"post": "p", "title": "t"}, "summaries": [{"text": "won"}, {"text": "left"}], "choice": 1},
     ]
 
 
@@ -98,14 +102,14 @@ def data_files() -> dict[str, bytes]:
     """Good data sets, by name, each in a kind of file."""
     found: dict[str, bytes] = {}
     for number, row in enumerate(rows()):
-        lines = [json.dumps({**row, "id": k} | ({"prompt": f"{k}?"} if row.get("prompt") else {})) for k in range(4)]
+        lines = [json.dumps({**row, "id": k} | ({"prompt": _KNOWN[k]} if row.get("prompt") else {})) for k in range(4)]
         found[f"{number}.jsonl"] = "\n".join(lines).encode()
         found[f"{number}.json"] = f"[{', '.join(lines)}]".encode()
         found[f"{number}.jsonl.gz"] = gzip.compress(found[f"{number}.jsonl"], mtime=0)
         buffer = io.BytesIO()
         pl.DataFrame([row] * 3).write_parquet(buffer)
         found[f"{number}.parquet"] = buffer.getvalue()
-    plain = [{**rows()[0], "prompt": f'"{k}", a\nb'} for k in range(4)]
+    plain = [{**rows()[0], "prompt": f'"{k}", a\n{_KNOWN[k]}'} for k in range(4)]
     found["plain.csv"] = pl.DataFrame(plain).write_csv().encode()
     found["plain.tsv"] = pl.DataFrame(plain).write_csv(separator="\t").encode()
     return found
@@ -115,7 +119,7 @@ def studies() -> dict[str, bytes]:
     """The shipped studies, and one that extends one of them and names data."""
     found = {f"{name}.yaml": shipped_text(name).encode() for name in shipped()}
     found["own.yaml"] = (
-        b"extends: paper\nseeds: &s [0, 1]\ndatasets:\n  mine: {source: data.jsonl, format: preference}\n"
+        b"extends: paper\nseeds: &s [0, 1]\ndatasets:\n  mine: {source: data.jsonl, max_response_tokens: 16}\n"
         b"tasks: [mine]\nexperiments: [goodhart]\nmodels: {policy: small, sizes: [small, {path: medium}]}\n"
     )
     return found

@@ -83,12 +83,14 @@ def report(
     """Write the report again, from the stored results."""
     show.needs(directory, "results.json")
     from aligngap.report.page import publish
-    from aligngap.store import disk_errors
 
     folder = out or directory
-    with disk_errors(folder, strict=True):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         page = publish(directory, folder)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        raise UserError(what, where=str(folder), hint="Give --out another folder.") from error
     show.say(f"Report: {page}")
 
 

@@ -29,7 +29,7 @@ from aligngap.pipeline.executors.progress import Ledger, Spent, activities, time
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.status import SCHEMA, checked_status, memory_kills, without_a_word, writable
-from aligngap.store.disk import disk_errors, read_json, write_json
+from aligngap.store.disk import read_json, write_json
 from aligngap.store.locks import kept_free
 from aligngap.store.reading import is_file, is_there, readable
 from aligngap.store.store import Store
@@ -66,8 +66,10 @@ class RunDirectory:
         """
         wanted: dict[str, Any] = json.loads(json.dumps(study))  # tuples become lists, as they will be when read back
         _refuse_others(folder, wanted)  # before anything is created there
-        with disk_errors(folder, strict=True):
+        try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
         with _locked(folder):
             _refuse_others(folder, wanted)  # another process may have begun meanwhile
             if not (folder / "study.json").exists():
@@ -112,7 +114,7 @@ class RunDirectory:
         if chosen is not None:
             return chosen
         if is_file(self.folder / "status.json"):
-            return self.folder / str(self.status()["store"])
+            return Path(os.path.normpath(self.folder / str(self.status()["store"])))
         return self.folder / "store"
 
     def status(self) -> dict[str, Any]:
@@ -310,6 +312,10 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot be written: {error.strerror or error}", where=str(folder), hint=_ELSEWHERE)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     if not _is_lock(folder / ".lock"):
@@ -324,7 +330,7 @@ def _locked(folder: Path) -> Iterator[None]:
             hint=f"See how far it is with `aligngap status {folder}`, wait for it, or give --out another folder.",
         ) from error
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", where=str(folder), hint=_ELSEWHERE) from error
+        raise _unwritable(folder, error) from error
     try:
         yield
     finally:

@@ -129,7 +129,7 @@ def test_half_of_an_artefact_is_a_problem_that_is_said(unfinished: Unfinished, t
     request = unfinished.request()
     answer = Maker().make(Request(request.study, None, store, None, request.pending, {}, None))
     assert isinstance(answer, NoPage)
-    assert "FileNotFoundError" in str(answer.problem)
+    assert "per_prompt.parquet: missing" in str(answer.problem)
 
 
 def test_a_study_of_another_version_is_one_sentence(unfinished: Unfinished) -> None:
