@@ -19,6 +19,7 @@ from aligngap.plugins import use_plugins
 _LARGEST = 100_000
 """Values in a study, far more than anybody writes."""
 _LONGEST_TEXT = 1 << 20
+_LARGEST_NUMBER = 2**53
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
@@ -65,6 +66,7 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
             raise UserError(f"{seeds} seeds are too few", where="--seeds", hint="Give a number from 1 on.")
         content["seeds"] = list(range(seeds))
     use_plugins(_plugins(content, where), folder and folder.resolve())
+    _check_numbers(content, where)
     try:
         study = StudySpec.model_validate(content)
         if folder is not None:
@@ -153,6 +155,22 @@ class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
                 )
             lines |= {key.value: line} if isinstance(key.value, str) else {}
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Raises UserError for a whole number that no setting takes and no arithmetic here is exact for, naming its key."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_numbers(part, f"{where}, {key}")
+    elif isinstance(value, list):
+        for part in value:
+            _check_numbers(part, where)
+    elif isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        raise UserError(
+            f"a number of {len(str(abs(value)))} digits is no setting of a study",
+            where=where,
+            hint=f"Give one up to {_LARGEST_NUMBER}.",
+        )
 
 
 def _expanded(value: Any, known: dict[int, int | None]) -> int:

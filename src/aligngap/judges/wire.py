@@ -103,5 +103,5 @@ class Completion(BaseModel):
 class Usage(BaseModel):
     """The bill of a completion."""
 
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(0, ge=0)
+    prompt_tokens: int = Field(ge=0, le=2**53)
+    completion_tokens: int = Field(0, ge=0, le=2**53)

@@ -280,3 +280,12 @@ def test_a_plan_says_how_often_few_pairs_are_gone_over(tmp_path: Path) -> None:
     (line,) = [line for line in plan.check_data() if line.startswith("baseline on mine")]
     assert f"go over the 50 pairs {steps * batch / 50:,.0f} times" in line
     assert plan.check_data([plan.tasks["mine"].bench.pairs.identity]) == []  # made already: nothing is read again
+
+
+@pytest.mark.parametrize("key", ["baseline.optim.steps", "data.train_pairs", "evaluation.seed", "seeds", "sft.batch"])
+@pytest.mark.parametrize("digits", [17, 400])
+def test_an_absurd_number_is_one_error_that_names_its_key(key: str, digits: int) -> None:
+    number = "9" * digits
+    with pytest.raises(UserError, match=f"a number of {digits} digits") as caught:
+        load_study("quick", [f"{key}=[{number}]" if key == "seeds" else f"{key}={number}"])
+    assert key.rpartition(".")[2] in str(caught.value.where)

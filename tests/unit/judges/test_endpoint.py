@@ -258,7 +258,9 @@ def test_what_it_spends_is_counted(serve: Serve) -> None:
     }
 
 
-@pytest.mark.parametrize("usage", [None, "free", {"prompt_tokens": "many"}, {"prompt_tokens": -1}, []], ids=repr)
+@pytest.mark.parametrize(
+    "usage", [None, "free", {"prompt_tokens": "many"}, {"prompt_tokens": -1}, {"prompt_tokens": 10**400}, []]
+)
 def test_replies_without_a_count_are_counted_as_such(serve: Serve, usage: Any) -> None:
     made = judge(serve(lambda asked: Reply("tie", usage=usage)))
     assert margins(made, ROWS[:1]) == [0]
