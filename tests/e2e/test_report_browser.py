@@ -355,7 +355,7 @@ def test_a_study_without_a_number_says_so_and_complains_of_nothing(browser: Any,
 
 
 def test_what_lies_further_right_is_said_and_can_be_shown(browser: Any, tmp_path: Path) -> None:
-    path = write_results(tmp_path, seeds=(0,), fail_one=False) / "results.json"
+    path = write_results(tmp_path, seeds=(0,), fail_one=False, schema=1) / "results.json"
     results = json.loads(path.read_text())
     for arm in results["tasks"]["summarisation"]["arms"]:
         factor = 400.0 if arm["family"] == "shuffled" else 3.0
