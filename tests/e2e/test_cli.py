@@ -156,25 +156,25 @@ def test_a_run_that_has_nothing_yet(command: str, tmp_path: Path, capsys: pytest
 
 
 def test_pretrain_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Did you mean 'small'?" in refused(capsys, "pretrain", "smal", "--out", str(tmp_path))
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "config.json").touch()
-    assert "not empty" in refused(capsys, "pretrain", "small", "--out", str(tmp_path))
+    assert "Did you mean 'x1-second'?" in refused(capsys, "pretrain", "x1-secon", "--out", str(tmp_path))
+    (tmp_path / "91k").mkdir()
+    (tmp_path / "91k" / "config.json").touch()
+    assert "not empty" in refused(capsys, "pretrain", "91k", "--out", str(tmp_path))
 
 
 def test_pretrain_makes_a_base_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 0
-    assert "small  2/2  " in capsys.readouterr().out  # a step a cycle
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
-    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "small"))
-    assert json.loads((tmp_path / "small.json").read_text())["spec"]["size"] == "small"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.json"]
+    assert main(["pretrain", "91k", "--out", str(tmp_path), "--steps", "1"]) == 0
+    assert "91k  3/3  " in capsys.readouterr().out  # a step a cycle
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "91k")
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "91k"))
+    assert json.loads((tmp_path / "91k.json").read_text())["spec"]["size"] == "small"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["91k", "91k.json"]
     # Once more: what is there is not made again; and another recipe does not take its place.
-    assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 0
+    assert main(["pretrain", "91k", "--out", str(tmp_path), "--steps", "1"]) == 0
     assert "there already" in capsys.readouterr().out
-    assert "not empty" in refused(capsys, "pretrain", "small", "--out", str(tmp_path), "--steps", "2")
+    assert "another recipe" in refused(capsys, "pretrain", "91k", "--out", str(tmp_path), "--steps", "2")
 
 
 def test_a_pretraining_that_was_stopped_goes_on(
@@ -188,10 +188,9 @@ def test_a_pretraining_that_was_stopped_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipe, "evaluate_base", stop)  # after the last step
-    assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 130
-    assert "aligngap pretrain small" in capsys.readouterr().err
-    (partial,) = tmp_path.glob(".base-*")
-    assert (partial / "1" / "checkpoint.json").is_file()
+    assert main(["pretrain", "91k", "--out", str(tmp_path), "--steps", "1"]) == 130
+    assert "aligngap pretrain 91k" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] != []  # what had been made is kept
     monkeypatch.setattr(recipe, "evaluate_base", evaluate)
-    assert main(["pretrain", "small", "--out", str(tmp_path), "--steps", "1"]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.json"]
+    assert main(["pretrain", "91k", "--out", str(tmp_path), "--steps", "1"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["91k", "91k.json"]

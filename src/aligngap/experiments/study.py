@@ -64,6 +64,8 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
     if seeds is not None:
         if seeds < 1:
             raise UserError(f"{seeds} seeds are too few", where="--seeds", hint="Give a number from 1 on.")
+        if seeds > _LARGEST:
+            raise UserError("so many seeds are no study", where="--seeds", hint=f"Give a number up to {_LARGEST}.")
         content["seeds"] = list(range(seeds))
     use_plugins(_plugins(content, where), folder and folder.resolve())
     _check_numbers(content, where)

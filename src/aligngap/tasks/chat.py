@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
-from aligngap.models.tokenizer import TEMPLATE_DAY, written_by_template
+from aligngap.models.tokenizer import TEMPLATE_DAY, end_tokens, written_by_template
 from aligngap.tasks.formats import TextPair
 from aligngap.tasks.messages import Dropped, Message, PromptText, keys_of
 
@@ -103,7 +103,7 @@ class _Template:
                 raise Dropped("the chat template leaves nothing of an answer")
             if not keys and body.strip() != text.strip():
                 notes.append(CHANGED_ANSWER)
-            answers.append(gap + body)
+            answers.append(gap + body + self._gap_before_end(tail))
         return WrittenPair(prompt, answers[0], answers[1], tuple(dict.fromkeys(notes)))
 
     def _opening(self, head: str) -> tuple[str, str, list[str]]:
@@ -118,6 +118,12 @@ class _Template:
             return opened, between, []
         told = NO_PROMPT_FOR_GENERATION if opened == self._write(self._turns, open_end=False) else HEADER_IN_PROMPT
         return head, "", [told.format(between[:_SHOWN])]
+
+    def _gap_before_end(self, tail: str) -> str:
+        """The white space that the template writes between an answer and the token that ends it."""
+        rest = tail.lstrip()
+        ends = tuple(str(self._tokenizer.convert_ids_to_tokens(token)) for token in end_tokens(self._tokenizer))
+        return tail[: len(tail) - len(rest)] if rest.startswith(ends) else ""
 
     def _whole(self, answer: str, keys: str) -> str:
         turn = {"role": "assistant", "content": (self._prefill or "") + answer, **keys_of(keys)}

@@ -289,3 +289,10 @@ def test_an_absurd_number_is_one_error_that_names_its_key(key: str, digits: int)
     with pytest.raises(UserError, match=f"a number of {digits} digits") as caught:
         load_study("quick", [f"{key}=[{number}]" if key == "seeds" else f"{key}={number}"])
     assert key.rpartition(".")[2] in str(caught.value.where)
+
+
+@pytest.mark.parametrize("seeds", [0, 10**10, 10**400])
+def test_an_absurd_number_of_seeds_is_one_error(seeds: int) -> None:
+    with pytest.raises(UserError, match="seeds are") as caught:
+        load_study("quick", seeds=seeds)
+    assert caught.value.where == "--seeds"
