@@ -147,6 +147,37 @@ def _record(spec: PretrainSpec, model: LlamaForCausalLM, done: list[dict[str, An
     }
 
 
+class Muon(torch.optim.Muon):
+    """torch's Muon with its Newton-Schulz iteration in fp32. In bf16, as torch has it, that is three quarters of a
+    step on a processor without bf16 units, and its result depends on which units there are.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update, scaled to be as large as AdamW's would be (Liu et al., 2502.16982)."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                kept = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonal(parameter.grad.lerp(kept, group["momentum"]), *group["ns_coefficients"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
+
+
+def orthogonal(matrix: torch.Tensor, a: float, b: float, c: float, iterations: int = 5) -> torch.Tensor:
+    """A matrix with nearly equal singular values and the singular vectors of `matrix`, [m, n]: Newton-Schulz
+    iterations x <- a x + (b x x^T + c (x x^T)^2) x, on the shorter side (Jordan et al., 2024).
+    """
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
 class _Training:
     """One cycle under way: the optimisers, the steps done and the seconds that they took."""
 
@@ -155,10 +186,8 @@ class _Training:
         inner = dict.fromkeys(p for p in model.model.layers.parameters() if p.ndim == 2)
         outer = [p for p in model.parameters() if p not in inner]
         self._parameters = {"muon": list(inner), "adamw": outer}
-        # An update as large as AdamW's would be (Liu et al., 2502.16982), so one learning rate serves both.
-        muon = torch.optim.Muon(
-            list(inner), lr=cycle.lr, weight_decay=spec.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        # Muon's updates are as large as AdamW's would be, so one learning rate serves both.
+        muon = Muon(list(inner), lr=cycle.lr, weight_decay=spec.weight_decay)
         adamw = torch.optim.AdamW(outer, lr=cycle.lr, weight_decay=spec.weight_decay, betas=(0.9, 0.95))
         self._optimisers: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
         self.at, self.seconds = 0, 0.0
@@ -287,7 +316,7 @@ def _recipe(size: str, seed: int = 0) -> PretrainSpec:
     cycles = (
         Cycle(worlds=first, steps=2000, lr=3e-3),
         Cycle(worlds=first, steps=2500, lr=3e-3),
-        Cycle(steps=3000, lr=3e-3),
+        *[Cycle(steps=3000, lr=3e-3)] * 3,
     )
     return PretrainSpec(size=size, cycles=cycles, seed=seed)
 
