@@ -51,9 +51,9 @@ class Number:
     high: float | None
 
     @classmethod
-    def of(cls, value: float | None, low: float | None, high: float | None) -> Number:
-        """None for what is not finite."""
-        return cls(*(v if v is not None and math.isfinite(v) else None for v in (value, low, high)))
+    def of(cls, estimate: Estimate) -> Number:
+        """An estimate without its draws; None for what is not finite."""
+        return cls(*(v if math.isfinite(v) else None for v in (estimate.value, estimate.low, estimate.high)))
 
 
 @dataclass(frozen=True)
@@ -304,28 +304,24 @@ def _arm_rows(made: Mapping[str, Estimate], how: str, identical: bool) -> tuple[
         if difference.n_seeds and key == "kl":
             difference = difference.noted("rough where several checkpoints are about as high")
         name = "kl_at_peak_ratio" if key == "kl" else f"{key}_difference"
-        rows.append(_row(name, label, unit, _number(one), _number(other), difference, how, identical))
+        rows.append(_row(name, label, unit, one, other, difference, how, identical))
     return tuple(rows)
-
-
-def _number(estimate: Estimate) -> Number:
-    return Number.of(estimate.value, estimate.low, estimate.high)
 
 
 def _row(
     key: str,
     label: str,
     unit: str,
-    first: Number | None,
-    second: Number | None,
+    first: Estimate | None,
+    second: Estimate | None,
     difference: Estimate,
     how: str,
-    identical: bool,
+    identical: bool = False,
 ) -> Row:
     note = "; ".join(filter(None, [IDENTICAL if identical else "", difference.note]))
-    return Row(
-        key, label, unit, first, second, _number(difference), difference.n_seeds, difference.n_prompts, how, note
-    )
+    one, other = (Number.of(side) if side else None for side in (first, second))
+    counts = difference.n_seeds, difference.n_prompts
+    return Row(key, label, unit, one, other, Number.of(difference), *counts, how, note)
 
 
 # --- experiments ------------------------------------------------------------------------------------------------------
@@ -392,18 +388,9 @@ def _estimate_row(
         how, joint = IDENTICAL, (0.0, 0.0, 0.0)
     if joint is None:
         how, joint = how if how == PUBLISHED else INDEPENDENT, difference_of_intervals(a, b)
-    return Row(
-        one.name,
-        one.label,
-        one.unit,
-        _number(a),
-        _number(b),
-        Number.of(*joint),
-        min(a.n_seeds, b.n_seeds),
-        min(a.n_prompts, b.n_prompts),
-        how,
-        "; ".join(dict.fromkeys(note for note in (a.note, b.note) if note)),
-    )
+    note = "; ".join(dict.fromkeys(note for note in (a.note, b.note) if note))
+    difference = Estimate(*joint, min(a.n_seeds, b.n_seeds), min(a.n_prompts, b.n_prompts), 0, note)
+    return _row(one.name, one.label, one.unit, a, b, difference, how)
 
 
 def _joint(a: Estimate, b: Estimate, replicates: int) -> tuple[float, float, float] | None:

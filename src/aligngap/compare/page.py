@@ -22,7 +22,7 @@ _NAMES = ("First run", "Second run")
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
-    """Write the page, whole or not at all. Raises OSError."""
+    """Write the page, whole or not at all. Raises DiskError."""
     return put(render(comparison), path)
 
 

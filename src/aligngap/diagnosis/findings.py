@@ -425,9 +425,9 @@ def _coverage(seen: Looked) -> Draft:
         ):
             near[name].append(seen.likeness[:, of][:, :, by].max(2).mean(1))
             known = {gram for other in by for ids in rows[other] for gram in bigrams(ids)}
-            said = [[gram for item in of for gram in bigrams(rows[item][prompt])] for prompt in range(len(seen.z))]
-            inside = np.array([sum(gram in known for gram in result) for result in said], dtype=np.float64)
-            grams[name].append((inside, np.array([len(result) for result in said], dtype=np.float64)))
+            asked = [[gram for item in of for gram in bigrams(rows[item][prompt])] for prompt in range(len(seen.z))]
+            inside = np.array([sum(gram in known for gram in part) for part in asked], dtype=np.float64)
+            grams[name].append((inside, np.array([len(part) for part in asked], dtype=np.float64)))
     nearest = {name: np.mean(result, axis=0) for name, result in near.items()}
     shares = {
         name: Ratio(np.sum([top for top, _ in result], axis=0), np.sum([bottom for _, bottom in result], axis=0))

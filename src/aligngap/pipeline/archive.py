@@ -47,7 +47,7 @@ _CHUNK = 1 << 20
 _TOPS = {True: "artefacts", False: "partial"}
 _OF_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(json|jsonl|parquet)|logs/[A-Za-z0-9][A-Za-z0-9._-]*\.log")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MEND = "Get the file again from where it was packed, and do not use this one."
+_HINT = "Get the file again from where it was packed, and do not use this one."
 
 
 class Refused(UserError):
@@ -366,4 +366,4 @@ def _point(status: Path, store: Path, folder: Path) -> None:
 
 
 def _refused(file: Path, what: str) -> Refused:
-    return Refused(f"the archive is refused: {what}", where=str(file), hint=_MEND)
+    return Refused(f"the archive is refused: {what}", where=str(file), hint=_HINT)

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
 from aligngap.pipeline import RUNS
-from aligngap.pipeline.executors.progress import Ledger, Spent, activities, time_spent
+from aligngap.pipeline.executors.progress import KindTime, Ledger, activities, time_by_kind
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.status import SCHEMA, checked_status, memory_kills, without_a_word, writable
@@ -132,13 +132,13 @@ class RunDirectory:
                     entry["status"] = "interrupted"
         return status
 
-    def spent(self, status: Mapping[str, Any]) -> list[Spent]:
+    def time_by_kind(self, status: Mapping[str, Any]) -> list[KindTime]:
         """Where time went by kind of stage, as far as it is recorded. What an earlier run made counts with what it took
         then. status: what `status` gave.
         """
         store = Store(self.store_path(), reading=True)
         begun = [item for item in status["stages"] if item["status"] not in ("waiting", "blocked")]
-        return time_spent((item["kind"], self._seconds(store, item)) for item in begun)
+        return time_by_kind((item["kind"], self._seconds(store, item)) for item in begun)
 
     def activities(self, status: Mapping[str, Any]) -> dict[str, float]:
         """Where time went by activity, `executors.progress.activities`, with the time that cores waited in the latest
@@ -147,8 +147,8 @@ class RunDirectory:
         store = Store(self.store_path(), reading=True)
         begun = [item for item in status["stages"] if item["status"] not in ("waiting", "blocked")]
         made = sum(float(item["seconds"]) for item in begun if item["status"] != "cached")
-        said = ((self._record(store, item).get("spent"), self._seconds(store, item)) for item in begun)
-        return activities(said, float(status["jobs"]) * float(status["seconds"]), made)
+        recorded = ((self._record(store, item).get("spent"), self._seconds(store, item)) for item in begun)
+        return activities(recorded, float(status["jobs"]) * float(status["seconds"]), made)
 
     def _seconds(self, store: Store, item: Mapping[str, Any]) -> float | None:
         if item["status"] != "cached":

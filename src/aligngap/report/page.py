@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from aligngap.pipeline.executors.progress import time_spent
+from aligngap.pipeline.executors.progress import time_by_kind
 from aligngap.report.drawing import measures
 from aligngap.report.figures import (
     Figure,
@@ -44,6 +44,7 @@ from aligngap.results import (
     Task,
     read,
 )
+from aligngap.store.disk import write_bytes_atomic
 
 if TYPE_CHECKING:
     import jinja2
@@ -71,10 +72,8 @@ def write_report(folder: Path) -> Path:
 
 
 def put(page: str, path: Path) -> Path:
-    """Write a page whole or not at all, so that a reader who reloads never sees half of one. Raises OSError."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-    draft.replace(path)
+    """Write a page whole or not at all, so that a reader who reloads never sees half of one. Raises DiskError."""
+    write_bytes_atomic(path, page.encode("utf-8", errors="backslashreplace"))
     return path
 
 
@@ -99,7 +98,7 @@ def render(data: StudyResults) -> str:
         tasks=contexts,
         verdicts=verdicts,
         tally=_tally(data),
-        spent=time_spent((stage.kind, stage.seconds) for stage in data.timings.stages),
+        times=time_by_kind((stage.kind, stage.seconds) for stage in data.timings.stages),
         fallbacks=_fallbacks(data),
         seeds_note=seeds_note(len(data.seeds)),
         opponents=OPPONENT_NAMES,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.progress import Ledger, Spent
+from aligngap.pipeline.executors.progress import KindTime, Ledger
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.rundir import RunDirectory, chosen_store, differences
 from aligngap.store import Store
@@ -96,7 +96,7 @@ def test_differences() -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from aligngap.pipeline.executors.progress import Ledger, Spent
+from aligngap.pipeline.executors.progress import Ledger, KindTime
 from aligngap.pipeline.rundir import RunDirectory
 
 with RunDirectory.use(Path(sys.argv[1]), {"name": "try"}) as run:
@@ -251,7 +251,7 @@ def test_no_odd_value_in_a_status_gets_through(tmp_path: Path, value: object) ->
             refused[key] = error
             continue
         assert isinstance(status["seconds"], float)
-        assert isinstance(found.spent(status), list)
+        assert isinstance(found.time_by_kind(status), list)
         assert isinstance(found.activities(status), dict)
         assert isinstance(found.store_path().exists(), bool)
     assert {error.where for error in refused.values()} == {str(path)}
@@ -351,6 +351,6 @@ def test_time_is_summed_by_kind_as_far_as_it_is_recorded(tmp_path: Path) -> None
         ):
             ledger.update(event)
     found = RunDirectory.open(tmp_path / "run")
-    assert found.spent(found.status()) == [Spent("fake", stages=4, timed=3, seconds=10.0)]
+    assert found.time_by_kind(found.status()) == [KindTime("fake", stages=4, timed=3, seconds=10.0)]
     status = found.status() | {"jobs": 2, "seconds": 10.0}
     assert found.activities(status) == {"waiting": 17.5, "sampling": 5.5, "unknown": 2.5, "training": 2.0}
