@@ -11,11 +11,11 @@ import typer
 from rich.text import Text
 
 from aligngap.cli import show
-from aligngap.cli.options import AsJson, Run
+from aligngap.cli.options import AsJson, RunFolder
 from aligngap.errors import UserError
 
 
-def status(directory: Run) -> None:
+def status(directory: RunFolder) -> None:
     """Show how far a run has come."""
     from aligngap.pipeline.executors.progress import Entry, clock
 
@@ -49,7 +49,7 @@ def status(directory: Run) -> None:
 
 
 def watch(
-    directory: Run,
+    directory: RunFolder,
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="Port on localhost; 0: any that is free.")
     ] = 8642,
@@ -77,7 +77,7 @@ def watch(
 
 
 def report(
-    directory: Run,
+    directory: RunFolder,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR]")] = None,
 ) -> None:
     """Write the report again, from the stored results."""
@@ -93,7 +93,7 @@ def report(
 
 
 def figures(
-    directory: Run,
+    directory: RunFolder,
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="png, svg or pdf.")] = "png",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR/figures]")] = None,
     opponent: Annotated[
@@ -152,7 +152,7 @@ def compare(
 
 
 def samples(
-    directory: Run,
+    directory: RunFolder,
     arm: Annotated[str | None, typer.Option(metavar="NAME", help="The arm.  [default: the first]")] = None,
     step: Annotated[int | None, typer.Option(metavar="N", help="The step.  [default: the last kept]")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The seed.  [default: the first]")] = None,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aligngap.diagnosis.numbers import UNKNOWN, Number, Ratio, numbers
+from aligngap.diagnosis.numbers import UNKNOWN, Measurement, Ratio, numbers
 from aligngap.diagnosis.regime import Signs
 from aligngap.diagnosis.subject import Subject
 from aligngap.judges.base import Judge, decision
@@ -75,11 +75,11 @@ class Findings:
     section.
     """
 
-    sections: tuple[Section[Number], ...]
+    sections: tuple[Section[Measurement], ...]
     counts: Mapping[str, Any]
     z: Mapping[str, Floats] = field(default_factory=dict)
 
-    def number(self, section: str, row: str, column: str) -> Number:
+    def number(self, section: str, row: str, column: str) -> Measurement:
         """One number; unknown where it was not measured."""
         rows = next((result.rows for result in self.sections if result.key == section), ())
         return next((result.numbers[column] for result in rows if result.key == row), UNKNOWN)
@@ -202,7 +202,7 @@ def measure(
     }
     result = numbers(values, numpy_stream("diagnose", "bootstrap", seed), replicates)
 
-    def measured(draft: Draft) -> Section[Number]:
+    def measured(draft: Draft) -> Section[Measurement]:
         rows = [
             Row(row.key, row.label, row.unit, {name: result[f"{draft.key}.{row.key}.{name}"] for name in row.numbers})
             for row in draft.rows

@@ -39,7 +39,7 @@ _REST = 3.0
 
 
 @dataclass(frozen=True)
-class Page:
+class LivePage:
     """A page and the policy that it obeys. final: whether it is of all that the run will have. arms, of: how many are
     evaluated, how many wanted. seconds: of work.
     """
@@ -70,7 +70,7 @@ class Maker:
         self._last: object = None
         self._gathered: dict[str, tuple[object, Gathered]] = {}
 
-    def make(self, look: Look) -> Page | NoPage:
+    def make(self, look: Look) -> LivePage | NoPage:
         """A page of the run as a look has shown it, unless it would be made of what the last one was made of. Reads
         only.
         """
@@ -175,12 +175,12 @@ def _there(stages: Sequence[Stage], store: Store, outcome: Outcome) -> tuple[boo
     return visible, tuple(result)
 
 
-def _page(data: StudyResults, final: bool, start: float) -> Page:
+def _page(data: StudyResults, final: bool, start: float) -> LivePage:
     from aligngap.report.page import content_policy, render
 
     arms = [arm.status for task in data.tasks for arm in task.arms]
     html = render(data).encode()
-    return Page(html, content_policy(), final, arms.count("finished"), len(arms), time.process_time() - start)
+    return LivePage(html, content_policy(), final, arms.count("finished"), len(arms), time.process_time() - start)
 
 
 def serve(connection: Connection, folder: Path, file: Path | None) -> None:
@@ -205,7 +205,7 @@ class Renewal:
     """
 
     def __init__(self, watched: Watched) -> None:
-        self.page: Page | None = None
+        self.page: LivePage | None = None
         self.made = 0.0
         self.version = 0
         self.problem: str | None = None
@@ -253,7 +253,7 @@ class Renewal:
             return
         self.making = False
         self._next = time.monotonic() + max(_BETWEEN_LOOKS, _REST * answer.seconds)
-        if isinstance(answer, Page):
+        if isinstance(answer, LivePage):
             self.page, self.made, self.version, self.problem = answer, time.time(), self.version + 1, None
         elif isinstance(answer, NoPage):
             self.problem = answer.problem

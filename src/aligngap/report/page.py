@@ -22,7 +22,7 @@ import polars as pl
 from aligngap.pipeline.executors.progress import time_by_kind
 from aligngap.report.drawing import measures
 from aligngap.report.figures import (
-    Figure,
+    Chart,
     experiment_figures,
     rate_columns,
     reaches_far,
@@ -63,7 +63,7 @@ def publish(folder: Path, into: Path | None = None, processes: int | None = None
     with Images(into / "charts", ("png", "svg"), processes) as images:
         draw(images, data, choose=task_figures)
         page = render(data)  # while they are painted
-    return put(page, into / "report.html")  # the last file: whoever finds it finds the others
+    return put(page, into / "report.html")  # the last file: who finds it finds the others
 
 
 def write_report(folder: Path) -> Path:
@@ -227,7 +227,7 @@ def _fallbacks(data: StudyResults) -> dict[str, str]:
 
 
 def _task_context(
-    data: StudyResults, task: Task, identifier: str, figures: list[Figure], own: dict[str, list[Figure]]
+    data: StudyResults, task: Task, identifier: str, figures: list[Chart], own: dict[str, list[Chart]]
 ) -> dict[str, Any]:
     """What the template needs to know of a task beside its record. own: the figures of each experiment."""
     runs = data.runs.filter(pl.col("task") == task.name)

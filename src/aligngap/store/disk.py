@@ -149,7 +149,7 @@ def _checksum_of(path: Path) -> Path:
 
 
 def is_of_the_disk(error: OSError) -> bool:
-    """Whether the disk is full or broken, whoever noticed it."""
+    """Whether the disk is full or broken, no matter who noticed it."""
     return error.errno in _DISK
 
 

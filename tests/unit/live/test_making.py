@@ -16,7 +16,7 @@ from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.live import making
 from aligngap.live.folder import Look, Watched
-from aligngap.live.making import Maker, NoPage, Page, Renewal
+from aligngap.live.making import LivePage, Maker, NoPage, Renewal
 from aligngap.pipeline.stages import Evaluate
 from tiny import Tiny
 from unit.live.run_folder import snapshot, stage, write_run
@@ -74,7 +74,7 @@ def begun(unfinished: Unfinished) -> Iterator[Evaluate]:
 
 def test_a_page_says_that_it_is_unfinished_and_what_it_rests_on(unfinished: Unfinished, tmp_path: Path) -> None:
     page = unfinished.maker(tmp_path).make(unfinished.look())
-    assert isinstance(page, Page)
+    assert isinstance(page, LivePage)
     text = page.html.decode()
     assert "Unfinished: 2 arms and measures are still to come." in text
     assert "Rests on 1 of 3 arms and measures." in text
@@ -88,7 +88,7 @@ def test_a_page_says_that_it_is_unfinished_and_what_it_rests_on(unfinished: Unfi
 
 def test_the_same_again_is_not_made_again(unfinished: Unfinished, tmp_path: Path) -> None:
     maker = unfinished.maker(tmp_path)
-    assert isinstance(maker.make(unfinished.look()), Page)
+    assert isinstance(maker.make(unfinished.look()), LivePage)
     assert maker.make(unfinished.look()) == NoPage()
 
 
@@ -97,14 +97,14 @@ def test_a_checkpoint_more_is_something_new_and_enters_no_estimate(
 ) -> None:
     maker = unfinished.maker(tmp_path)
     page = maker.make(unfinished.look())
-    assert isinstance(page, Page)
+    assert isinstance(page, LivePage)
     assert "Rests on 1 of 3 arms and measures." in page.html.decode()
     assert page.arms == 2
     folder = unfinished.tiny.store.unfinished(begun.identity)
     for kind in ("prompts", "pairs"):
         later = pl.read_parquet(Evaluate.file(folder, kind, 0)).with_columns(step=pl.lit(1))
         later.write_parquet(Evaluate.file(folder, kind, 1))
-    assert isinstance(maker.make(unfinished.look()), Page)
+    assert isinstance(maker.make(unfinished.look()), LivePage)
 
 
 def test_before_the_first_checkpoint_there_is_no_page(unfinished: Unfinished, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_what_is_swept_away_is_missing_and_the_rest_stands(unfinished: Unfinishe
     shutil.rmtree(store / online)
     maker = unfinished.maker(tmp_path / "run")
     page = maker.make(unfinished.look(store, ended=[online]))
-    assert isinstance(page, Page)
+    assert isinstance(page, LivePage)
     assert "Missing for good: online (seed 0)." in page.html.decode()
     assert "it is not in the store any more" in page.html.decode()
     assert page.arms == 1
@@ -146,7 +146,7 @@ def test_a_page_that_failed_is_tried_again(unfinished: Unfinished, tmp_path: Pat
     maker = unfinished.maker(tmp_path / "run")
     assert isinstance(maker.make(unfinished.look(store)), NoPage)
     part.write_bytes(whole)
-    assert isinstance(maker.make(unfinished.look(store)), Page)
+    assert isinstance(maker.make(unfinished.look(store)), LivePage)
 
 
 def test_a_study_of_another_version_is_one_sentence(unfinished: Unfinished, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_plugin_is_imported_for_a_file_that_is_given_and_never_for_a_folder(
     file.write_text("extends: paper\nplugins: [watched_plugin]\n")
     plugins = ["watched_plugin"]
     foreign = unfinished.maker(tmp_path / "foreign", plugins=plugins).make(unfinished.look())
-    assert isinstance(foreign, Page)  # the plugin has no part in this study's identities
+    assert isinstance(foreign, LivePage)  # the plugin has no part in this study's identities
     assert not (tmp_path / "imported").exists()
     strange = unfinished.maker(tmp_path / "strange", plugins=plugins, experiments=["of_plugin"])
     unknown = strange.make(unfinished.look())
@@ -180,7 +180,7 @@ def test_a_plugin_is_imported_for_a_file_that_is_given_and_never_for_a_folder(
     assert "no experiment 'of_plugin'" in str(unknown.problem)
     assert "say --study FILE" in str(unknown.problem)
     own = unfinished.maker(tmp_path / "own", file, plugins=plugins).make(unfinished.look())
-    assert isinstance(own, Page)
+    assert isinstance(own, LivePage)
     assert (tmp_path / "imported").exists()
 
 
@@ -202,7 +202,7 @@ def test_the_finished_report_is_made_of_results_alone(tmp_path: Path) -> None:
     maker = Maker(Watched(folder))
     look = Watched(folder).look()
     page = maker.make(look)
-    assert isinstance(page, Page)
+    assert isinstance(page, LivePage)
     assert page.final
     assert "Unfinished:" not in page.html.decode()
     assert maker.make(look) == NoPage()
@@ -217,7 +217,7 @@ def test_nothing_is_written_where_the_run_lives(unfinished: Unfinished, begun: E
     watched = Watched(folder)
     look = watched.look()
     assert watched.summary(look)["state"] == "interrupted"
-    assert isinstance(Maker(watched).make(look), Page)
+    assert isinstance(Maker(watched).make(look), LivePage)
     assert snapshot(folder) == before
 
 
