@@ -28,7 +28,6 @@ from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage
 from aligngap.pipeline.remote_cache import is_address
 from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
-from aligngap.plugins import Registry
 from aligngap.report.stage import Report, deliver
 from aligngap.results import StudyResults
 from aligngap.store import Store, disk_errors
@@ -70,12 +69,12 @@ def check(plan: Plan, root: Path) -> list[str]:
             hint="Put it into a module of its own, and name that under `plugins` in the study.",
         )
     for name in sorted({stage.loss.name for stage in stages if isinstance(stage, Arm)}):
-        _check(LOSSES, name, check_loss)
+        LOSSES.tried(name, check_loss)
     for name in sorted({stage.measure for stage in stages if isinstance(stage, Measured)}):
-        _check(MEASURES, name, check_measure)
+        MEASURES.tried(name, check_measure)
     pairs = [stage for stage in stages if isinstance(stage, Pairs)]
     for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
-        if _check(WORLDS, name, check_world):
+        if WORLDS.tried(name, check_world):
             _knows_the_words(name, stage)
     return warnings
 
@@ -253,24 +252,6 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
         for other in others:
             terminal.warn(f"failed: {' '.join(str(other).split())}")
         raise first
-
-
-def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> bool:
-    """Whether there was anything to check: ours are tested."""
-    if registry.code(name) is None:
-        return False
-    try:
-        check(registry[name])
-    except UserError as error:
-        raise UserError(error.what, where=error.where or registry.place(name), hint=error.hint) from error
-    except Exception as error:
-        what = str(error) if isinstance(error, AssertionError) else f"it fails: {type(error).__name__}: {error}"
-        raise UserError(
-            f"the {registry.what} '{name}' breaks its contract: {what}",
-            where=registry.place(name, error),
-            hint=f"Correct it; `aligngap.testing.{check.__name__}` tries it again.",
-        ) from error
-    return True
 
 
 def _knows_the_words(name: str, pairs: Pairs) -> None:
