@@ -50,7 +50,7 @@ class Pairs(PairsStage):
     """`D_initial`: prompts, two responses each, a rater's preference."""
 
     kind: ClassVar[str] = "pairs"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     task: TaskSpec | DatasetTask
     base: Base
