@@ -178,7 +178,16 @@ class Bench:
 
     def golden_with(self, *more: PairsStage) -> JudgeStage:
         """Golden trained for as many steps as without, on further raters' pairs beside its own."""
-        return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more)
+        return self._judge("golden", self.study.golden, self.study.models.golden, self._golden_pairs, SHARED_SEED, more)
+
+    @cached_property
+    def _golden_pairs(self) -> Pairs:
+        """The raters' pairs that golden learns from."""
+        task, count = self.pairs.task, self.study.data.golden_pairs
+        if count is None or not isinstance(task, TaskSpec):
+            return self.pairs
+        own = task.model_copy(update={"part": "golden", "train_pairs": count, "seed": SHARED_SEED, "advantage": 0.0})
+        return Pairs(task=own, base=self.pairs.base)
 
     @cached_property
     def golden_pairs(self) -> Relabel:

@@ -32,10 +32,13 @@ class Section(BaseModel):
 
 
 class DataSpec(Section):
-    """How many preference pairs the raters give, per task."""
+    """How many preference pairs the raters give, per world. golden_pairs: of golden's own, on other prompts; None where
+    it learns from the training pairs.
+    """
 
     train_pairs: int = Field(8000, ge=64)
     held_out_pairs: int = Field(1000, ge=16)
+    golden_pairs: int | None = Field(None, ge=64)
 
 
 class ModelsSpec(Section):
@@ -240,7 +243,9 @@ class StudySpec(Section):
                     name: at_most(spec, train_pairs=640, held_out_limit=128) for name, spec in self.datasets.items()
                 },
                 "seeds": self.seeds[:1],
-                "data": at_most(self.data, train_pairs=640, held_out_pairs=128),
+                "data": at_most(self.data, train_pairs=640, held_out_pairs=128, golden_pairs=1280)
+                if self.data.golden_pairs
+                else at_most(self.data, train_pairs=640, held_out_pairs=128),
                 "sft": shorter(self.sft, 20),
                 "golden": smaller(self.golden),
                 "proxy": smaller(self.proxy),

@@ -113,7 +113,7 @@ class TaskData:
     max_new_tokens: int
 
 
-GATE_PROMPTS = 2000
+GATE_PROMPTS = 4000
 """Prompts that judges are examined on, of which golden learns none."""
 HELD_OUT_NUMBERS = 1_000_000
 """Held-out prompts are numbered from here on, whatever the number of training prompts."""

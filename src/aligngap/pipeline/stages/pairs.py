@@ -62,7 +62,8 @@ class Pairs(PairsStage):
 
     @property
     def label(self) -> str:
-        return f"{self.name}: raters' pairs"
+        part = self.task.part if isinstance(self.task, TaskSpec) else "pairs"
+        return f"{self.name}: raters' pairs{'' if part == 'pairs' else f' for {part}'}"
 
     @property
     def origin(self) -> str:

@@ -175,7 +175,7 @@ class Arm(PairsStage):
     the SFT policy (nats) around whose first passage they are kept, too, as a probe on training prompts sees it.
 
     final.safetensors: the weights after the last step; steps/STEP.safetensors: those of `keep` and of passages;
-    passages.json: the steps of passages, and what the probe saw. stream.parquet: the pairs in the order of training, of
+    passages.json: what the probe saw. stream.parquet: the pairs in the order of training, of
     a source that samples or labels them. cost.json, seconds.json, weights.json.
     """
 
@@ -257,7 +257,7 @@ class Arm(PairsStage):
         for step in {*self.keep, *(passages.needed if passages else ())}:
             shutil.copy(context.partial / _weights_file(step), context.out / _weights_file(step))
         if passages:
-            write_json(context.out / "passages.json", {"steps": passages.needed, "path": passages.path})
+            write_json(context.out / "passages.json", {"path": passages.path})
         write_json(context.out / "cost.json", {**asdict(source.cost), "steps": self.optim.steps})
         write_json(context.out / "weights.json", {"weights_sha256": file_digest(final)})
         write_json(context.out / "seconds.json", {"seconds": time.perf_counter() - start})
@@ -275,9 +275,9 @@ class Arm(PairsStage):
 
         return kl
 
-    def passed(self, context: Context) -> list[int]:
-        """The steps kept for passages of KL, from the artefact."""
-        return [int(step) for step in read_json(context.folder(self) / "passages.json")["steps"]]
+    def probed(self, context: Context) -> list[tuple[int, float]]:
+        """KL along training as the probe saw it: steps and nats, from the artefact."""
+        return [(int(step), float(kl)) for step, kl in read_json(context.folder(self) / "passages.json")["path"]]
 
     def _ingredients(self, context: Context) -> Ingredients:
         """What the source is built from; each file of pairs is read once. Raises UserError for pairs that are longer

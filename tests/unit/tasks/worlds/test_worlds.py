@@ -462,7 +462,7 @@ def test_held_out_pairs_are_one_set_that_no_draw_trains_on(place: World, tokeniz
 
 def test_golden_learns_from_no_prompt_of_the_gates(place: World, tokenizer: PreTrainedTokenizerBase) -> None:
     gates, golden = (
-        make_pairs(TaskSpec(world=place.name, train_pairs=2000, held_out_pairs=8, part=part), tokenizer).train
+        make_pairs(TaskSpec(world=place.name, train_pairs=GATE_PROMPTS, held_out_pairs=8, part=part), tokenizer).train
         for part in ("gates", "golden")
     )
     assert len(gates) == GATE_PROMPTS

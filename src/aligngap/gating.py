@@ -1,0 +1,93 @@
+"""Gates from a study: which it rests on, what the record says of them, and running those that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from aligngap.errors import UserError, nearest
+from aligngap.experiments.bench import Bench
+from aligngap.experiments.spec import StudySpec
+from aligngap.gates import Gate, GateResult, Record, gates_of
+from aligngap.gates.plan import PROBE_BETAS
+from aligngap.pipeline.executors.local import LocalExecutor
+from aligngap.pipeline.executors.progress import Ledger, display
+from aligngap.pipeline.executors.run import run_stages
+from aligngap.pipeline.graph import Event, all_stages
+from aligngap.pipeline.rundir import chosen_store
+from aligngap.store import Store
+
+Say = Callable[[str], None]
+
+
+def gates_in(study: StudySpec, world: str, beta: float = PROBE_BETAS[0]) -> list[Gate]:
+    """The gates that a study rests on in a world. beta: of golden's probes. Raises UserError for a task that is none of
+    the study's, and for one without a truth.
+    """
+    if world not in study.tasks:
+        raise UserError(f"the study has no task '{world}'", where="WORLD", hint=nearest(world, study.tasks))
+    bench = Bench(study, world)
+    if not bench.has_truth:
+        raise UserError(
+            f"nobody knows the true utility of '{world}'",
+            where="WORLD",
+            hint="Gates that ask the truth are for worlds; `aligngap diagnose` examines judge and data of your own.",
+        )
+    return gates_of(bench.pairs, bench.sft, bench.golden, study.baseline.optim, beta)
+
+
+def run_gates(
+    study: StudySpec,
+    worlds: Sequence[str],
+    out: Path,
+    *,
+    known: Record,
+    console: Console,
+    say: Say,
+    jobs: int | None = None,
+    store: Path | None = None,
+) -> list[GateResult]:
+    """The gates' results, world after world: those that the record knows under these very settings, and the others run
+    from nothing, or from what the store has. out: folder of logs, and of the store unless one is given.
+
+    Golden's probes have the first of `PROBE_BETAS` at which both pass KL 2. Raises UserError where a gate cannot be
+    run, with the stage that failed.
+    """
+    results = []
+    for world in worlds:
+        for beta in PROBE_BETAS:
+            gates = gates_in(study, world, beta)
+            new = [gate for gate in gates if known.of(gate) is None]
+            made = _made(new, study, out, console, jobs, store) if new else []
+            found = [known.of(gate) or made.pop(0) for gate in gates]
+            if all(score.passed for score in found[-1].scores if score.name.startswith("levels")):
+                break
+            say(f"{world}: at beta {beta:g} a probe does not pass KL 2.")
+        results += found
+    return results
+
+
+def _made(
+    gates: Sequence[Gate], study: StudySpec, out: Path, console: Console, jobs: int | None, store: Path | None
+) -> list[GateResult]:
+    place = Store(chosen_store(out, store))
+    ledger = Ledger(all_stages(gates), jobs or 1)
+    logs = out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with (
+        LocalExecutor(place, jobs=jobs, device=study.device, log_folder=logs) as executor,
+        display(console, ledger) as show,
+    ):
+
+        def on_event(event: Event) -> None:
+            ledger.update(event)
+            show(event)
+
+        outcome = run_stages(gates, executor, on_event)
+    for gate in gates:
+        if outcome.status[gate.identity] not in ("finished", "cached"):
+            reason = outcome.reasons.get(gate.identity) or next(iter(outcome.reasons.values()), "")
+            raise UserError(f"a gate could not be run: {reason}", where=gate.label, hint=f"Look into {logs}.")
+    return [Gate.result(place.get(gate.identity).path) for gate in gates]
