@@ -10,7 +10,7 @@ from rich.console import Console
 from aligngap.errors import UserError, nearest
 from aligngap.experiments.bench import Bench
 from aligngap.experiments.spec import StudySpec
-from aligngap.gates import Gate, GateResult, Record, gates_of
+from aligngap.gates import Gate, GateResult, Record, gates_of, own_gates
 from aligngap.gates.plan import PROBE_BETAS
 from aligngap.pipeline.executors.local import LocalExecutor
 from aligngap.pipeline.executors.progress import Ledger, display
@@ -22,25 +22,21 @@ from aligngap.store import Store
 Say = Callable[[str], None]
 
 
-def gates_in(study: StudySpec, world: str, beta: float = PROBE_BETAS[0]) -> list[Gate]:
-    """The gates that a study rests on in a world. beta: of golden's probes. Raises UserError for a task that is none of
-    the study's, and for one without a truth.
+def gates_in(study: StudySpec, task: str, beta: float = PROBE_BETAS[0]) -> list[Gate]:
+    """The gates that a study rests on in a task. beta: of golden's probes. Raises UserError for a task that is none of
+    the study's.
     """
-    if world not in study.tasks:
-        raise UserError(f"the study has no task '{world}'", where="WORLD", hint=nearest(world, study.tasks))
-    bench = Bench(study, world)
+    if task not in study.tasks:
+        raise UserError(f"the study has no task '{task}'", where="TASK", hint=nearest(task, study.tasks))
+    bench = Bench(study, task)
     if not bench.has_truth:
-        raise UserError(
-            f"nobody knows the true utility of '{world}'",
-            where="WORLD",
-            hint="Gates that ask the truth are for worlds; `aligngap diagnose` examines judge and data of your own.",
-        )
+        return own_gates(bench.pairs, bench.sft, bench.golden, study.gates.style_words)
     return gates_of(bench.pairs, bench.sft, bench.golden, study.baseline.optim, beta)
 
 
 def run_gates(
     study: StudySpec,
-    worlds: Sequence[str],
+    tasks: Sequence[str],
     out: Path,
     *,
     known: Record,
@@ -49,22 +45,22 @@ def run_gates(
     jobs: int | None = None,
     store: Path | None = None,
 ) -> list[GateResult]:
-    """The gates' results, world after world: those that the record knows under these very settings, and the others run
+    """The gates' results, task after task: those that the record knows under these very settings, and the others run
     from nothing, or from what the store has. out: folder of logs, and of the store unless one is given.
 
     Golden's probes have the first of `PROBE_BETAS` at which both pass KL 2. Raises UserError where a gate cannot be
     run, with the stage that failed.
     """
     results = []
-    for world in worlds:
+    for task in tasks:
         for beta in PROBE_BETAS:
-            gates = gates_in(study, world, beta)
+            gates = gates_in(study, task, beta)
             new = [gate for gate in gates if known.of(gate) is None]
             made = _made(new, study, out, console, jobs, store) if new else []
             found = [known.of(gate) or made.pop(0) for gate in gates]
             if all(score.passed for score in found[-1].scores if score.name.startswith("levels")):
                 break
-            say(f"{world}: at beta {beta:g} a probe does not pass KL 2.")
+            say(f"{task}: at beta {beta:g} a probe does not pass KL 2.")
         results += found
     return results
 

@@ -119,8 +119,8 @@ def pretrain(
 
 
 def gates(
-    worlds: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORLD]...", help="Worlds.  [default: the study's]")
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="Worlds, or data sets.  [default: the study's]")
     ] = None,
     study: Annotated[str, typer.Option(metavar="STUDY", help="The study whose settings are examined.")] = "paper",
     settings: Set = None,
@@ -143,7 +143,7 @@ def gates(
     with stoppable():
         results = run_gates(
             asked,
-            worlds or [task for task in asked.tasks if task not in asked.datasets],
+            tasks or asked.tasks,
             out or RUNS / "gates",
             known=known,
             console=show.console(),

@@ -8,8 +8,21 @@ shown, too. Each is a stage, so a result is kept and found again by the identity
 from aligngap.gates.bases import BaseGate
 from aligngap.gates.data import DataGate
 from aligngap.gates.golden import GoldenGate
-from aligngap.gates.plan import gates_of
+from aligngap.gates.own import JudgeGate
+from aligngap.gates.plan import gates_of, own_gates
 from aligngap.gates.record import Gate, GateResult, Record, Score
 from aligngap.gates.sft import SftGate
 
-__all__ = ["BaseGate", "DataGate", "Gate", "GateResult", "GoldenGate", "Record", "Score", "SftGate", "gates_of"]
+__all__ = [
+    "BaseGate",
+    "DataGate",
+    "Gate",
+    "GateResult",
+    "GoldenGate",
+    "JudgeGate",
+    "Record",
+    "Score",
+    "SftGate",
+    "gates_of",
+    "own_gates",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aligngap.gates.bases import BaseGate
 from aligngap.gates.data import DataGate
 from aligngap.gates.golden import LEVELS, GoldenGate
+from aligngap.gates.own import JudgeGate
 from aligngap.gates.record import Gate
 from aligngap.gates.sft import SftGate
 from aligngap.judges.registry import GivenJudge
@@ -30,16 +31,25 @@ def gates_of(pairs: Pairs, sft: Sft, golden: JudgeStage, optim: OptimSpec, beta:
     """
     assert isinstance(pairs.task, TaskSpec), "only worlds have a truth to hold their parts against"
     prompts = Pairs(
-        task=pairs.task.model_copy(update={"part": "gates", "train_pairs": GATE_PROMPTS, "seed": 0, "draw": 0}),
+        task=pairs.task.model_copy(
+            update={"part": "gates", "train_pairs": GATE_PROMPTS, "seed": 0, "draw": 0, "advantage": 0.0}
+        ),
         base=pairs.base,
     )
+    # What SFT has learned from: at an advantage the task's pairs are other writers'.
+    learned = next((own for own in sft.pairs if own.name == pairs.name), pairs)
     bases = {sft.base.digest: sft.base, **({golden.base.digest: golden.base} if hasattr(golden, "base") else {})}
     return [
         DataGate(pairs=pairs),
         *(_base_gate(base) for base in bases.values() if base.checkpoint.path in SHIPPED),
-        SftGate(sft=sft, pairs=pairs, prompts=prompts),
+        SftGate(sft=sft, pairs=learned, prompts=prompts),
         GoldenGate(golden=golden, sft=sft, prompts=prompts, probes=probes(pairs, sft, optim, beta)),
     ]
+
+
+def own_gates(pairs: Pairs, sft: Sft, golden: JudgeStage, style_words: tuple[str, ...]) -> list[Gate]:
+    """The gates of a data set of one's own, which need no truth."""
+    return [DataGate(pairs=pairs), JudgeGate(golden=golden, sft=sft, pairs=pairs, style_words=style_words)]
 
 
 def _base_gate(base: Base) -> BaseGate:
