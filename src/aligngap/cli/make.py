@@ -129,6 +129,9 @@ def gates(
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Add the results to a record, in place of the shipped one.")
     ] = None,
+    dials: Annotated[
+        bool, typer.Option("--dials", help="Examine the worlds' dials, too: goldens are made for it.")
+    ] = False,
     jobs: Jobs = None,
     store: StorePath = None,
 ) -> None:
@@ -150,6 +153,7 @@ def gates(
             say=show.say,
             jobs=jobs,
             store=store,
+            dials=dials,
         )
     for result in results:
         known = known.with_result(result)

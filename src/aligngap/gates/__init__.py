@@ -6,15 +6,17 @@ shown, too. Each is a stage, so a result is kept and found again by the identity
 """
 
 from aligngap.gates.bases import BaseGate
+from aligngap.gates.complexity import ComplexityGate
 from aligngap.gates.data import DataGate
 from aligngap.gates.golden import GoldenGate
 from aligngap.gates.own import JudgeGate
-from aligngap.gates.plan import gates_of, own_gates
+from aligngap.gates.plan import gate_prompts, gates_of, own_gates
 from aligngap.gates.record import Gate, GateResult, Record, Score
 from aligngap.gates.sft import SftGate
 
 __all__ = [
     "BaseGate",
+    "ComplexityGate",
     "DataGate",
     "Gate",
     "GateResult",
@@ -23,6 +25,7 @@ __all__ = [
     "Record",
     "Score",
     "SftGate",
+    "gate_prompts",
     "gates_of",
     "own_gates",
 ]

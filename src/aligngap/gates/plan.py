@@ -30,12 +30,7 @@ def gates_of(pairs: Pairs, sft: Sft, golden: JudgeStage, optim: OptimSpec, beta:
     study's arms, which the probes share but for their number of steps; beta: of the probes.
     """
     assert isinstance(pairs.task, TaskSpec), "only worlds have a truth to hold their parts against"
-    prompts = Pairs(
-        task=pairs.task.model_copy(
-            update={"part": "gates", "train_pairs": GATE_PROMPTS, "seed": 0, "draw": 0, "advantage": 0.0}
-        ),
-        base=pairs.base,
-    )
+    prompts = gate_prompts(pairs)
     # What SFT has learned from: at an advantage the task's pairs are other writers'.
     learned = next((own for own in sft.pairs if own.name == pairs.name), pairs)
     bases = {sft.base.digest: sft.base, **({golden.base.digest: golden.base} if hasattr(golden, "base") else {})}
@@ -45,6 +40,14 @@ def gates_of(pairs: Pairs, sft: Sft, golden: JudgeStage, optim: OptimSpec, beta:
         SftGate(sft=sft, pairs=learned, prompts=prompts),
         GoldenGate(golden=golden, sft=sft, prompts=prompts, probes=probes(pairs, sft, optim, beta)),
     ]
+
+
+def gate_prompts(pairs: Pairs) -> Pairs:
+    """The pairs that judges of a world are examined on, of which no golden learns: the same for all seeds."""
+    task = pairs.task.model_copy(
+        update={"part": "gates", "train_pairs": GATE_PROMPTS, "seed": 0, "draw": 0, "advantage": 0.0}
+    )
+    return Pairs(task=task, base=pairs.base)
 
 
 def own_gates(pairs: Pairs, sft: Sft, golden: JudgeStage, style_words: tuple[str, ...]) -> list[Gate]:
