@@ -9,8 +9,9 @@ from rich.console import Console
 
 from aligngap.errors import UserError, nearest
 from aligngap.experiments.bench import Bench
+from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec, WorldSpec
-from aligngap.gates import ComplexityGate, Gate, GateResult, Record, gate_prompts, gates_of, own_gates
+from aligngap.gates import ComplexityGate, Gate, Record, gate_prompts
 from aligngap.gates.plan import PROBE_BETAS
 from aligngap.pipeline.executors.local import LocalExecutor
 from aligngap.pipeline.executors.progress import Ledger, display
@@ -18,6 +19,7 @@ from aligngap.pipeline.executors.run import run_stages
 from aligngap.pipeline.graph import Event, all_stages
 from aligngap.pipeline.rundir import chosen_store
 from aligngap.pipeline.stages import Base, Preference
+from aligngap.results import GateResult
 from aligngap.store import Store
 from aligngap.tasks.worlds import WORLDS
 
@@ -25,15 +27,10 @@ Say = Callable[[str], None]
 
 
 def gates_in(study: StudySpec, task: str, beta: float = PROBE_BETAS[0]) -> list[Gate]:
-    """The gates that a study rests on in a task. beta: of golden's probes. Raises UserError for a task that is none of
-    the study's.
-    """
+    """The gates that a study rests on in a task. Raises UserError for a task that is none of the study's."""
     if task not in study.tasks:
         raise UserError(f"the study has no task '{task}'", where="TASK", hint=nearest(task, study.tasks))
-    bench = Bench(study, task)
-    if not bench.has_truth:
-        return own_gates(bench.pairs, bench.sft, bench.golden, study.gates.style_words)
-    return gates_of(bench.pairs, bench.sft, bench.golden, study.baseline.optim, beta)
+    return Plan(study).tasks[task].gates(beta)
 
 
 def dial_gates(study: StudySpec, task: str) -> list[Gate]:

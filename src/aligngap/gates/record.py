@@ -1,4 +1,4 @@
-"""What a gate says: scores, each with its bound; and the record of gates that were run."""
+"""A gate as a stage, and the record of gates that were run."""
 
 from __future__ import annotations
 
@@ -11,64 +11,10 @@ from typing import ClassVar, Self
 from pydantic import BaseModel, ConfigDict
 
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.results import GateResult, Score
 from aligngap.store.disk import read_json, write_json
 
 FILE = "gate.json"
-
-
-class Score(BaseModel):
-    """One number that a gate looks at. value: None where it could not be had, for the reason in `note`; se: its
-    standard error; n: of how many; at_least, at_most: what it must reach, none of both where it is reported only.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: str
-    value: float | None
-    se: float | None = None
-    n: int | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    note: str = ""
-
-    @property
-    def gated(self) -> bool:
-        """Whether the gate depends on it."""
-        return self.at_least is not None or self.at_most is not None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the estimate is within its bounds; a score that could not be had is not."""
-        if not self.gated:
-            return True
-        if self.value is None:
-            return False
-        low = self.at_least is None or self.value >= self.at_least
-        return low and (self.at_most is None or self.value <= self.at_most)
-
-    def __str__(self) -> str:
-        value = "-" if self.value is None else f"{self.value:.4g}"
-        error = "" if self.se is None else f" ± {self.se:.2g}"
-        bound = f" (at least {self.at_least:g})" if self.at_least is not None else ""
-        bound += f" (at most {self.at_most:g})" if self.at_most is not None else ""
-        count = "" if self.n is None else f", n {self.n}"
-        return f"{self.name}: {value}{error}{bound}{count}{'; ' + self.note if self.note else ''}"
-
-
-class GateResult(BaseModel):
-    """What a gate found. gate: its kind; subject: of what; identity: the stage's, which covers all that decided it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    gate: str
-    subject: str
-    identity: str
-    scores: tuple[Score, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every score that is gated is within its bounds."""
-        return all(score.passed for score in self.scores)
 
 
 class Gate(Stage):

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from aligngap.errors import UserError
 from aligngap.experiments.study import load_study
-from aligngap.gates import DataGate, GateResult, GoldenGate, Record, Score, SftGate
+from aligngap.gates import DataGate, GoldenGate, Record, SftGate
+from aligngap.results import GateResult, Score
 from aligngap.gates import golden as golden_gate
 from aligngap.gates import plan as gates_plan
 from aligngap.gates.plan import gates_of, probes
