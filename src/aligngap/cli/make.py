@@ -136,9 +136,9 @@ def gates(
     store: StorePath = None,
 ) -> None:
     """Examine what a study stands on: data, bases, SFT policy and golden. Results on record are not made again."""
+    from aligngap.experiments.gating import run_gates
     from aligngap.experiments.study import load_study
     from aligngap.gates import Record
-    from aligngap.gating import run_gates
     from aligngap.pipeline import RUNS
 
     asked = load_study(study, settings or [], None, smoke)

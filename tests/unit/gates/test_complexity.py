@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from aligngap.experiments.gating import dial_gates
 from aligngap.experiments.study import load_study
 from aligngap.gates.complexity import ComplexityGate, Level, complexity_scores
-from aligngap.gating import dial_gates
 from aligngap.pipeline.stages import Preference
 
 

@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 
 from aligngap.errors import UserError
+from aligngap.experiments.gating import gates_in, run_gates
 from aligngap.experiments.study import load_study
 from aligngap.gates import DataGate, GoldenGate, Record, SftGate
-from aligngap.results import GateResult, Score
 from aligngap.gates import golden as golden_gate
 from aligngap.gates import plan as gates_plan
 from aligngap.gates.plan import gates_of, probes
-from aligngap.gating import gates_in, run_gates
 from aligngap.pipeline.stages import SPLITS, Pairs
+from aligngap.results import GateResult, Score
 from aligngap.store.disk import read_json
 from aligngap.tasks.pairs import read_pairs
 from tiny import Tiny
