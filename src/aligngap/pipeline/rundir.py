@@ -36,7 +36,10 @@ from aligngap.store.store import Store
 
 _BETWEEN_WRITES = 0.5
 # What a killed process leaves of a file that was to be put in place whole.
-_HALF = re.compile(r"\.(study|status|results)\.json\.[0-9a-f]{8}|\.(points|samples|per_prompt)\.parquet\.[0-9a-f]{8}")
+_HALF = re.compile(
+    r"(\.((study|status|results)\.json|(points|samples|per_prompt)\.parquet|report\.html)|charts/\.[\w-]+\.(png|svg))"
+    r"\.[0-9a-f]{8}"
+)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # with one slash: what a path makes of two
 STORE_VARIABLE = "ALIGNGAP_STORE"
 _ELSEWHERE = "Give --out a folder that you can write to."
@@ -74,8 +77,8 @@ class RunDirectory:
             _refuse_others(folder, wanted)  # another process may have begun meanwhile
             if not (folder / "study.json").exists():
                 write_json(folder / "study.json", wanted)
-            for left in folder.iterdir():
-                if _HALF.fullmatch(left.name) and stat.S_ISREG(left.lstat().st_mode):
+            for left in (*folder.iterdir(), *folder.glob("charts/.*")):
+                if _HALF.fullmatch(left.relative_to(folder).as_posix()) and stat.S_ISREG(left.lstat().st_mode):
                     left.unlink(missing_ok=True)
             run = cls(folder, wanted, lost=_lost(folder))
             try:

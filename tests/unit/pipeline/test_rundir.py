@@ -189,6 +189,17 @@ def test_of_hidden_files_only_halves_of_a_runs_own_go(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == kept | {".lock", "study.json", "status.json"}
 
 
+def test_of_a_report_halves_go_too(tmp_path: Path) -> None:
+    start(tmp_path)
+    (tmp_path / "charts").mkdir()
+    halves = [".report.html.0123abcd", "charts/.arena-goodhart-train.png.0123abcd"]
+    theirs = [".arena.png.0123abcd", "charts/.secret.0123abcd", "charts/arena.png"]
+    for name in (*halves, *theirs):
+        (tmp_path / name).write_text("x")
+    start(tmp_path)
+    assert [name for name in (*halves, *theirs) if (tmp_path / name).exists()] == theirs
+
+
 @pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a file", "link to itself", "pipe"])
 def test_what_is_no_folder_is_no_place_for_a_run(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "out"
