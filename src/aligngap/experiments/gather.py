@@ -320,7 +320,8 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         return read_json(artefact.file(file)) if artefact.has(file) else None
 
     seeds = bench.seeds
-    result = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
+    first = bench.of(seeds[0])
+    result = {"sft": metrics(first.sft), "golden": metrics(first.golden), "proxy": metrics(first.proxy(seeds[0]))}
     sizes = {
         ("policy" if role == "sft" else role): value["parameters"]
         for role, value in result.items()
@@ -333,7 +334,12 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         "data": metrics(bench.pairs, "data.json"),
         **result,
         "proxy": {str(seed): metrics(bench.proxy(seed)) for seed in seeds},
-        "golden_policy": bench.golden_policy.specification,
+        **{
+            f"{part}_by_seed": {str(seed): metrics(getattr(bench.of(seed), part)) for seed in seeds}
+            for part in ("sft", "golden")
+            if len(seeds) > 1 and part not in bench.study.shared
+        },
+        "golden_policy": first.golden_policy.specification,
     }
 
 

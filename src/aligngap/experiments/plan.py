@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from aligngap.errors import UserError
-from aligngap.experiments.bench import ArmEntry, Bench, Measure
+from aligngap.experiments.bench import SHARED_SEED, ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import resolved_study
@@ -89,7 +89,8 @@ class TaskPlan:
     def arms(self) -> list[PlannedArm]:
         """Every arm that the experiments need, each once, the golden policy last."""
         entries = [entry for needs in self.asked.values() for entry in needs.arms]
-        entries.append(ArmEntry("golden policy", "golden_policy", self.bench.golden_policy, baseline=True))
+        benches = [self.bench.of(seed) for seed in self.bench.seeds]
+        entries += [ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True) for bench in benches]
         once = {(entry.family, entry.stage.identity): entry for entry in entries}
         return [
             PlannedArm(entry, self.bench.evaluation(entry), tuple(self.bench.measured(entry)))
@@ -122,12 +123,13 @@ class TaskPlan:
     @property
     def reads(self) -> list[Stage]:
         """The stages whose artefacts results are gathered from, beside those that these stand on."""
-        proxies = [self.bench.proxy(seed) for seed in self.bench.seeds]
-        return [self.bench.sft, self.bench.golden, *proxies, *self.targets]
+        benches = {seed: self.bench.of(seed) for seed in self.bench.seeds}
+        stages = [stage for seed, bench in benches.items() for stage in (bench.sft, bench.golden, bench.proxy(seed))]
+        return [*{stage.identity: stage for stage in stages}.values(), *self.targets]
 
     def gates(self, beta: float = PROBE_BETAS[0]) -> list[Gate]:
         """The gates that the task's data, bases, SFT policy and golden must pass. beta: of golden's probes."""
-        bench = self.bench
+        bench = self.bench.of(SHARED_SEED)
         if bench.has_truth:
             return gates_of(bench.pairs, bench.sft, bench.golden, bench.study.baseline.optim, beta)
         return own_gates(bench.pairs, bench.sft, bench.golden, bench.study.gates.style_words)
@@ -147,8 +149,11 @@ class TaskPlan:
 
     @property
     def yardstick(self) -> dict[str, str]:
-        """Identities of what win rates and KL are measured with. Two runs that share them share a scale."""
-        parts = {name: getattr(self.bench, name) for name in ("pairs", "golden", "sft", "golden_policy")}
+        """Identities of what win rates and KL are measured with, of one seed for all. Two runs that share them share a
+        scale for every seed that both have.
+        """
+        bench = self.bench.of(SHARED_SEED)
+        parts = {name: getattr(bench, name) for name in ("pairs", "golden", "sft", "golden_policy")}
         return {name: stage.identity for name, stage in parts.items()}
 
     def _ask(self, name: str, what: str, ask: Callable[[Bench], T]) -> T:
