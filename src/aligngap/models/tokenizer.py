@@ -106,6 +106,26 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return getattr(words, "ends", None) or (int(words.eos_token_id),)
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that steer and say nothing: those that stand for no text, those that end a response, and the added ones
+    that the chat template writes around a user's turn, whether or not somebody flagged them as special.
+    """
+    words: Any = tokenizer
+    unknown = {words.unk_token_id} - {words.bos_token_id, *end_tokens(tokenizer)}  # it stands for any text
+    return frozenset({*_special(words), *end_tokens(tokenizer), *_around_turns(words)} - unknown - {None})
+
+
+def _around_turns(tokenizer: Any) -> set[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        return set()
+    try:
+        text = written_by_template(tokenizer, [{"role": "user", "content": "a"}], open_end=False)
+    except TemplateError:
+        return set()
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return {token for token in ids if token in tokenizer.added_tokens_decoder}
+
+
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id. Not their number: a vocabulary may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
