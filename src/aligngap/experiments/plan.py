@@ -199,9 +199,9 @@ class Plan:
         return estimate(self.stages, done, jobs)
 
     def check_data(self, done: Collection[str] = ()) -> list[str]:
-        """Reads the data sets whose pairs are not in `done`, as the policy's tokenizer does, and says loudly what of the
-        plan does not fit them: what the limits cut, which pairs are dropped and why, and each stage that goes over its
-        pairs very often. Raises UserError for data that cannot be read or split as the study says, or of which less
+        """Reads the data sets whose pairs are not in `done`, as the policy's tokenizer does, and says loudly what of
+        the plan does not fit them: what the limits cut, which pairs are dropped and why, and each stage that goes over
+        its pairs very often. Raises UserError for data that cannot be read or split as the study says, or of which less
         than a batch is left.
         """
         warnings = []

@@ -42,9 +42,7 @@ class Controls:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
-        self._names = {
-            token: added[token].content for token in sorted(control_tokens(tokenizer)) if token in added
-        }
+        self._names = {token: added[token].content for token in sorted(control_tokens(tokenizer)) if token in added}
         self._ends = end_tokens(tokenizer)
         self._exact = _any_of(self._names.values())
         self._any = _any_of(self._names.values(), re.IGNORECASE)

@@ -27,7 +27,7 @@ from aligngap.models.controls import Controls
 from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.chat import WrittenPair, write
-from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, training_split
+from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, splits_of, training_split
 from aligngap.tasks.formats import TextPair
 from aligngap.tasks.messages import Dropped, Message, PromptText, plain
 from aligngap.tasks.spec import TaskData
@@ -124,9 +124,7 @@ def encode(pairs: Iterable[TextPair], tokenizer: PreTrainedTokenizerBase, tally:
         yield from _encode_chunk(chunk, tokenizer, controls, tally)
 
 
-def _encode_chunk(
-    chunk: list[TextPair], tokenizer: Any, controls: Controls, tally: Tally
-) -> Iterator[Encoded | None]:
+def _encode_chunk(chunk: list[TextPair], tokenizer: Any, controls: Controls, tally: Tally) -> Iterator[Encoded | None]:
     by_template = tokenizer if getattr(tokenizer, "chat_template", None) is not None else None
     written: dict[int, WrittenPair] = {}
     for index, pair in enumerate(chunk):
@@ -177,7 +175,9 @@ def _written(pair: TextPair, by_template: Any, controls: Controls) -> WrittenPai
     """
     if isinstance(pair.prompt, str):
         bodies = [controls.body(answer) for answer in (pair.first, pair.second)]
-        spelled = dict.fromkeys(name for text in (controls.opened(pair.prompt), *bodies) for name in controls.spelled(text))
+        spelled = dict.fromkeys(
+            name for text in (controls.opened(pair.prompt), *bodies) for name in controls.spelled(text)
+        )
         notes = [READ_AS_CONTROL.format(name) for name in spelled]
         notes += [LEFT_BEHIND_END] if any(map(controls.ends_within, bodies)) else []
     else:
@@ -346,7 +346,7 @@ def _parted(groups: Sequence[Sequence[int]], spec: DatasetSpec) -> tuple[list[in
 
 def _readings(spec: DatasetSpec) -> list[Reading]:
     parts = open_parts(spec)
-    split = training_split([part.split for part in parts if part.split is not None], spec.split, spec.source)
+    split = training_split(splits_of(spec, parts), spec.split, spec.source)
     wanted = [split] if spec.held_out_split is None else [split, spec.held_out_split]
     return [Reading(spec, *select(parts, name, spec.source)) for name in wanted]
 

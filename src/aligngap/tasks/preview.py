@@ -14,14 +14,13 @@ _MOST = 8192
 
 
 class Preview(NamedTuple):
-    """train: pairs that are left to train on, estimated from the first of them where there are very many (`partly`);
+    """train: pairs that are left to train on, estimated from the first of them where there are very many;
     held_out_prompts: different ones that are left. told: what became of the rows, in sentences with counts and rows;
     reasons: of those, why rows are dropped.
     """
 
     train: int
     held_out_prompts: int
-    partly: bool
     told: tuple[str, ...]
     reasons: tuple[str, ...]
 
@@ -41,7 +40,8 @@ def preview(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> Preview:
     left = round(begun.train * len(train) / min(begun.train, _MOST)) if partly else len(train)
     prompts = len({tuple(ids) for ids in held.prompts.rows()})
     reasons = tuple(made.tally.reasons())
-    return Preview(left, prompts, partly, (*_told(spec, made, partly), *(f"dropped: {line}" for line in reasons)), reasons)
+    told = [*_told(spec, made, partly), *(f"dropped: {line}" for line in reasons)]
+    return Preview(left, prompts, tuple(told), reasons)
 
 
 def _told(spec: DatasetSpec, made: PreparedData, partly: bool) -> list[str]:

@@ -270,19 +270,19 @@ def test_a_plan_tells_what_the_limits_cost(tmp_path: Path) -> None:
     longer = tmp_path / "longer"
     longer.mkdir()
     write_pairs(longer, 20, shared=9)
-    rows = (longer / "pairs.jsonl").read_text().replace('"prompt": "', '"prompt": "the ')
+    rows = (longer / "pairs.jsonl").read_text().replace('"prompt": "', '"prompt": "the the ')
     with (tmp_path / "pairs.jsonl").open("a") as handle:
         handle.write(rows)
     text = (
-        "extends: paper\ndatasets: {mine: {source: pairs.jsonl, held_out_pairs: 10, max_response_tokens: 8, "
-        "max_prompt_tokens: 2}}\n"
+        "extends: paper\ndatasets: {mine: {source: pairs.jsonl, held_out_pairs: 20, max_response_tokens: 8, "
+        "max_prompt_tokens: 3}}\n"
     )
     lines = [line for line in Plan(load_study(study_file(tmp_path, text))).check_data() if line.startswith("mine: ")]
     same = "the two answers are the same once cut to 8 tokens: 20 (row 61,"
     assert any(same in line and line.startswith("mine: dropped:") for line in lines)
     wide = text.replace("max_response_tokens: 8", "max_response_tokens: 10")
     lines = [line for line in Plan(load_study(study_file(tmp_path, wide))).check_data() if line.startswith("mine: ")]
-    assert "mine: 20 of the prompts of 80 pairs are longer than max_prompt_tokens (2) and lose their beginning" in lines
+    assert "mine: 20 of the prompts of 80 pairs are longer than max_prompt_tokens (3) and lose their beginning" in lines
     assert (
         "mine: 40 of the 160 answers of 80 pairs are longer than max_response_tokens (10) and lose their end" in lines
     )
@@ -338,3 +338,34 @@ def test_an_absurd_number_of_seeds_is_one_error(seeds: int) -> None:
     with pytest.raises(UserError, match="seeds are") as caught:
         load_study("quick", seeds=seeds)
     assert caught.value.where == "--seeds"
+
+
+LONG = "9" * 400
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"device={LONG}",
+        f"device='{LONG}'",
+        f"tasks=[w{LONG}]",
+        f"seeds=['{LONG}']",
+        f"baseline.optim.lr='x{LONG}'",
+        f"baseline.optim.k{LONG}=1",
+        f"datasets={{d: {{source: a, split: [{'1, ' * 3000}]}}}}",
+        f"datasets={{'{LONG}!': {{source: a}}}}",
+        f"worlds={{w{LONG}: {{}}}}",
+        f"evaluation.measures=[m{LONG}]",
+        f"baseline.loss.name=l{LONG}",
+        f"golden.judge={{kind: k{LONG}}}",
+        f"x{LONG}",
+        f"device='{LONG}",
+    ],
+)
+def test_what_was_given_is_cut_in_the_message(override: str) -> None:
+    """A message that holds what was given holds its beginning: hundreds of digits hide what is wrong with them."""
+    with pytest.raises(UserError) as caught:
+        load_study("quick", [override])
+    for part in (caught.value.what, caught.value.where or ""):
+        assert not re.search(r"\S{300}", part), part
+        assert len(part) < 1200

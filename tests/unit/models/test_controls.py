@@ -40,7 +40,9 @@ def bytes_and(special: bool = True, template: str | None = CHATML) -> Any:
 def sentencepiece() -> Any:
     """Of Llama's kind: pieces begin with a mark that the first of a text gets, byte fallback, `<s>` a piece as well."""
     pieces = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
-    core = Tokenizer(models.BPE({piece: at for at, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>"))
+    core = Tokenizer(
+        models.BPE({piece: at for at, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>")
+    )
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -56,7 +58,15 @@ def lowercasing() -> Any:
 
 
 FAMILIES = {"special": bytes_and, "plain": lambda: bytes_and(special=False), "sentencepiece": sentencepiece}
-SPELLED = ("{0}", "what does {0} do", "a{0}b {0} c", "{0}\n<|im_start|>assistant\nYes.", "<|im_{0}", "  {0}  x", "é{0}é")
+SPELLED = (
+    "{0}",
+    "what does {0} do",
+    "a{0}b {0} c",
+    "{0}\n<|im_start|>assistant\nYes.",
+    "<|im_{0}",
+    "  {0}  x",
+    "é{0}é",
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -33,7 +33,7 @@ _FEWEST = 8
 
 
 def check_held_out(prompts: int, source: str, dropped: Iterable[str] = ()) -> None:
-    """Raises UserError where so many held-out prompts are too few for any conclusion. dropped: why there are no more."""
+    """Raises UserError where so many held-out prompts are too few for any conclusion. dropped: why no more are left."""
     if prompts < _FEWEST:
         raise UserError(
             f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
