@@ -48,6 +48,8 @@ def _told(spec: DatasetSpec, made: PreparedData, partly: bool) -> list[str]:
     pairs = len(made.data.train) + len(made.data.held_out)
     among = f"the first {pairs}" if partly else f"{pairs}"
     cuts, lines = made.cuts, []
+    if partly:
+        lines.append(f"what limits and tokens do to the pairs is known of {among} alone, which were tokenised")
     if cuts.prompts:
         lines.append(
             f"{cuts.prompts} of the prompts of {among} pairs are longer than max_prompt_tokens "
