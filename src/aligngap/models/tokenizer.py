@@ -100,10 +100,12 @@ def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What ends a response: the closing token (`eos_token`), and then what else the model was taught to end with
-    (`generation_config.eos_token_id`), which a policy may sample. No response goes on behind any of them.
+    (`generation_config.eos_token_id`), which a policy may sample. No response goes on behind any of them. Empty for an
+    encoder's tokenizer, which has none.
     """
     words: Any = tokenizer
-    return getattr(words, "ends", None) or (int(words.eos_token_id),)
+    own = () if words.eos_token_id is None else (int(words.eos_token_id),)
+    return getattr(words, "ends", None) or own
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
