@@ -22,6 +22,7 @@ from aligngap.models.context import positions
 from aligngap.models.controls import Controls
 from aligngap.models.folder import attempt, check_weights
 from aligngap.models.tokenizer import written_by_template
+from aligngap.store.contents import check_within
 from aligngap.types import TokenIds, Tokens
 
 Form = Literal["chat", "joined", "pair"]
@@ -266,6 +267,7 @@ class RewardJudgeSpec(JudgeSpec):
                 where=path,
                 hint="Give a sequence classifier that was trained with num_labels=1.",
             )
+        check_within(Path(path))
         check_weights(path, config, path, **self._source)
         own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **self._source)
         # A padding token that was added later is never looked up.
