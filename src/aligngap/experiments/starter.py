@@ -27,7 +27,7 @@ from aligngap.store import disk_errors
 from aligngap.tasks.chat import template_facts
 from aligngap.tasks.check import limit_costs, survey
 from aligngap.tasks.datasets import DatasetSpec, open_parts, splits_of, training_split
-from aligngap.tasks.preview import preview
+from aligngap.tasks.preview import Preview, preview
 from aligngap.tasks.worlds import WORLDS
 
 
@@ -151,20 +151,25 @@ class Sizes(NamedTuple):
 
 def fitted_sizes(data: DatasetSpec, tokenizer: PreTrainedTokenizerBase) -> Sizes:
     """The smallest share to hold out that leaves enough prompts for an evaluation. Raises UserError where none does."""
-    problem: UserError | None = None
+    problem, told = "", list[str]()
     for share in _SHARES:
+        left: Preview | None = None
         try:
             left = preview(data.model_copy(update={"held_out_share": share}), tokenizer)
-            check_held_out(left.held_out_prompts, data.source, left.reasons)
+            check_held_out(left.held_out_prompts, data.source)
         except UserError as error:
-            problem = error
+            problem = error.what
+            told = [f"Dropped: {reason}." for reason in left.reasons] if left else [error.hint or ""]
             continue
         notes = [] if share == _SHARES[0] else [f"few prompts: {share:g} of the pairs are held out, not {_SHARES[0]}"]
         if left.train < max(_BATCHES.values()):
             notes.append(f"{left.train} pairs are left to train on: no batch is larger; give more data for a study")
         return Sizes(share, left.train, tuple(notes))
-    assert problem is not None
-    raise UserError(f"too few data for any study: {problem.what}", where=problem.where, hint=problem.hint)
+    raise UserError(
+        f"too few data for any study, whatever share of them is held out: {problem}",
+        where=data.source,
+        hint=" ".join(["Give more data.", *told]),
+    )
 
 
 class Limits(NamedTuple):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aligngap.errors import UserError
+from aligngap.experiments.gather import _data_summary
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.starter import starter, write_starter
 from aligngap.experiments.study import load_study
@@ -57,6 +59,15 @@ def test_too_few_for_any_study_are_refused_with_the_reason(pairs: int, policy: s
     with pytest.raises(UserError, match="too few data for any study"):
         write_starter(tmp_path / "study.yaml", data, policy)
     assert not (tmp_path / "study.yaml").exists()
+
+
+def test_what_was_dropped_is_part_of_why_there_are_too_few(policy: str, tmp_path: Path) -> None:
+    rows = [row(number) for number in range(12)] + [
+        row(number, rejected=f" It is {number}.<eos>") for number in range(90)
+    ]
+    with pytest.raises(UserError, match="too few data for any study") as caught:
+        starter(tmp_path / "study.yaml", written(tmp_path / "few.jsonl", rows), policy)
+    assert "the same once the tokenizer has read them: 90 (row 13," in str(caught.value.hint)
 
 
 def test_a_golden_model_that_reads_other_tokens_is_refused(policy: str, tmp_path: Path) -> None:
@@ -109,3 +120,6 @@ def test_control_tokens_that_texts_spell_are_told(policy: str, tmp_path: Path) -
     rows = [row(number, rejected=" No <eos> and more.") for number in range(40)]
     notes = starter(tmp_path / "study.yaml", written(tmp_path / "few.jsonl", rows), policy).notes
     assert any(READ_AS_CONTROL.format("<eos>") in note and "40 (row 1" in note for note in notes)
+    made = make_dataset_pairs(written(tmp_path / "few.jsonl", rows), load_tokenizer(policy))
+    task: Any = SimpleNamespace(name="few", stages={"data": made.as_json()})
+    assert f"few: 40 rows are kept, but: {READ_AS_CONTROL.format('<eos>')}" in _data_summary(task)  # a run's last lines
