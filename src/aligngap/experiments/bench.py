@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 
 from pydantic import ValidationError
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, brief
 from aligngap.experiments.spec import PreferenceSpec, StudySpec, fifth, log_steps
 from aligngap.judges.registry import GivenJudge
 from aligngap.models.spec import Checkpoint
@@ -239,7 +239,7 @@ class Bench:
         try:
             optim = OptimSpec.model_validate(optim.model_dump() | changed)
         except ValidationError as error:
-            problems = "; ".join(f"{part['loc'][0]} {part['input']!r}: {part['msg']}" for part in error.errors())
+            problems = "; ".join(f"{part['loc'][0]} {brief(part['input'])}: {part['msg']}" for part in error.errors())
             raise UserError(
                 f"an arm's settings come out as none that can be trained with: {problems}",
                 where="baseline.optim and sweep",

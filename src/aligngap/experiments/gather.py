@@ -121,7 +121,9 @@ def _data_summary(task: Task) -> list[str]:
     dropped = sum(data["rows_dropped"].values())
     cut = f"{data['cut_prompts']} prompts and {data['cut_responses']} responses were cut to their limits"
     counts = f"{task.name}: {data['rows_read']} rows were read, {dropped} dropped; {cut}"
-    return [*(f"{task.name}: WARNING: {line}" for line in data["warnings"]), counts]
+    notes = data["rows"].get("notes") or {}
+    kept = [f"{task.name}: {found['count']} rows are kept, but: {what}" for what, found in notes.items()]
+    return [*(f"{task.name}: WARNING: {line}" for line in data["warnings"]), counts, *kept]
 
 
 def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:

@@ -22,12 +22,13 @@ from aligngap.gates.plan import PROBE_BETAS
 from aligngap.models.check import check_alike, check_vocabulary
 from aligngap.models.folder import load_config
 from aligngap.models.sharding import check_divisible
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Base, Evaluate, Given, Measured, Preference, Sft
 from aligngap.pipeline.stages.pairs import Reading, check_beforehand, check_held_out
 from aligngap.results import GateResult
-from aligngap.tasks.encode import sizes
+from aligngap.tasks.preview import preview
 from aligngap.tasks.spec import DatasetTask
 
 T = TypeVar("T")
@@ -226,23 +227,30 @@ class Plan:
         return estimate(self.stages, done, jobs)
 
     def check_data(self, done: Collection[str] = ()) -> list[str]:
-        """Reads the data sets whose pairs are not in `done`, and says loudly what of the plan does not fit them: a line
-        for each stage that goes over its pairs very often. Raises UserError for data that cannot be read or split as
-        the study says, or that are smaller than a batch.
+        """Reads the data sets whose pairs are not in `done`, as the policy's tokenizer does, and says loudly what of
+        the plan does not fit them: what the limits cut, which pairs are dropped and why, and each stage that goes over
+        its pairs very often. Raises UserError for data that cannot be read or split as the study says, or of which less
+        than a batch is left.
         """
         warnings = []
         for task in self.tasks.values():
             pairs = task.bench.pairs
             if not isinstance(pairs.task, DatasetTask) or pairs.identity in done:
                 continue
-            result = sizes(pairs.task.dataset)
-            check_held_out(result.held_out_prompts, pairs.task.dataset.source)
+            result = preview(pairs.task.dataset, load_tokenizer(pairs.base.checkpoint))
+            check_held_out(result.held_out_prompts, pairs.task.dataset.source, result.reasons)
+            warnings += [f"{task.task}: {line}" for line in result.told]
             for name, optim in task.bench.optimisers.items():
                 if optim.batch > result.train:
                     raise UserError(
                         f"{result.train} pairs to train on are fewer than a batch of {optim.batch}",
                         where=f"{name} on {task.task}",
-                        hint="Lower its optim.batch, hold out less, or give more data.",
+                        hint=" ".join(
+                            [
+                                "Lower its optim.batch, hold out less, or give more data.",
+                                *(f"Dropped: {reason}." for reason in result.reasons),
+                            ]
+                        ),
                     )
                 passes = optim.steps * optim.batch / result.train
                 if passes > _MANY_PASSES:
