@@ -63,8 +63,9 @@ def examples(place: World) -> Iterator[str]:
     levels = [place.at(Dials(complexity=level)) for level in range(place.most_complex + 1)]
     yield f"{'':87}worth at complexity {'  '.join(f'{level:>5}' for level in range(len(levels)))}"
     for author in place.authors():
-        said = _said(place, prompt, author)
-        yield f"{author.name:11} {_text(said):94}{'  '.join(f'{level.utility(prompt, said):5.2f}' for level in levels)}"
+        response = _response(place, prompt, author)
+        worth = "  ".join(f"{level.utility(prompt, response):5.2f}" for level in levels)
+        yield f"{author.name:11} {_text(response):94}{worth}"
     best, worst = place.authors()[0], place.authors()[-1]
     for title, changed in (
         ("style 1", place.at(Dials(style=1))),
@@ -81,16 +82,16 @@ def examples(place: World) -> Iterator[str]:
 
 
 def _line(title: str, place: World, prompt: str, author: Writer) -> str:
-    said = _said(place, prompt, author)
-    return f"{title:15} {author.name:11} {_text(said):90}{place.utility(prompt, said):5.2f}"
+    response = _response(place, prompt, author)
+    return f"{title:15} {author.name:11} {_text(response):90}{place.utility(prompt, response):5.2f}"
 
 
-def _said(place: World, prompt: str, author: Writer) -> Written:
+def _response(place: World, prompt: str, author: Writer) -> Written:
     return place.write(numpy_stream("task", place.name, "example", author.name), prompt, author)
 
 
-def _text(said: Written) -> str:
-    return said.text if said.ended else f"{said.text} (cut)"
+def _text(response: Written) -> str:
+    return response.text if response.ended else f"{response.text} (cut)"
 
 
 def raters() -> str:
@@ -168,8 +169,8 @@ def _by_habits(habits: Sequence[Sequence[tuple[str, str | None]]], preferred: ND
         hessian = (x[:half] * (chance * (1 - chance))[:, None]).T @ x[:half] + 1e-2 * np.eye(len(marks))
         weights += np.linalg.solve(hessian, gradient)
     margin = x[half:] @ weights
-    said = np.where(np.abs(margin) < 1e-9, 0.5, margin > 0)
-    return float(np.mean(np.where(preferred[half:] == 1, said, 1 - said)))
+    decided = np.where(np.abs(margin) < 1e-9, 0.5, margin > 0)
+    return float(np.mean(np.where(preferred[half:] == 1, decided, 1 - decided)))
 
 
 def _marks(habits: tuple[str, str | None]) -> tuple[str, str]:
@@ -190,8 +191,8 @@ def complexities() -> str:
             u = np.array([[place.utility(prompt, one) for one in pair] for prompt, pair in both])
             d = u[:, 0] - u[:, 1]
             near = float(np.mean(np.abs(d) <= place.rater_temperature))
-            said = "" if before is None else f"{np.mean(((before > 0) == (d > 0))[(before != 0) & (d != 0)]):.1%}"
-            rows.append((name, level, f"{u.mean():.2f}", f"{_sure(d, place):.1%}", f"{near:.1%}", said))
+            alike = "" if before is None else f"{np.mean(((before > 0) == (d > 0))[(before != 0) & (d != 0)]):.1%}"
+            rows.append((name, level, f"{u.mean():.2f}", f"{_sure(d, place):.1%}", f"{near:.1%}", alike))
             before = d
     columns = (
         "world",

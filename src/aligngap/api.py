@@ -66,7 +66,7 @@ class Results:
 
     @cached_property
     def per_prompt(self) -> pl.DataFrame:
-        """Every outcome, prompt by prompt: enough to compute every interval anew."""
+        """Every outcome, prompt by prompt: enough to compute every interval again."""
         return read_per_prompt(self.folder)
 
     @property

@@ -149,6 +149,25 @@ class Registry(dict[str, T]):
             return None
         return entry.place(line_of(error, Path(entry.file)) if error else None)
 
+    def tried(self, name: str, check: Callable[[T], None]) -> bool:
+        """Whether this is a plugin's, and so has been tried by a check of its contract; ours are tested. Raises
+        UserError for one that breaks it.
+        """
+        if self.code(name) is None:
+            return False
+        try:
+            check(self[name])
+        except UserError as error:
+            raise UserError(error.what, where=error.where or self.place(name), hint=error.hint) from error
+        except Exception as error:
+            what = str(error) if isinstance(error, AssertionError) else f"it fails: {type(error).__name__}: {error}"
+            raise UserError(
+                f"the {self.what} '{name}' breaks its contract: {what}",
+                where=self.place(name, error),
+                hint=f"Correct it; `aligngap.testing.{check.__name__}` tries it again.",
+            ) from error
+        return True
+
     def known(self, name: str) -> str:
         """The name, if there is such a thing. Raises ValueError that says what there is, the nearest first, and
         UserError as `code` does.

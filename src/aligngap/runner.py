@@ -28,7 +28,6 @@ from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Event, Outcome, Stage
 from aligngap.pipeline.remote_cache import is_address
 from aligngap.pipeline.rundir import RunDirectory, chosen_store
 from aligngap.pipeline.stages import Arm, Measured, Pairs
-from aligngap.plugins import Registry
 from aligngap.report.stage import Report, deliver
 from aligngap.results import StudyResults
 from aligngap.store import Store, disk_errors
@@ -71,12 +70,12 @@ def check(plan: Plan, root: Path) -> list[str]:
             hint="Put it into a module of its own, and name that under `plugins` in the study.",
         )
     for name in sorted({stage.loss.name for stage in stages if isinstance(stage, Arm)}):
-        _check(LOSSES, name, check_loss)
+        LOSSES.tried(name, check_loss)
     for name in sorted({stage.measure for stage in stages if isinstance(stage, Measured)}):
-        _check(MEASURES, name, check_measure)
+        MEASURES.tried(name, check_measure)
     pairs = [stage for stage in stages if isinstance(stage, Pairs)]
     for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
-        if _check(WORLDS, name, check_world):
+        if WORLDS.tried(name, check_world):
             _knows_the_words(name, stage)
     for stage in pairs:
         if isinstance(stage.task, TaskSpec):
@@ -123,84 +122,102 @@ def run(
     with RunDirectory.use(folder, plan.specification) as directory:
         for warning in warnings:
             terminal.say(f"WARNING: {warning}", console)
-        return _run_in(directory, plan, Store(root), executor_of, console, jobs, trackers, began)
+        return _Running(plan, directory, Store(root), console, jobs, began).run(executor_of, trackers)
 
 
-def _run_in(
-    directory: RunDirectory,
-    plan: Plan,
-    store: Store,
-    executor_of: Callable[..., Executor],
-    console: Console,
-    processes: int | None,
-    trackers: Sequence[str],
-    began: float,
-) -> Ran:
-    folder, stages = directory.folder, plan.stages
-    store.register(folder, [stage.identity for stage in stages])
-    done = {stage.identity for stage in stages if store.has(stage.identity)}
-    say = partial(terminal.say, where=console)
-    say(plan.title)
-    if directory.lost:
-        say(directory.lost)
-    with ExitStack() as stack:
-        executor = stack.enter_context(executor_of(store, log_folder=directory.logs))
-        jobs = executor.jobs
-        ledger = Ledger(stages, jobs)
-        directory.begin(ledger, store.root)
-        say(
-            f"{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, "
-            f"about {clock(plan.duration(jobs, done))} by the estimates. Results go to {folder}."
+@dataclass
+class _Running:
+    """A study under way in its folder. processes: side by side, as the user said."""
+
+    plan: Plan
+    directory: RunDirectory
+    store: Store
+    console: Console
+    processes: int | None
+    began: float
+
+    def __post_init__(self) -> None:
+        self.folder, self.logs = self.directory.folder, self.directory.logs
+        self.say = partial(terminal.say, where=self.console)
+
+    def run(self, executor_of: Callable[..., Executor], trackers: Sequence[str]) -> Ran:
+        stages = self.plan.stages
+        done = {stage.identity for stage in stages if self.store.has(stage.identity)}
+        self.store.register(self.folder, [stage.identity for stage in stages])
+        self.say(self.plan.title)
+        if self.directory.lost:
+            self.say(self.directory.lost)
+        with ExitStack() as stack:
+            executor = stack.enter_context(executor_of(self.store, log_folder=self.logs))
+            jobs = executor.jobs
+            ledger = Ledger(stages, jobs)
+            self.directory.begin(ledger, self.store.root)
+            self.say(
+                f"{len(stages)} stages, {len(done)} of them in the store already; {jobs} side by side, about "
+                f"{clock(self.plan.duration(jobs, done))} by the estimates. Results go to {self.folder}."
+            )
+            # Open until the report is written: so long, trackers have time that nobody waits for.
+            track = stack.enter_context(tracking(trackers, self.plan, self.store, self.folder, self.logs, self.say))
+            show = stack.enter_context(display(self.console, ledger))
+
+            def on_event(event: Event) -> None:
+                for note in (ledger.update, self.directory.note, show, track):
+                    note(event)
+
+            outcome = run_stages(self.plan.targets, executor, on_event)
+            executor.close()
+            _raise_mistakes(self.plan.targets, outcome)
+            with disk_errors(self.folder, strict=False):
+                outcome.wall, outcome.jobs = time.monotonic() - self.began, jobs
+                results = collect(self.plan, self.store, outcome, self.folder)
+                for line in summary(results):
+                    self.say(line)
+                no_report = self._make_report(ledger, on_event)
+        failures = [*self._failures(outcome, results), *no_report]
+        for line in failures:
+            terminal.warn(line)
+        page = self.folder / "report.html"
+        if not no_report:
+            self.say(f"Report: {page} ({clock(time.monotonic() - self.began)})")
+        return Ran(self.folder, page, failures)
+
+    def _make_report(self, ledger: Ledger, on_event: Callable[[Event], None]) -> list[str]:
+        """The last stage: of what the results in the folder are, failures and all, so nothing is known of it before
+        they are there. On this machine, which has them. Says why there is no report, where there is none.
+        """
+        report = Report.of(self.folder, self.processes)
+        ledger.add(report)
+        self.store.register(self.folder, [stage.identity for stage in (*self.plan.stages, report)])
+        with LocalExecutor(self.store, jobs=1, device="cpu", log_folder=self.logs) as executor:
+            outcome = run_stages([report], executor, on_event)
+        if outcome.status[report.identity] == "failed":
+            again = f"The results are whole: `aligngap report {self.folder}` makes their report."
+            return [self._failed(report, outcome), again]
+        deliver(self.store.get(report.identity).path, self.folder)
+        return []
+
+    def _failures(self, outcome: Outcome, results: StudyResults) -> list[str]:
+        stages = self.plan.stages
+        failed, blocked = (
+            [stage for stage in stages if outcome.status.get(stage.identity) == state]
+            for state in ("failed", "blocked")
         )
-        # Open until the report is written: so long, trackers have time that nobody waits for.
-        note = stack.enter_context(tracking(trackers, plan, store, folder, directory.logs, say))
-        show = stack.enter_context(display(console, ledger))
+        lines = [self._failed(stage, outcome) for stage in failed]
+        if blocked:
+            lines.append(f"blocked: {len(blocked)} stages need what failed")
+        if failed:
+            lines.append(f"{len(failed) + len(blocked)} of {len(stages)} stages are missing from the results.")
+        return lines + [
+            f"failed: analysis of {result.name} on {task.name}: {result.error}"
+            for task in results.tasks
+            for result in task.experiments
+            if result.error is not None
+        ]
 
-        def on_event(event: Event) -> None:
-            ledger.update(event)
-            directory.note(event)
-            show(event)
-            note(event)
-
-        outcome = run_stages(plan.targets, executor, on_event)
-        executor.close()
-        _raise_mistakes(plan.targets, outcome)
-        with disk_errors(folder, strict=False):
-            outcome.wall, outcome.jobs = time.monotonic() - began, jobs
-            results = collect(plan, store, outcome, folder)
-            for line in summary(results):
-                say(line)
-            no_report = _make_report(folder, store, stages, processes, ledger, on_event)
-    failures = [*_failures(stages, outcome, results, directory.logs), *no_report]
-    for line in failures:
-        terminal.warn(line)
-    page = folder / "report.html"
-    if not no_report:
-        say(f"Report: {page} ({clock(time.monotonic() - began)})")
-    return Ran(folder, page, failures)
-
-
-def _make_report(
-    folder: Path,
-    store: Store,
-    stages: Sequence[Stage],
-    processes: int | None,
-    ledger: Ledger,
-    on_event: Callable[[Event], None],
-) -> list[str]:
-    """The last stage: of what the results in the folder are, failures and all, so nothing is known of it before they
-    are there. On this machine, which has them. Says why there is no report, where there is none.
-    """
-    report, logs = Report.of(folder, processes), folder / "logs"
-    ledger.add(report)
-    store.register(folder, [stage.identity for stage in (*stages, report)])
-    with LocalExecutor(store, jobs=1, device="cpu", log_folder=logs) as executor:
-        outcome = run_stages([report], executor, on_event)
-    if outcome.status[report.identity] == "failed":
-        again = f"The results are whole: `aligngap report {folder}` makes their report."
-        return [_failed(report, outcome, logs), again]
-    deliver(store.get(report.identity).path, folder)
-    return []
+    def _failed(self, stage: Stage, outcome: Outcome) -> str:
+        log = self.logs / f"{stage.identity}.log"
+        where = f" (log: {log})" if log.exists() else ""
+        return f"failed: {stage.label}: {' '.join(outcome.reasons[stage.identity].split())}{where}"
 
 
 def _executor(
@@ -239,46 +256,6 @@ def _raise_mistakes(targets: Sequence[Stage], outcome: Outcome) -> None:
         for other in others:
             terminal.warn(f"failed: {' '.join(str(other).split())}")
         raise first
-
-
-def _failed(stage: Stage, outcome: Outcome, logs: Path) -> str:
-    log = logs / f"{stage.identity}.log"
-    where = f" (log: {log})" if log.exists() else ""
-    return f"failed: {stage.label}: {' '.join(outcome.reasons[stage.identity].split())}{where}"
-
-
-def _failures(stages: Sequence[Stage], outcome: Outcome, results: StudyResults, logs: Path) -> list[str]:
-    failed, blocked = (
-        [stage for stage in stages if outcome.status.get(stage.identity) == state] for state in ("failed", "blocked")
-    )
-    lines = [_failed(stage, outcome, logs) for stage in failed]
-    if blocked:
-        lines.append(f"blocked: {len(blocked)} stages need what failed")
-    if failed:
-        lines.append(f"{len(failed) + len(blocked)} of {len(stages)} stages are missing from the results.")
-    for task in results.tasks:
-        for result in task.experiments:
-            if result.error is not None:
-                lines.append(f"failed: analysis of {result.name} on {task.name}: {result.error}")
-    return lines
-
-
-def _check(registry: Registry[Any], name: str, check: Callable[[Any], None]) -> bool:
-    """Whether there was anything to check: ours are tested."""
-    if registry.code(name) is None:
-        return False
-    try:
-        check(registry[name])
-    except UserError as error:
-        raise UserError(error.what, where=error.where or registry.place(name), hint=error.hint) from error
-    except Exception as error:
-        what = str(error) if isinstance(error, AssertionError) else f"it fails: {type(error).__name__}: {error}"
-        raise UserError(
-            f"the {registry.what} '{name}' breaks its contract: {what}",
-            where=registry.place(name, error),
-            hint=f"Correct it; `aligngap.testing.{check.__name__}` tries it again.",
-        ) from error
-    return True
 
 
 def _knows_the_words(name: str, pairs: Pairs) -> None:

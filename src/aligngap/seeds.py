@@ -28,7 +28,7 @@ def numpy_stream(*key: Key) -> np.random.Generator:
 
 
 class _Streams:
-    """Gives what `numpy_stream` gives, each until the next is asked for: always one generator, set anew. To make one
+    """Gives what `numpy_stream` gives, each until the next is asked for: always one generator, set again. To make one
     costs five times as much, as it asks the system for a seed that a key replaces.
     """
 

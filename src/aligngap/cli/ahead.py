@@ -1,5 +1,5 @@
 """What commands do ahead of need, to start and to end sooner. Nothing else in the package does any such thing; what
-each of these is worth is measured (docs/lab-log.md, 2026-11-29).
+each of these is worth is measured (docs/lab-log.md, 2026-11-30).
 """
 
 from __future__ import annotations
@@ -7,24 +7,11 @@ from __future__ import annotations
 import atexit
 import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 # To look, at the end of the process, for garbage in all that was imported takes a second; nobody uses what it frees.
 atexit.register(gc.freeze)
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """For imports that take seconds: to look for garbage in what they make, and will keep, takes a sixth of that."""
-    collected = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collected:
-            gc.enable()
 
 
 def start_server(folder: Path) -> None:

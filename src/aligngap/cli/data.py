@@ -17,11 +17,11 @@ from aligngap.cli.options import (
     Columns,
     Config,
     Data,
-    Format,
+    DataFormat,
+    DataRevision,
     JudgeName,
     MaxResponseTokens,
     PolicyName,
-    Revision,
     Split,
     renamed,
 )
@@ -29,13 +29,13 @@ from aligngap.cli.options import (
 
 def check(
     data: Data,
-    format: Format = None,
+    format: DataFormat = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="PATH", help="Count tokens of this base, folder or hub id, not words.")
     ] = None,
     split: Split = None,
     config: Config = None,
-    revision: Revision = None,
+    revision: DataRevision = None,
     columns: Columns = None,
     keep_ties: Annotated[bool, typer.Option("--keep-ties", help="Keep ties, with preference 1/2.")] = False,
     as_json: AsJson = False,
@@ -73,10 +73,10 @@ def diagnose(
     data: Annotated[str, typer.Option(metavar="DATA", help="A built-in world, file, folder or hub set (owner/name).")],
     judge: JudgeName = None,
     prompts: Annotated[int, typer.Option(min=1, metavar="N", help="How many prompts to look at, at most.")] = 512,
-    format: Format = None,
+    format: DataFormat = None,
     split: Split = None,
     config: Config = None,
-    revision: Revision = None,
+    revision: DataRevision = None,
     columns: Columns = None,
     max_response_tokens: MaxResponseTokens = 128,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the sampling and of the choice of prompts.")] = 0,

@@ -11,11 +11,11 @@ import typer
 from rich.text import Text
 
 from aligngap.cli import show
-from aligngap.cli.options import AsJson, Run
+from aligngap.cli.options import AsJson, RunFolder
 from aligngap.errors import UserError
 
 
-def status(directory: Run) -> None:
+def status(directory: RunFolder) -> None:
     """Show how far a run has come."""
     from aligngap.pipeline.executors.progress import Entry, clock
 
@@ -30,14 +30,14 @@ def status(directory: Run) -> None:
         table.add_row(*map(show.plain, cells))
     show.console().print(table)
     times = show.table("Where time went", "kind", ">stages", ">core time")
-    for spent in run.spent(now):
-        some = f" (of {spent.timed})" if spent.timed < spent.stages else ""
-        times.add_row(show.plain(spent.kind), str(spent.stages), clock(spent.seconds) + some)
+    for row in run.time_by_kind(now):
+        some = f" (of {row.timed})" if row.timed < row.stages else ""
+        times.add_row(show.plain(row.kind), str(row.stages), clock(row.seconds) + some)
     show.console().print(times)
     parts = show.table("What it went to", "activity", ">core time", ">share")
-    spent_on = run.activities(now)
-    for activity, part in spent_on.items():
-        parts.add_row(show.plain(activity), clock(part), f"{part / sum(spent_on.values()):.0%}")
+    activities = run.activities(now)
+    for activity, part in activities.items():
+        parts.add_row(show.plain(activity), clock(part), f"{part / sum(activities.values()):.0%}")
     show.console().print(parts)
     states = [item["status"] for item in now["stages"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -49,7 +49,7 @@ def status(directory: Run) -> None:
 
 
 def watch(
-    directory: Run,
+    directory: RunFolder,
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="Port on localhost; 0: any that is free.")
     ] = 8642,
@@ -77,25 +77,23 @@ def watch(
 
 
 def report(
-    directory: Run,
+    directory: RunFolder,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR]")] = None,
 ) -> None:
     """Write the report again, from the stored results."""
     show.needs(directory, "results.json")
     from aligngap.report.page import publish
+    from aligngap.store import disk_errors
 
     folder = out or directory
-    try:
+    with disk_errors(folder, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         page = publish(directory, folder)
-    except OSError as error:
-        what = f"cannot be written: {error.strerror or error}"
-        raise UserError(what, where=str(folder), hint="Give --out another folder.") from error
     show.say(f"Report: {page}")
 
 
 def figures(
-    directory: Run,
+    directory: RunFolder,
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="png, svg or pdf.")] = "png",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to.  [default: DIR/figures]")] = None,
     opponent: Annotated[
@@ -135,10 +133,8 @@ def compare(
     result = compared(first, second)
     if out is not None:
         from aligngap.compare.page import write_comparison
-        from aligngap.store import disk_errors
 
-        with disk_errors(out.parent, strict=True):
-            write_comparison(result, out)
+        write_comparison(result, out)
     if as_json:
         print(json.dumps(result.as_json(), indent=2, allow_nan=False))
         return
@@ -156,7 +152,7 @@ def compare(
 
 
 def samples(
-    directory: Run,
+    directory: RunFolder,
     arm: Annotated[str | None, typer.Option(metavar="NAME", help="The arm.  [default: the first]")] = None,
     step: Annotated[int | None, typer.Option(metavar="N", help="The step.  [default: the last kept]")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The seed.  [default: the first]")] = None,

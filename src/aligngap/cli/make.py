@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from aligngap.cli import show
-from aligngap.cli.options import Config, Data, Format, Jobs, Run, Set, Smoke, Split, StorePath
+from aligngap.cli.options import Config, Data, DataFormat, Jobs, RunFolder, Set, Smoke, Split, StorePath
 from aligngap.cli.stop import stoppable
 
 
@@ -21,7 +21,7 @@ def init(
     proxy: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The proxy's base.  [default: the policy's]")
     ] = None,
-    format: Format = None,
+    format: DataFormat = None,
     split: Split = None,
     config: Config = None,
 ) -> None:
@@ -36,7 +36,7 @@ def init(
 
 
 def export(
-    directory: Run,
+    directory: RunFolder,
     arm: Annotated[str, typer.Argument(metavar="ARM", help="The arm's name in the report, or `sft`.")],
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder to write; it must be new or empty.")],
     step: Annotated[int | None, typer.Option(metavar="N", help="The step.  [default: the last kept]")] = None,
@@ -74,7 +74,7 @@ def scratch(
     vocabulary: Annotated[int, typer.Option(min=264, metavar="N", help="Tokens, at most.")] = 2048,
     context: Annotated[int, typer.Option(min=8, metavar="N", help="Context, in tokens.")] = 1024,
     steps: Annotated[int, typer.Option(min=0, metavar="N", help="Steps of language modelling on the texts.")] = 0,
-    format: Format = None,
+    format: DataFormat = None,
     split: Split = None,
     config: Config = None,
 ) -> None:

@@ -36,7 +36,7 @@ Track = Annotated[
     list[str] | None,
     typer.Option("--track", metavar="TOOL", help="Send metrics to tensorboard or wandb too; may be given twice."),
 ]
-Checkpoint = Annotated[
+CheckpointSeconds = Annotated[
     float | None,
     typer.Option(
         "--checkpoint-seconds", min=0, metavar="N", help="How much of its work a kill may cost a stage.  [default: 120]"
@@ -54,7 +54,7 @@ Address = Annotated[
 ]
 
 # A run, and its artefacts.
-Run = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 StorePath = Annotated[
     Path | None,
     typer.Option(
@@ -67,12 +67,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # Preference data, and models.
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A preference data set: file, folder or hub set.")]
-Format = Annotated[
+DataFormat = Annotated[
     str | None, typer.Option("--format", metavar="FORMAT", help="The data's format.  [default: found from the data]")
 ]
 Split = Annotated[str | None, typer.Option(metavar="SPLIT", help="The split to read, of data that have several.")]
 Config = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration or folder of a hub set.")]
-Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub set.")]
+DataRevision = Annotated[str | None, typer.Option(metavar="NAME", help="Revision of a hub set.")]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="What the data call a column.")
 ]

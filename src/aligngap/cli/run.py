@@ -13,7 +13,7 @@ from rich.text import Text
 from aligngap.cli import ahead, show
 from aligngap.cli.options import (
     Address,
-    Checkpoint,
+    CheckpointSeconds,
     ExecutorName,
     Jobs,
     Out,
@@ -42,7 +42,7 @@ def run(
     smoke: Smoke = False,
     store: RunStore = None,
     track: Track = None,
-    checkpoint_seconds: Checkpoint = None,
+    checkpoint_seconds: CheckpointSeconds = None,
     executor: ExecutorName = "local",
     address: Address = None,
 ) -> None:
@@ -52,11 +52,10 @@ def run(
 
         if executor == "local":
             ahead.start_server(out or RUNS / (Path(study).stem + "-smoke" * smoke))
-        with ahead.importing():
-            from aligngap import runner
-            from aligngap.experiments.plan import Plan
-            from aligngap.experiments.study import load_study
-            from aligngap.trackers.base import chosen
+        from aligngap import runner
+        from aligngap.experiments.plan import Plan
+        from aligngap.experiments.study import load_study
+        from aligngap.trackers.base import chosen
 
         ran = runner.run(
             Plan(load_study(study, settings or [], seeds, smoke)),
@@ -99,8 +98,7 @@ def plan(
     store: StorePath = None,
 ) -> None:
     """Show a study's stages, which of them are in the store already, and what the others will cost."""
-    with ahead.importing():
-        from aligngap import runner
+    from aligngap import runner
     from aligngap.experiments.plan import Plan
     from aligngap.experiments.study import load_study
     from aligngap.pipeline.executors.local import default_jobs

@@ -9,7 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from aligngap.cli import show
-from aligngap.cli.options import Run, StorePath
+from aligngap.cli.options import RunFolder, StorePath
 
 if TYPE_CHECKING:
     from aligngap.pipeline.rundir import RunDirectory
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    directory: Run,
+    directory: RunFolder,
     store: StorePath = None,
     set_aside: Annotated[
         bool, typer.Option("--set-aside", help="Move what is damaged aside, so that the next run makes it again.")
@@ -46,7 +46,7 @@ def verify(
 
 
 def pack(
-    directory: Run,
+    directory: RunFolder,
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="Where to; without gzip if it ends in .tar.  [DIR.tar.gz]")
     ] = None,

@@ -4,7 +4,7 @@ Runs of one seed share prompts, order of data and noise of evaluation, so where 
 under it, and under the same resampled prompts (`stats.intervals`). Where they share no seed, all seeds of the one are
 compared with all of the other under the same resampled prompts (`stats.unpaired`).
 
-An experiment's estimates are made anew for both runs, by its own analysis, on what both have. Its random streams are
+An experiment's estimates are made again for both runs, by its own analysis, on what both have. Its random streams are
 named by task and purpose, so the draws of the two runs resample the same prompts and the same seeds, and their
 differences are draws of the difference. What rests on tables that a result folder does not hold is taken as
 published, with an interval from the two published ones.
@@ -43,7 +43,7 @@ JUDGES = ("golden", "true")
 
 
 @dataclass(frozen=True)
-class Number:
+class Interval:
     """A value with its 95% interval; None where there is no data."""
 
     value: float | None
@@ -51,13 +51,13 @@ class Number:
     high: float | None
 
     @classmethod
-    def of(cls, value: float | None, low: float | None, high: float | None) -> Number:
-        """None for what is not finite."""
-        return cls(*(v if v is not None and math.isfinite(v) else None for v in (value, low, high)))
+    def of(cls, estimate: Estimate) -> Interval:
+        """An estimate without its draws; None for what is not finite."""
+        return cls(*(v if math.isfinite(v) else None for v in (estimate.value, estimate.low, estimate.high)))
 
 
 @dataclass(frozen=True)
-class Row:
+class Quantity:
     """One quantity in both runs. first, second: None where it is a quantity of the two together. difference: second
     minus first; for a ratio, second over first. how: the design of its interval; note: what it rests on.
     """
@@ -65,9 +65,9 @@ class Row:
     key: str
     label: str
     unit: str
-    first: Number | None
-    second: Number | None
-    difference: Number
+    first: Interval | None
+    second: Interval | None
+    difference: Interval
     n_seeds: int
     n_prompts: int
     how: str
@@ -83,7 +83,7 @@ class ArmPair:
     second: str
     seeds: str
     identical: bool
-    rows: dict[str, tuple[Row, ...]]
+    rows: dict[str, tuple[Quantity, ...]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Question:
     name: str
     title: str
     verdicts: tuple[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[Quantity, ...]
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def _same(a: Mapping[tuple[str, str, str], Run], b: Mapping[tuple[str, str, str]
     return all(key in a and key in b and equal(a[key], b[key]) for key in keys)
 
 
-def _arm_rows(made: Mapping[str, Estimate], how: str, identical: bool) -> tuple[Row, ...]:
+def _arm_rows(made: Mapping[str, Estimate], how: str, identical: bool) -> tuple[Quantity, ...]:
     gap = made["gap"]
     rows = [_row("average_gap", "average gap at equal KL", "win rate", None, None, gap, how, identical)]
     for key, (label, unit) in _LEVELS.items():
@@ -304,28 +304,24 @@ def _arm_rows(made: Mapping[str, Estimate], how: str, identical: bool) -> tuple[
         if difference.n_seeds and key == "kl":
             difference = difference.noted("rough where several checkpoints are about as high")
         name = "kl_at_peak_ratio" if key == "kl" else f"{key}_difference"
-        rows.append(_row(name, label, unit, _number(one), _number(other), difference, how, identical))
+        rows.append(_row(name, label, unit, one, other, difference, how, identical))
     return tuple(rows)
-
-
-def _number(estimate: Estimate) -> Number:
-    return Number.of(estimate.value, estimate.low, estimate.high)
 
 
 def _row(
     key: str,
     label: str,
     unit: str,
-    first: Number | None,
-    second: Number | None,
+    first: Estimate | None,
+    second: Estimate | None,
     difference: Estimate,
     how: str,
-    identical: bool,
-) -> Row:
+    identical: bool = False,
+) -> Quantity:
     note = "; ".join(filter(None, [IDENTICAL if identical else "", difference.note]))
-    return Row(
-        key, label, unit, first, second, _number(difference), difference.n_seeds, difference.n_prompts, how, note
-    )
+    one, other = (Interval.of(side) if side else None for side in (first, second))
+    counts = difference.n_seeds, difference.n_prompts
+    return Quantity(key, label, unit, one, other, Interval.of(difference), *counts, how, note)
 
 
 # --- experiments ------------------------------------------------------------------------------------------------------
@@ -375,13 +371,13 @@ def _task_data(walk: Matched, place: int) -> TaskData | None:
 
 def _estimate_row(
     walk: Matched, one: EstimateRecord, two: EstimateRecord, made: Sequence[Mapping[str, Estimate]], same: bool
-) -> Row | None:
+) -> Quantity | None:
     """One estimate of both runs. None where neither run has a number on the common scale. same: whether all arms of the
     runs are identical, so that what is published alike is alike.
     """
-    anew = [side.get(one.name) for side in made]
-    known = [result for result in anew if result is not None and math.isfinite(result.value)]
-    how, a, b = PAIRED if walk.paired else INDEPENDENT, anew[0], anew[1]
+    again = [side.get(one.name) for side in made]
+    known = [result for result in again if result is not None and math.isfinite(result.value)]
+    how, a, b = PAIRED if walk.paired else INDEPENDENT, again[0], again[1]
     if len(known) < 2 and walk.published and one.value is not None and two.value is not None:
         how, a, b = PUBLISHED, _as_estimate(one), _as_estimate(two)
     elif not known:
@@ -392,18 +388,9 @@ def _estimate_row(
         how, joint = IDENTICAL, (0.0, 0.0, 0.0)
     if joint is None:
         how, joint = how if how == PUBLISHED else INDEPENDENT, difference_of_intervals(a, b)
-    return Row(
-        one.name,
-        one.label,
-        one.unit,
-        _number(a),
-        _number(b),
-        Number.of(*joint),
-        min(a.n_seeds, b.n_seeds),
-        min(a.n_prompts, b.n_prompts),
-        how,
-        "; ".join(dict.fromkeys(note for note in (a.note, b.note) if note)),
-    )
+    note = "; ".join(dict.fromkeys(note for note in (a.note, b.note) if note))
+    difference = Estimate(*joint, min(a.n_seeds, b.n_seeds), min(a.n_prompts, b.n_prompts), 0, note)
+    return _row(one.name, one.label, one.unit, a, b, difference, how)
 
 
 def _joint(a: Estimate, b: Estimate, replicates: int) -> tuple[float, float, float] | None:

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from aligngap.compare import words
-from aligngap.compare.differences import JUDGES, Comparison, Row, TaskComparison
-from aligngap.report.figures import Figure, reaches_far, splits_of, win_figure
+from aligngap.compare.differences import JUDGES, Comparison, Quantity, TaskComparison
+from aligngap.report.figures import Chart, reaches_far, splits_of, win_figure
 from aligngap.report.packing import drawable, packed
 from aligngap.report.page import Page, put, shared_by_scripts
 from aligngap.report.style import JUDGE_NAMES, OPPONENT_NAMES, Style, Theme, family_name
@@ -22,7 +22,7 @@ _NAMES = ("First run", "Second run")
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
-    """Write the page, whole or not at all. Raises OSError."""
+    """Write the page, whole or not at all. Raises DiskError."""
     return put(render(comparison), path)
 
 
@@ -78,7 +78,7 @@ def _both(comparison: Comparison) -> StudyResults:
     return StudyResults(study=first.study, smoke=first.smoke, tasks=tuple(tasks), points=both)
 
 
-def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Figure]:
+def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Chart]:
     """Win rate over KL, both runs in one figure: a figure a family."""
     points = data.points.filter(pl.col("task") == task.task)
     result = []
@@ -101,11 +101,11 @@ def _figures(task: TaskComparison, data: StudyResults, theme: Theme) -> list[Fig
 
 
 def _task(
-    task: TaskComparison, identifier: str, figures: Sequence[Figure], data: StudyResults, merged: Task
+    task: TaskComparison, identifier: str, figures: Sequence[Chart], data: StudyResults, merged: Task
 ) -> dict[str, Any]:
     """What the template needs to know of a task. judged: by judge, the rows of all arms by their key."""
     runs = data.runs.filter(pl.col("task") == task.task)
-    judged: dict[str, dict[str, list[Row]]] = {}
+    judged: dict[str, dict[str, list[Quantity]]] = {}
     for judge in JUDGES:
         for row in (row for pair in task.arms for row in pair.rows.get(judge, ())):
             judged.setdefault(judge, {}).setdefault(row.key, []).append(row)

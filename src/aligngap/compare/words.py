@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aligngap.compare.differences import ArmPair, Comparison, Number, Row, TaskComparison
+from aligngap.compare.differences import ArmPair, Comparison, Interval, Quantity, TaskComparison
 from aligngap.report.style import OPPONENT_NAMES, SPLIT_NAMES
 from aligngap.report.text import text_of_number, text_of_share
 
@@ -31,7 +31,7 @@ def value_words(value: float | None, unit: str, *, signed: bool = False) -> str:
     return sign + text.replace("\u202f", " ")  # not every terminal has the narrow space
 
 
-def interval_words(number: Number, unit: str, *, signed: bool = False) -> str:
+def interval_words(number: Interval, unit: str, *, signed: bool = False) -> str:
     """`+3.1% [−1.2%, +7.4%]`, `+3.1%, no interval`, or `no data`."""
     value = value_words(number.value, unit, signed=signed)
     if number.value is None:
@@ -42,7 +42,7 @@ def interval_words(number: Number, unit: str, *, signed: bool = False) -> str:
     return f"{value} [{', '.join(ends)}]"
 
 
-def difference_words(row: Row) -> str:
+def difference_words(row: Quantity) -> str:
     """The difference with its sign; a ratio as a factor."""
     if row.key == RATIO:
         return ("× " if row.difference.value is not None else "") + interval_words(row.difference, row.unit)
@@ -54,7 +54,7 @@ def setting_words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def basis(row: Row) -> str:
+def basis(row: Quantity) -> str:
     """How the interval was made, and what it covers."""
     return "; ".join(part for part in (row.how, row.note) if part)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aligngap.diagnosis.numbers import UNKNOWN, Number, Ratio, numbers
+from aligngap.diagnosis.numbers import UNKNOWN, Measurement, Ratio, numbers
 from aligngap.diagnosis.regime import Signs
 from aligngap.diagnosis.subject import Subject
 from aligngap.judges.base import Judge, decision
@@ -75,11 +75,11 @@ class Findings:
     section.
     """
 
-    sections: tuple[Section[Number], ...]
+    sections: tuple[Section[Measurement], ...]
     counts: Mapping[str, Any]
     z: Mapping[str, Floats] = field(default_factory=dict)
 
-    def number(self, section: str, row: str, column: str) -> Number:
+    def number(self, section: str, row: str, column: str) -> Measurement:
         """One number; unknown where it was not measured."""
         rows = next((result.rows for result in self.sections if result.key == section), ())
         return next((result.numbers[column] for result in rows if result.key == row), UNKNOWN)
@@ -202,7 +202,7 @@ def measure(
     }
     result = numbers(values, numpy_stream("diagnose", "bootstrap", seed), replicates)
 
-    def measured(draft: Draft) -> Section[Number]:
+    def measured(draft: Draft) -> Section[Measurement]:
         rows = [
             Row(row.key, row.label, row.unit, {name: result[f"{draft.key}.{row.key}.{name}"] for name in row.numbers})
             for row in draft.rows
@@ -425,9 +425,9 @@ def _coverage(seen: Looked) -> Draft:
         ):
             near[name].append(seen.likeness[:, of][:, :, by].max(2).mean(1))
             known = {gram for other in by for ids in rows[other] for gram in bigrams(ids)}
-            said = [[gram for item in of for gram in bigrams(rows[item][prompt])] for prompt in range(len(seen.z))]
-            inside = np.array([sum(gram in known for gram in result) for result in said], dtype=np.float64)
-            grams[name].append((inside, np.array([len(result) for result in said], dtype=np.float64)))
+            asked = [[gram for item in of for gram in bigrams(rows[item][prompt])] for prompt in range(len(seen.z))]
+            inside = np.array([sum(gram in known for gram in part) for part in asked], dtype=np.float64)
+            grams[name].append((inside, np.array([len(part) for part in asked], dtype=np.float64)))
     nearest = {name: np.mean(result, axis=0) for name, result in near.items()}
     shares = {
         name: Ratio(np.sum([top for top, _ in result], axis=0), np.sum([bottom for _, bottom in result], axis=0))

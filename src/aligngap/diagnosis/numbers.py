@@ -13,7 +13,7 @@ from aligngap.stats.intervals import mean_statistics
 
 
 @dataclass(frozen=True)
-class Number:
+class Measurement:
     """A value with its 95% interval over prompts, and how many prompts it rests on; NaN and 0 without data."""
 
     value: float
@@ -32,7 +32,7 @@ class Number:
         return {"value": value, "low": low, "high": high, "n": self.n}
 
 
-UNKNOWN = Number(nan, nan, nan, 0)
+UNKNOWN = Measurement(nan, nan, nan, 0)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Ratio:
 
 def numbers(
     values: Mapping[str, Floats | Ratio], rng: np.random.Generator, replicates: int = 1000
-) -> dict[str, Number]:
+) -> dict[str, Measurement]:
     """Means over prompts of values [n] (NaN: missing), or ratios of such means, with bootstrap intervals. One set of
     resampled prompts serves all.
     """
@@ -70,7 +70,7 @@ def numbers(
         # Draws are centred on the estimate; those of a share must not leave what a share can be.
         share = bottom is None and len(known) > 0 and known.min() >= 0 and known.max() <= 1
         low, high = (max(e.low, 0.0), min(e.high, 1.0)) if share else (e.low, e.high)
-        result[name] = Number(e.value, low, high, len(known)) if isfinite(e.value) else UNKNOWN
+        result[name] = Measurement(e.value, low, high, len(known)) if isfinite(e.value) else UNKNOWN
     return result
 
 
@@ -78,7 +78,7 @@ def _divided(top: Floats, bottom: Floats) -> Floats:
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=np.isfinite(bottom) & (bottom != 0))
 
 
-def words(number: Number, unit: str = "%", *, signed: bool = False) -> str:
+def words(number: Measurement, unit: str = "%", *, signed: bool = False) -> str:
     """`96.2% [94.1%, 98.0%]` for shares, else three digits behind the point at most; `-` for what is not known."""
     if not number.known:
         return "-"

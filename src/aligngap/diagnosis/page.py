@@ -31,10 +31,7 @@ def page_path(path: Path) -> Path:
 
 def write_page(result: Diagnosis, path: Path) -> None:
     """Write it whole or not at all. Raises UserError."""
-    try:
-        put(render(result), path)
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), hint="Give another place.") from error
+    put(render(result), path)
 
 
 def render(result: Diagnosis) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from aligngap.diagnosis.numbers import Number, words
+from aligngap.diagnosis.numbers import Measurement, words
 
 MIN_PROMPTS = 100
 """Fewer decide nothing."""
@@ -64,13 +64,13 @@ class Signs(NamedTuple):
     """
 
     prompts: int
-    nearer: Number
-    farther: Number
-    lead: Number
-    quality: Number
-    covered: Number
-    unlikely: Number
-    likely: Number
+    nearer: Measurement
+    farther: Measurement
+    lead: Measurement
+    quality: Measurement
+    covered: Measurement
+    unlikely: Measurement
+    likely: Measurement
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aligngap.diagnosis.findings import Findings, Row, Section
-from aligngap.diagnosis.numbers import Number, words
+from aligngap.diagnosis.numbers import Measurement, words
 from aligngap.diagnosis.regime import Regime
 
 WIDTH = 118
 _SIGNED = ("excess", "lead", "chosen_longer_by")
 
 
-def cell(row: Row[Number], column: str) -> str:
+def cell(row: Row[Measurement], column: str) -> str:
     """A number as people read it."""
     number = row.numbers.get(column)
     return "" if number is None else words(number, row.unit, signed=row.key.startswith(_SIGNED))
 
 
-def label(row: Row[Number]) -> str:
+def label(row: Row[Measurement]) -> str:
     """With its unit, if it has one."""
     return row.label if row.unit == "%" else f"{row.label}, {row.unit}"
 
@@ -72,7 +72,7 @@ def verdict(regime: Regime) -> Iterator[str]:
         yield from _wrapped(f"- {line}", "    ")
 
 
-def _table(section: Section[Number]) -> Iterator[str]:
+def _table(section: Section[Measurement]) -> Iterator[str]:
     table = [["", *section.columns.values()]]
     table += [[label(row), *(cell(row, column) for column in section.columns)] for row in section.rows]
     first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))

@@ -49,7 +49,7 @@ class Look:
 class Watched:
     """A run's folder that is looked at again and again. Raises UserError when it is none.
 
-    file: the study's own file, from whoever watches.
+    file: the study's own file, from who watches.
     """
 
     def __init__(self, folder: Path, file: Path | None = None) -> None:
@@ -91,7 +91,7 @@ class Watched:
             **{key: look.status.get(key) for key in ("started", "updated", "seconds", "left", "jobs", "fraction")},
             "counts": {state: states.count(state) for state in dict.fromkeys(states)},
             "running": [stage for stage in self.table(look) if stage["status"] in ("running", "interrupted")],
-            "spent": [asdict(spent) for spent in self._run.spent(look.status)] if states else [],
+            "times": [asdict(row) for row in self._run.time_by_kind(look.status)] if states else [],
             # The page asks for the table of all stages again when this changes.
             "stages": hashlib.sha256(repr(states).encode()).hexdigest()[:12],
         }

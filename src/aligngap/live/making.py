@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,30 +39,13 @@ _REST = 3.0
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a page is to be made of. file: the study's own file, whose plugins may be imported, where who watches gave
-    it. results: the folder whose results.json holds everything; None while it does not, and what is finished is read
-    from the store. known: what the last page was made of.
-    """
-
-    study: Mapping[str, object]
-    file: Path | None
-    store: Path
-    results: Path | None
-    pending: frozenset[str]
-    missing: Mapping[str, tuple[str, str]]
-    known: object
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page, what it was made of, and the policy that it obeys. arms, of: how many are evaluated, how many wanted.
-    seconds: of work.
+class LivePage:
+    """A page and the policy that it obeys. final: whether it is of all that the run will have. arms, of: how many are
+    evaluated, how many wanted. seconds: of work.
     """
 
     html: bytes
     policy: str
-    of_what: object
     final: bool
     arms: int
     of: int
@@ -77,26 +61,26 @@ class NoPage:
 
 
 class Maker:
-    """Makes pages, and remembers of each task what it has gathered: most of the time only one has changed."""
+    """Makes pages of a run, and remembers what the last one was made of, and of each task what it has gathered: most of
+    the time only one has changed.
+    """
 
-    def __init__(self) -> None:
-        self._plan: tuple[Mapping[str, object], Plan] | None = None
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._last: object = None
         self._gathered: dict[str, tuple[object, Gathered]] = {}
 
-    def make(self, request: Request) -> Page | NoPage:
-        """A page, unless it would be made of what the last one was made of. Reads only."""
-        from aligngap.results import read
-
+    def make(self, look: Look) -> LivePage | NoPage:
+        """A page of the run as a look has shown it, unless it would be made of what the last one was made of. Reads
+        only.
+        """
         start = time.process_time()
         try:
-            if request.results is not None:
-                of_what: object = _stamp(request.results)
-                data = None if of_what == request.known else read(request.results)
-            else:
-                of_what, data = self._unfinished(request)
+            final = self._watched.results_are_current(look)
+            there, data = self._finished() if final else self._unfinished(look)
             if data is None:
                 return NoPage()
-            return _page(data, of_what, request.results is not None, start)
+            page = _page(data, final, start)
         except UserError as error:
             return NoPage(str(error), time.process_time() - start)
         # The store may be swept while it is read, and what another version wrote may hold anything: the last page
@@ -104,39 +88,48 @@ class Maker:
         except Exception as error:
             traceback.print_exc()
             return NoPage(f"{type(error).__name__}: {error}", time.process_time() - start)
+        self._last = there
+        return page
 
-    def _unfinished(self, request: Request) -> tuple[object, StudyResults | None]:
+    def _finished(self) -> tuple[object, StudyResults | None]:
+        from aligngap.results import read
+
+        folder = self._watched.folder
+        state = (folder / "results.json").stat()
+        stamp = state.st_mtime_ns, state.st_size
+        return stamp, None if stamp == self._last else read(folder)
+
+    def _unfinished(self, look: Look) -> tuple[object, StudyResults | None]:
         from aligngap.experiments.gather import assemble, gather
         from aligngap.results import for_readers
         from aligngap.store import Store
 
-        plan = self._planned(request.study, request.file)
-        store = Store(request.store, reading=True)
-        outcome = _outcome(request)
-        there = {name: _there(task.reads, store, outcome) for name, task in plan.tasks.items()}
-        if there == request.known or not any(visible for visible, _ in there.values()):
+        store, outcome = Store(look.store, reading=True), _outcome(look)
+        there = {name: _there(task.reads, store, outcome) for name, task in self.plan.tasks.items()}
+        if there == self._last or not any(visible for visible, _ in there.values()):
             return there, None
         for task, state in there.items():
             if task not in self._gathered or self._gathered[task][0] != state:
-                self._gathered[task] = (state, gather(plan.tasks[task], store, outcome))
+                self._gathered[task] = (state, gather(self.plan.tasks[task], store, outcome))
         gathered = [self._gathered[task][1] for task in there]
-        return there, for_readers(assemble(plan, store, outcome, gathered))
+        return there, for_readers(assemble(self.plan, store, outcome, gathered))
 
-    def _planned(self, given: Mapping[str, object], file: Path | None) -> Plan:
+    @cached_property
+    def plan(self) -> Plan:
+        """The study's. Raises UserError where it cannot be read."""
         from aligngap.experiments.plan import Plan
         from aligngap.experiments.study import load_study
 
-        if self._plan is None or self._plan[0] != given:
-            # What a folder names is not imported: it may be anyone's. A file that the user gives is the user's own.
-            place = load_study(str(file)).folder if file else None
-            try:
-                self._plan = given, Plan.recorded(_without_trust(given), place)
-            except UserError as error:
-                hint = "Watch with the version of aligngap that runs it" + (
-                    "." if file else "; if it has plugins or judges of its own, say --study FILE."
-                )
-                raise UserError(f"the study cannot be read: {error.what}", hint=hint) from error
-        return self._plan[1]
+        file = self._watched.file
+        # What a folder names is not imported: it may be anyone's. A file that the user gives is the user's own.
+        place = load_study(str(file)).folder if file else None
+        try:
+            return Plan.recorded(_without_trust(self._watched.study), place)
+        except UserError as error:
+            hint = "Watch with the version of aligngap that runs it" + (
+                "." if file else "; if it has plugins or judges of its own, say --study FILE."
+            )
+            raise UserError(f"the study cannot be read: {error.what}", hint=hint) from error
 
 
 def _without_trust(given: Mapping[str, object]) -> dict[str, object]:
@@ -150,15 +143,19 @@ def _without_trust(given: Mapping[str, object]) -> dict[str, object]:
     return {**given, "models": without(given.get("models", {}))}
 
 
-def _outcome(request: Request) -> Outcome:
+def _outcome(look: Look) -> Outcome:
+    """What became of the stages that the store does not have."""
     from aligngap.pipeline.graph import Outcome
     from aligngap.results import PENDING
 
     outcome = Outcome()
-    for identity in request.pending:
-        outcome.status[identity], outcome.reasons[identity] = PENDING, "not finished yet"
-    for identity, (status, reason) in request.missing.items():
-        outcome.status[identity], outcome.reasons[identity] = status, reason
+    for stage in look.stages:
+        status, reason = stage["status"], stage["reason"]
+        if status not in ENDED:
+            status, reason = PENDING, "not finished yet"
+        elif status not in ("failed", "blocked"):  # what the run says it has, and the store may have lost since
+            status, reason = "missing", "it is not in the store any more"
+        outcome.status[stage["identity"]], outcome.reasons[stage["identity"]] = status, reason
     return outcome
 
 
@@ -178,21 +175,16 @@ def _there(stages: Sequence[Stage], store: Store, outcome: Outcome) -> tuple[boo
     return visible, tuple(result)
 
 
-def _stamp(folder: Path) -> tuple[int, int]:
-    result = (folder / "results.json").stat()
-    return result.st_mtime_ns, result.st_size
-
-
-def _page(data: StudyResults, of_what: object, final: bool, start: float) -> Page:
+def _page(data: StudyResults, final: bool, start: float) -> LivePage:
     from aligngap.report.page import content_policy, render
 
     arms = [arm.status for task in data.tasks for arm in task.arms]
     html = render(data).encode()
-    return Page(html, content_policy(), of_what, final, arms.count("finished"), len(arms), time.process_time() - start)
+    return LivePage(html, content_policy(), final, arms.count("finished"), len(arms), time.process_time() - start)
 
 
-def serve(connection: Connection) -> None:
-    """The process that makes pages: answers each request, until the other end is closed."""
+def serve(connection: Connection, folder: Path, file: Path | None) -> None:
+    """The process that makes pages of a run: answers each look, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # a folder must not make anyone's machine fetch
     # What is imported once is neither held back nor counted as work that asks for rest.
@@ -200,7 +192,7 @@ def serve(connection: Connection) -> None:
         importlib.import_module(module)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
-    maker = Maker()
+    maker = Maker(Watched(folder, file))
     with contextlib.suppress(EOFError, OSError):
         while True:
             connection.send(maker.make(connection.recv()))
@@ -213,7 +205,7 @@ class Renewal:
     """
 
     def __init__(self, watched: Watched) -> None:
-        self.page: Page | None = None
+        self.page: LivePage | None = None
         self.made = 0.0
         self.version = 0
         self.problem: str | None = None
@@ -240,22 +232,11 @@ class Renewal:
             self._child.end()
 
     def _ask(self, look: Look) -> None:
-        waiting = {stage["identity"] for stage in look.stages if stage["status"] not in ENDED}
-        # What the run says it has, and the store may have lost since, is not to come either.
-        lost = ("missing", "it is not in the store any more")
-        ended = {
-            stage["identity"]: (stage["status"], stage["reason"]) if stage["status"] in ("failed", "blocked") else lost
-            for stage in look.stages
-            if stage["status"] in ENDED
-        }
-        results = self._watched.folder if self._watched.results_are_current(look) else None
-        known = self.page.of_what if self.page else None
-        watched = self._watched
-        request = Request(watched.study, watched.file, look.store, results, frozenset(waiting), ended, known)
         try:
             if self._child is None:
-                self._child = Child(serve, name="aligngap-watch-pages", daemon=True)
-            self._child.pipe.send(request)
+                given = self._watched.folder, self._watched.file
+                self._child = Child(serve, *given, name="aligngap-watch-pages", daemon=True)
+            self._child.pipe.send(look)
         except OSError:
             self._died()
         else:
@@ -272,7 +253,7 @@ class Renewal:
             return
         self.making = False
         self._next = time.monotonic() + max(_BETWEEN_LOOKS, _REST * answer.seconds)
-        if isinstance(answer, Page):
+        if isinstance(answer, LivePage):
             self.page, self.made, self.version, self.problem = answer, time.time(), self.version + 1, None
         elif isinstance(answer, NoPage):
             self.problem = answer.problem

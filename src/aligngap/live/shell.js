@@ -79,11 +79,11 @@
     fill($("work").querySelector("tbody"), state.running.map((stage) => cells(make("tr", stage.status), ["", stage.label], ["", bar(stage.done, stage.total)],
       ["n", plain(stage.rate)], ["n", stage.left === null ? "" : clock(stage.left)], ["n", losses(stage.metrics)])));
     $("work").hidden = state.state !== "running" && !state.running.length;
-    const seconds = state.spent.reduce((sum, row) => sum + row.seconds, 0);
-    fill($("spent").querySelector("tbody"), state.spent.map((row) => cells(make("tr"), ["", row.kind.replaceAll("_", " ")],
+    const seconds = state.times.reduce((sum, row) => sum + row.seconds, 0);
+    fill($("times").querySelector("tbody"), state.times.map((row) => cells(make("tr"), ["", row.kind.replaceAll("_", " ")],
       ["n", row.timed < row.stages ? `${row.stages} (${row.timed} timed)` : String(row.stages)], ["n", row.timed ? clock(row.seconds) : "no data"],
       ["n", row.timed && seconds ? `${(100 * row.seconds / seconds).toFixed(1)}%` : ""])));
-    $("spent").hidden = !state.spent.length;
+    $("times").hidden = !state.times.length;
     $("all").hidden = !total;
     showFigures(state.page, now);
     await showStages(state);

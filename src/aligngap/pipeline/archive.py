@@ -9,7 +9,7 @@ The file is a plain tar, packed with gzip unless its name ends in .tar:
 
 Reading it is strict, because it may come from anyone: plain files only, exactly those that pack.json names, each with
 its size and checksum; nothing is put into place before all of it has been verified. Checksums say that the file is
-whole, not that its maker is honest; so nothing that is read from a run executes code, whoever wrote it.
+whole, not that its maker is honest; so nothing that is read from a run executes code, no matter who wrote it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _CHUNK = 1 << 20
 _TOPS = {True: "artefacts", False: "partial"}
 _OF_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(json|jsonl|parquet)|logs/[A-Za-z0-9][A-Za-z0-9._-]*\.log")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MEND = "Get the file again from where it was packed, and do not use this one."
+_HINT = "Get the file again from where it was packed, and do not use this one."
 
 
 class Refused(UserError):
@@ -55,7 +55,7 @@ class Refused(UserError):
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRun:
     """What was packed or unpacked. kept: artefacts that the store had already; size: bytes of all files together."""
 
     artefacts: int
@@ -64,7 +64,7 @@ class Packed:
     size: int
 
 
-def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
+def pack(run: RunDirectory, store: Store, file: Path) -> PackedRun:
     """Write a run, its finished artefacts and its step checkpoints to `file`, which must not exist.
 
     Raises UserError when an artefact is damaged or the file cannot be written.
@@ -78,7 +78,7 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
         raise UserError(
             f"{len(problems)} files are damaged, the first: {problems[0]}",
             where=str(store.root),
-            hint="Give the `aligngap run` command again: what is damaged is made anew. Then pack.",
+            hint="Give the `aligngap run` command again: what is damaged is made again. Then pack.",
         )
     with ExitStack() as stack, disk_errors(file.parent, strict=True):
         # Step checkpoints change while somebody trains; those are left out.
@@ -96,7 +96,7 @@ def pack(run: RunDirectory, store: Store, file: Path) -> Packed:
             for name, folder in folders.items():
                 members |= _files(top, name, folder)
         size = _write(file, members)
-    return Packed(len(made), 0, len(partials), size)
+    return PackedRun(len(made), 0, len(partials), size)
 
 
 def _files(top: str, name: str, folder: Path) -> dict[str, Path | bytes]:
@@ -177,7 +177,7 @@ def _add(tar: tarfile.TarFile, name: str, content: Path | bytes) -> None:
         raise UserError(f"it cannot be packed: {error}", where=name) from error
 
 
-def unpack(file: Path, folder: Path, store: Path | None = None) -> Packed:
+def unpack(file: Path, folder: Path, store: Path | None = None) -> PackedRun:
     """Verify an archive and put the run into `folder`, its artefacts into the store.
 
     store: where artefacts go; None is `folder/store`. What it has already stays.
@@ -215,7 +215,7 @@ def unpack(file: Path, folder: Path, store: Path | None = None) -> Packed:
             _rename(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Packed(new, len(artefacts) - new, begun, sum(size for _, size in index.values()))
+    return PackedRun(new, len(artefacts) - new, begun, sum(size for _, size in index.values()))
 
 
 def _rename(draft: Path, folder: Path) -> None:
@@ -366,4 +366,4 @@ def _point(status: Path, store: Path, folder: Path) -> None:
 
 
 def _refused(file: Path, what: str) -> Refused:
-    return Refused(f"the archive is refused: {what}", where=str(file), hint=_MEND)
+    return Refused(f"the archive is refused: {what}", where=str(file), hint=_HINT)

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from aligngap.errors import UserError
 from aligngap.pipeline import RUNS
-from aligngap.pipeline.executors.progress import Ledger, Spent, activities, time_spent
+from aligngap.pipeline.executors.progress import KindTime, Ledger, activities, time_by_kind
 from aligngap.pipeline.executors.run import Interrupted
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.status import SCHEMA, checked_status, memory_kills, without_a_word, writable
@@ -36,7 +36,10 @@ from aligngap.store.store import Store
 
 _BETWEEN_WRITES = 0.5
 # What a killed process leaves of a file that was to be put in place whole.
-_HALF = re.compile(r"\.(study|status|results)\.json\.[0-9a-f]{8}|\.(points|samples|per_prompt)\.parquet\.[0-9a-f]{8}")
+_HALF = re.compile(
+    r"(\.((study|status|results)\.json|(points|samples|per_prompt)\.parquet|report\.html)|charts/\.[\w-]+\.(png|svg))"
+    r"\.[0-9a-f]{8}"
+)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # with one slash: what a path makes of two
 STORE_VARIABLE = "ALIGNGAP_STORE"
 _ELSEWHERE = "Give --out a folder that you can write to."
@@ -74,8 +77,8 @@ class RunDirectory:
             _refuse_others(folder, wanted)  # another process may have begun meanwhile
             if not (folder / "study.json").exists():
                 write_json(folder / "study.json", wanted)
-            for left in folder.iterdir():
-                if _HALF.fullmatch(left.name) and stat.S_ISREG(left.lstat().st_mode):
+            for left in (*folder.iterdir(), *folder.glob("charts/.*")):
+                if _HALF.fullmatch(left.relative_to(folder).as_posix()) and stat.S_ISREG(left.lstat().st_mode):
                     left.unlink(missing_ok=True)
             run = cls(folder, wanted, lost=_lost(folder))
             try:
@@ -132,13 +135,13 @@ class RunDirectory:
                     entry["status"] = "interrupted"
         return status
 
-    def spent(self, status: Mapping[str, Any]) -> list[Spent]:
+    def time_by_kind(self, status: Mapping[str, Any]) -> list[KindTime]:
         """Where time went by kind of stage, as far as it is recorded. What an earlier run made counts with what it took
         then. status: what `status` gave.
         """
         store = Store(self.store_path(), reading=True)
         begun = [item for item in status["stages"] if item["status"] not in ("waiting", "blocked")]
-        return time_spent((item["kind"], self._seconds(store, item)) for item in begun)
+        return time_by_kind((item["kind"], self._seconds(store, item)) for item in begun)
 
     def activities(self, status: Mapping[str, Any]) -> dict[str, float]:
         """Where time went by activity, `executors.progress.activities`, with the time that cores waited in the latest
@@ -147,8 +150,8 @@ class RunDirectory:
         store = Store(self.store_path(), reading=True)
         begun = [item for item in status["stages"] if item["status"] not in ("waiting", "blocked")]
         made = sum(float(item["seconds"]) for item in begun if item["status"] != "cached")
-        said = ((self._record(store, item).get("spent"), self._seconds(store, item)) for item in begun)
-        return activities(said, float(status["jobs"]) * float(status["seconds"]), made)
+        recorded = ((self._record(store, item).get("spent"), self._seconds(store, item)) for item in begun)
+        return activities(recorded, float(status["jobs"]) * float(status["seconds"]), made)
 
     def _seconds(self, store: Store, item: Mapping[str, Any]) -> float | None:
         if item["status"] != "cached":

@@ -71,7 +71,7 @@ def checked_status(value: object, path: Path) -> dict[str, Any]:
         raise UserError(
             f"{brief(key) or 'all of it'}: {brief(problem['msg'], 400)}",
             where=str(path),
-            hint="The file is damaged. Give the `aligngap run` command again: it writes this file anew.",
+            hint="The file is damaged. Give the `aligngap run` command again: it writes this file again.",
         ) from None
 
 

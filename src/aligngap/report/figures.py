@@ -33,7 +33,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Chart:
     """Panels that belong together; without any where there is nothing to draw, and `note` says why.
 
     series: what its legend names, with labels. shown: what of it is drawn from the start. span: for win rates, whether
@@ -154,7 +154,7 @@ def reach(runs: Sequence[Mapping[str, Any]], opponent: str, *, whole: bool = Fal
     }
 
 
-def drawn_runs(runs: Iterable[Mapping[str, Any]], figure: Figure) -> list[Mapping[str, Any]]:
+def drawn_runs(runs: Iterable[Mapping[str, Any]], figure: Chart) -> list[Mapping[str, Any]]:
     """The runs that a figure shows from the start."""
     only = [panel.params["only"] for panel in figure.panels if "only" in panel.params]
     return [r for r in runs if (r["family"] in only and r["baseline"] if only else r["family"] in figure.shown)]
@@ -223,7 +223,7 @@ _COST_PANELS = (
 
 def win_figure(
     theme: Theme, points: pl.DataFrame, families: Sequence[str], shown: Sequence[str], **words: Any
-) -> Figure:
+) -> Chart:
     """Win rate over KL of some families: by the judge that the reader chooses, beside the true utility."""
     from aligngap.report import specs
 
@@ -231,7 +231,7 @@ def win_figure(
     panels = [Panel("win", JUDGE_NAMES["golden"], build)]
     if _any_number(points, [f"rate_{opponent}_true" for opponent in OPPONENTS]):
         panels.append(Panel("win", JUDGE_NAMES["true"], build, {"judge": "true"}))
-    return Figure(
+    return Chart(
         **words,
         panels=tuple(panels) if _any_number(points, rate_columns()) else (),
         **_families(theme, families),
@@ -247,7 +247,7 @@ def _families(theme: Theme, families: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def task_figures(data: StudyResults, task: Task, theme: Theme) -> list[Figure]:
+def task_figures(data: StudyResults, task: Task, theme: Theme) -> list[Chart]:
     """The figures of a task as a whole that have anything to show, in reading order.
 
     What the paper compares first is shown from the start; the families of other experiments can be added to it.
@@ -262,7 +262,7 @@ def task_figures(data: StudyResults, task: Task, theme: Theme) -> list[Figure]:
         if panels:
             title, caption, options = _WORDS[name]
             options = _families(theme, families) | {"shown": shown} | options
-            figures.append(Figure(task.name, name, title, caption, tuple(panels), **options))
+            figures.append(Chart(task.name, name, title, caption, tuple(panels), **options))
     return figures
 
 
@@ -298,12 +298,12 @@ def _panels(
     }
 
 
-def experiment_figures(data: StudyResults, task: Task, experiment: Conclusion, theme: Theme) -> list[Figure]:
+def experiment_figures(data: StudyResults, task: Task, experiment: Conclusion, theme: Theme) -> list[Chart]:
     """The figures that an experiment asked for, also those without anything to draw: these say so."""
     return [_drawn_figure(data, task.name, drawing, theme) for drawing in drawings(experiment)]
 
 
-def _drawn_figure(data: StudyResults, task: str, drawing: Drawing, theme: Theme) -> Figure:
+def _drawn_figure(data: StudyResults, task: str, drawing: Drawing, theme: Theme) -> Chart:
     from aligngap.report import specs
 
     words: dict[str, Any] = {
@@ -326,7 +326,7 @@ def _drawn_figure(data: StudyResults, task: str, drawing: Drawing, theme: Theme)
     )
     panel = Panel(drawing.key, "", functools.partial(specs.drawn, theme, drawing), {"figure": drawing.key})
     left_out = f"{drawing.dropped} point{'s' if drawing.dropped > 1 else ''} without a number left out."
-    return Figure(
+    return Chart(
         **words,
         caption=" ".join(note for note, holds in notes if holds),
         panels=(panel,) if drawing.points else (),
@@ -338,7 +338,7 @@ def _drawn_figure(data: StudyResults, task: str, drawing: Drawing, theme: Theme)
     )
 
 
-def every_figure(data: StudyResults, task: Task, theme: Theme) -> list[Figure]:
+def every_figure(data: StudyResults, task: Task, theme: Theme) -> list[Chart]:
     """All figures of a task that have anything to show."""
     own = [figure for experiment in task.experiments for figure in experiment_figures(data, task, experiment, theme)]
     return [figure for figure in (*task_figures(data, task, theme), *own) if figure.panels]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from aligngap.report.figures import Figure, tables
+from aligngap.report.figures import Chart, tables
 from aligngap.report.still import changed
 from aligngap.results import StudyResults, Task
 
@@ -52,7 +52,7 @@ def _without_legend(node: dict[str, Any]) -> dict[str, Any]:
     return node | {"legend": None} if "legend" in node else node
 
 
-def drawable(data: StudyResults, task: Task, figures: list[Figure]) -> dict[str, Any]:
+def drawable(data: StudyResults, task: Task, figures: list[Chart]) -> dict[str, Any]:
     """What the script draws a task's figures from: each table and each specification once, figures by reference."""
     rows_of = tables(data, task)
     of_run = ("arm", "family", "seed", "baseline", "base")

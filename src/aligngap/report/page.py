@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from aligngap.pipeline.executors.progress import time_spent
+from aligngap.pipeline.executors.progress import time_by_kind
 from aligngap.report.drawing import measures
 from aligngap.report.figures import (
-    Figure,
+    Chart,
     experiment_figures,
     rate_columns,
     reaches_far,
@@ -44,6 +44,7 @@ from aligngap.results import (
     Task,
     read,
 )
+from aligngap.store.disk import write_bytes_atomic
 
 if TYPE_CHECKING:
     import jinja2
@@ -62,7 +63,7 @@ def publish(folder: Path, into: Path | None = None, processes: int | None = None
     with Images(into / "charts", ("png", "svg"), processes) as images:
         draw(images, data, choose=task_figures)
         page = render(data)  # while they are painted
-    return put(page, into / "report.html")  # the last file: whoever finds it finds the others
+    return put(page, into / "report.html")  # the last file: who finds it finds the others
 
 
 def write_report(folder: Path) -> Path:
@@ -71,10 +72,8 @@ def write_report(folder: Path) -> Path:
 
 
 def put(page: str, path: Path) -> Path:
-    """Write a page whole or not at all, so that a reader who reloads never sees half of one. Raises OSError."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-    draft.replace(path)
+    """Write a page whole or not at all, so that a reader who reloads never sees half of one. Raises DiskError."""
+    write_bytes_atomic(path, page.encode("utf-8", errors="backslashreplace"))
     return path
 
 
@@ -99,7 +98,7 @@ def render(data: StudyResults) -> str:
         tasks=contexts,
         verdicts=verdicts,
         tally=_tally(data),
-        spent=time_spent((stage.kind, stage.seconds) for stage in data.timings.stages),
+        times=time_by_kind((stage.kind, stage.seconds) for stage in data.timings.stages),
         fallbacks=_fallbacks(data),
         seeds_note=seeds_note(len(data.seeds)),
         # Before a study could say so, all of these were drawn once.
@@ -230,7 +229,7 @@ def _fallbacks(data: StudyResults) -> dict[str, str]:
 
 
 def _task_context(
-    data: StudyResults, task: Task, identifier: str, figures: list[Figure], own: dict[str, list[Figure]]
+    data: StudyResults, task: Task, identifier: str, figures: list[Chart], own: dict[str, list[Chart]]
 ) -> dict[str, Any]:
     """What the template needs to know of a task beside its record. own: the figures of each experiment."""
     runs = data.runs.filter(pl.col("task") == task.name)

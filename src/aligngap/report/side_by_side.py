@@ -14,7 +14,7 @@ _AGAIN = "Give the `aligngap run` command again."
 _NONE = "-"
 
 
-class Row(NamedTuple):
+class Sample(NamedTuple):
     """A prompt; responses, scores: of the SFT policy, the arm and the golden policy."""
 
     heading: str
@@ -26,7 +26,7 @@ class SideBySide(NamedTuple):
     """title: of the arm that is shown. arms: all that there are; steps: those of the arm."""
 
     title: str
-    rows: list[Row]
+    rows: list[Sample]
     arms: list[str]
     steps: list[int]
 
@@ -56,7 +56,7 @@ def side_by_side(
         cells = [_first(same, "sft"), row, _first(same, "golden_policy")]
         heading = f"{row['task']}, {split}, prompt {row['prompt_number']}:\n{row['prompt']}"
         rows.append(
-            Row(heading, [str(cell["response"]) if cell else _NONE for cell in cells], list(map(_scores, cells)))
+            Sample(heading, [str(cell["response"]) if cell else _NONE for cell in cells], list(map(_scores, cells)))
         )
     name, at, of = chosen["arm"][0], chosen["step"][0], chosen["seed"][0]
     arms = policies["arm"].unique().sort().to_list()

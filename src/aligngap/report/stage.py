@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from pydantic import Field
 
 from aligngap.pipeline import REPORT
 from aligngap.pipeline.graph import Context, Stage
+from aligngap.store.disk import disk_errors, write_bytes_atomic
 from aligngap.store.identity import file_digest
 
 _RESULTS = ("results.json", "points.parquet", "samples.parquet")
@@ -53,14 +53,13 @@ class Report(Stage):
 
 def deliver(artefact: Path, folder: Path) -> Path:
     """Copy a report's artefact into a run's folder, each file whole and the page last; the page's path. Raises
-    OSError.
+    DiskError.
     """
     for source in [*sorted((artefact / "charts").glob("*")), artefact / _PAGE]:
         target = folder / source.relative_to(artefact)
-        target.parent.mkdir(exist_ok=True)
-        draft = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, draft)
-        draft.replace(target)
+        with disk_errors(folder, strict=True):
+            target.parent.mkdir(exist_ok=True)
+        write_bytes_atomic(target, source.read_bytes())
     return folder / _PAGE
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligngap.report.figures import Figure, drawn_runs, every_figure, reach, splits_of, tables
+from aligngap.report.figures import Chart, drawn_runs, every_figure, reach, splits_of, tables
 from aligngap.report.images import Format, Images
 from aligngap.report.style import OPPONENT_NAMES, SPLIT_NAMES, Theme, config
 from aligngap.results import StudyResults, Task
@@ -22,7 +22,7 @@ _EXPRESSIONS = ("filter", "calculate", "expr", "test", "or")
 
 
 def image_spec(
-    data: StudyResults, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy"
+    data: StudyResults, figure: Chart, *, split: str = "held_out", opponent: str = "golden_policy"
 ) -> dict[str, Any]:
     """A figure built with `Theme.for_images`, as one Vega-Lite specification with its data inside."""
     import altair as alt
@@ -144,7 +144,7 @@ def figure_files(
     formats: Sequence[Format] = ("png", "svg"),
     *,
     opponent: str = "golden_policy",
-    choose: Callable[[StudyResults, Task, Theme], list[Figure]] = every_figure,
+    choose: Callable[[StudyResults, Task, Theme], list[Chart]] = every_figure,
 ) -> list[Path]:
     """The figures of every task as files `TASK[-EXPERIMENT]-FIGURE[-SPLIT].FORMAT`; returns their paths.
 
@@ -161,7 +161,7 @@ def draw(
     data: StudyResults,
     *,
     opponent: str = "golden_policy",
-    choose: Callable[[StudyResults, Task, Theme], list[Figure]] = every_figure,
+    choose: Callable[[StudyResults, Task, Theme], list[Chart]] = every_figure,
 ) -> None:
     """As `figure_files`, for who has other things to do while they are painted."""
     theme = Theme.for_images(data)
@@ -172,7 +172,7 @@ def draw(
                 images.add(file_name(task.name, figure.name, *([split] if split else [])), svg)
 
 
-def image_svg(data: StudyResults, figure: Figure, *, split: str = "held_out", opponent: str = "golden_policy") -> str:
+def image_svg(data: StudyResults, figure: Chart, *, split: str = "held_out", opponent: str = "golden_policy") -> str:
     """A figure as SVG text; also what a reader without scripts sees in the page."""
     return svg_of(image_spec(data, figure, split=split, opponent=opponent))
 

@@ -24,7 +24,7 @@ _AGAIN = "Give the `aligngap run` command again: what is in the store is not mad
 
 
 def write(results: StudyResults, per_prompt: pl.DataFrame, folder: Path) -> None:
-    """Write the four files, `results.json` last: whoever finds it finds what belongs to it. Raises DiskError."""
+    """Write the four files, `results.json` last: who finds it finds what belongs to it. Raises DiskError."""
     for name, frame in ((POINTS, results.points), (PER_PROMPT, per_prompt), (SAMPLES, results.samples)):
         buffer = io.BytesIO()
         frame.write_parquet(buffer)

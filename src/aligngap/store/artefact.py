@@ -1,4 +1,4 @@
-"""A finished artefact, as whoever reads it is given it."""
+"""A finished artefact, as its readers are given it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aligngap.store.contents import RECORD, checked
 from aligngap.store.disk import read_json
 from aligngap.store.reading import readable
 
-_REMAKE = "Run the same command again: what is damaged is set aside and made anew, all else is kept."
+_REMAKE = "Run the same command again: what is damaged is set aside and made again, all else is kept."
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _checksum_of(path: Path) -> Path:
 
 
 def is_of_the_disk(error: OSError) -> bool:
-    """Whether the disk is full or broken, whoever noticed it."""
+    """Whether the disk is full or broken, no matter who noticed it."""
     return error.errno in _DISK
 
 
@@ -159,7 +159,7 @@ def refuse_folder(error: OSError, folder: Path, cause: BaseException | None = No
         hint = "Free some space there or choose another folder"
     elif error.errno in _DISK:
         what = f"the disk cannot be written: {error.strerror}"
-        hint = "Mend the disk or choose another folder"
+        hint = "Repair the disk or choose another folder"
     else:
         what = f"cannot be written: {error.strerror or error}"
         hint = "Choose a folder that you can write to"

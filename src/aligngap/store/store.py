@@ -2,7 +2,7 @@
 
 An artefact is written to a temporary folder, flushed to disk, and renamed into place; nothing is ever overwritten.
 A killed process leaves at most a temporary folder, which nobody reads and `Store.sweep` removes. Every file has a
-checksum in the artefact's manifest; what turns out damaged is set aside, to be made anew. There is no pickle anywhere:
+checksum in the artefact's manifest; what turns out damaged is set aside, to be made again. There is no pickle anywhere:
 a downloaded artefact cannot run code.
 
     root/<identity>/            record.json, manifest.json and the stage's files
@@ -231,8 +231,8 @@ class Store:
         return [problem for name in names for problem in verify_folder(self._home(name), name, checksums)]
 
     def set_aside(self, identity: str) -> Path | None:
-        """Move a damaged artefact out of the way, so that it can be made anew; returns where to. None when it is whole
-        after all (another process has made it anew) or is not there. Waits for whoever is making it. Raises DiskError.
+        """Move a damaged artefact out of the way, so that it can be made again; returns where to. None when it is whole
+        after all (another process has made it again) or is not there. Waits while somebody makes it. Raises DiskError.
         """
         home = self._home(identity)
         with self.lock(identity):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -64,16 +65,12 @@ def measures_a_prompt_by_itself(measure: ArmMeasure) -> None:
     answers = some_answers()
     whole = values_of(measure, answers, _name(measure))
     few = torch.tensor([3, 0, 7])
-    part = Answers(
-        answers.step,
-        answers.split,
-        answers.numbers[few],
-        answers.prompts.take(few),
-        answers.responses.take(few),
-        {who: drawn.take(few) for who, drawn in answers.opponents.items()},
-        answers.tokenizer,
-        answers.models,
-        answers.judge,
+    part = replace(
+        answers,
+        numbers=answers.numbers[few],
+        prompts=answers.prompts.take(few),
+        responses=answers.responses.take(few),
+        opponents={who: drawn.take(few) for who, drawn in answers.opponents.items()},
     )
     alone = values_of(measure, part, _name(measure))
     same = torch.allclose(alone, whole[few], rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -90,10 +90,10 @@ def sets_its_dials(place: World) -> None:
         valued = 0
         for number, prompt in enumerate(prompts):
             for one, other in zip(authors, harder.authors(), strict=True):
-                said = place.write(np.random.default_rng(number), prompt, one)
+                response = place.write(np.random.default_rng(number), prompt, one)
                 again = harder.write(np.random.default_rng(number), prompt, other)
-                must(again == said, "complexity changes a response")
-                valued += harder.utility(prompt, said) != easier.utility(prompt, said)
+                must(again == response, "complexity changes a response")
+                valued += harder.utility(prompt, response) != easier.utility(prompt, response)
         must(valued > 0, f"complexity {complexity} changes no response's utility")
 
 

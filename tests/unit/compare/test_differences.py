@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from aligngap.compare import differences
-from aligngap.compare.differences import Comparison, Row, TaskComparison, compare
+from aligngap.compare.differences import Comparison, Quantity, TaskComparison, compare
 from aligngap.errors import UserError
 from unit.compare.fixture_runs import LOW, RISING, TASK, change, write_run
 
@@ -26,18 +26,18 @@ def _task(found: Comparison) -> TaskComparison:
     return found.tasks[0]
 
 
-def _row(task: TaskComparison, family: str, key: str, judge: str = "golden") -> Row:
+def _row(task: TaskComparison, family: str, key: str, judge: str = "golden") -> Quantity:
     pair = next(pair for pair in task.arms if pair.family == family)
     return next(row for row in pair.rows[judge] if row.key == key)
 
 
-def _width(row: Row) -> float:
+def _width(row: Quantity) -> float:
     assert row.difference.low is not None
     assert row.difference.high is not None
     return row.difference.high - row.difference.low
 
 
-def _estimate(task: TaskComparison, key: str, experiment: str = "goodhart") -> Row:
+def _estimate(task: TaskComparison, key: str, experiment: str = "goodhart") -> Quantity:
     question = next(question for question in task.experiments if question.name == experiment)
     return next(row for row in question.rows if row.key == key)
 

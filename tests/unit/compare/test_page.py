@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aligngap.cli import main
-from aligngap.compare.differences import Number, compare
+from aligngap.compare.differences import Interval, compare
 from aligngap.compare.page import render
 from aligngap.compare.words import interval_words, value_words
 from unit.compare.fixture_runs import LOW, RISING, TASK, write_run
@@ -119,13 +119,13 @@ def test_a_page_loads_nothing_and_every_link_leads_somewhere(runs: tuple[Path, P
 @pytest.mark.parametrize(
     ("number", "unit", "words"),
     [
-        (Number(0.031, -0.012, 0.074), "win rate", "+3.1% [−1.2%, +7.4%]"),
-        (Number(0.031, None, None), "win rate", "+3.1%, no interval"),
-        (Number(None, None, None), "win rate", "no data"),
-        (Number(0.0, 0.0, 0.0), "win rate", "0.0% [0.0%, 0.0%]"),
-        (Number(-1.234, -2.0, 0.5), "nats", "−1.23 [−2, +0.5]"),
+        (Interval(0.031, -0.012, 0.074), "win rate", "+3.1% [−1.2%, +7.4%]"),
+        (Interval(0.031, None, None), "win rate", "+3.1%, no interval"),
+        (Interval(None, None, None), "win rate", "no data"),
+        (Interval(0.0, 0.0, 0.0), "win rate", "0.0% [0.0%, 0.0%]"),
+        (Interval(-1.234, -2.0, 0.5), "nats", "−1.23 [−2, +0.5]"),
     ],
 )
-def test_intervals_in_words(number: Number, unit: str, words: str) -> None:
+def test_intervals_in_words(number: Interval, unit: str, words: str) -> None:
     assert interval_words(number, unit, signed=True) == words
     assert value_words(None, unit) == "no data"

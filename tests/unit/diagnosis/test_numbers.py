@@ -7,7 +7,7 @@ from math import isnan
 import numpy as np
 import pytest
 
-from aligngap.diagnosis.numbers import UNKNOWN, Number, Ratio, numbers, words
+from aligngap.diagnosis.numbers import UNKNOWN, Measurement, Ratio, numbers, words
 
 
 def test_means_and_ratios_of_means() -> None:
@@ -49,11 +49,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 @pytest.mark.parametrize(
     ("number", "unit", "signed", "text"),
     [
-        (Number(0.5, 0.25, 1.0, 9), "%", False, "50.0% [25.0%, 100.0%]"),
-        (Number(-0.5, -1.25, 0.25, 9), "nats", True, "-0.500 [-1.250, +0.250]"),
-        (Number(12.34, 10.0, 15.0, 9), "tokens", False, "12.3 [10.0, 15.0]"),
+        (Measurement(0.5, 0.25, 1.0, 9), "%", False, "50.0% [25.0%, 100.0%]"),
+        (Measurement(-0.5, -1.25, 0.25, 9), "nats", True, "-0.500 [-1.250, +0.250]"),
+        (Measurement(12.34, 10.0, 15.0, 9), "tokens", False, "12.3 [10.0, 15.0]"),
         (UNKNOWN, "%", False, "-"),
     ],
 )
-def test_words(number: Number, unit: str, signed: bool, text: str) -> None:
+def test_words(number: Measurement, unit: str, signed: bool, text: str) -> None:
     assert words(number, unit, signed=signed) == text

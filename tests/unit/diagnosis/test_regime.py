@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from aligngap.diagnosis.numbers import UNKNOWN, Number
+from aligngap.diagnosis.numbers import UNKNOWN, Measurement
 from aligngap.diagnosis.regime import Signs, decide
 
 
-def number(value: float, half: float = 0.03) -> Number:
-    return Number(value, value - half, value + half, 300)
+def number(value: float, half: float = 0.03) -> Measurement:
+    return Measurement(value, value - half, value + half, 300)
 
 
 def signs(nearer: float, farther: float, **changes: Any) -> Signs:

@@ -49,7 +49,7 @@ def test_the_summary_has_what_the_page_shows(tmp_path: Path) -> None:
     assert (running["done"], running["total"], running["rate"], running["left"]) == (3, 12, 1.5, 6.0)
     assert running["metrics"] == {"loss": 0.5}
     assert found["left"] == 30.0
-    assert {row["kind"]: (row["stages"], row["seconds"]) for row in found["spent"]} == {
+    assert {row["kind"]: (row["stages"], row["seconds"]) for row in found["times"]} == {
         "evaluate": (2, 3.0),
         "arm": (1, 2.0),
     }
@@ -116,7 +116,7 @@ def test_what_is_no_runs_folder(tmp_path: Path) -> None:
 def test_cached_stages_count_with_what_they_took_when_they_were_made(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "finished", [stage("arm-0123456789abcdef0123", "cached", kind="arm")])
     watched = Watched(folder)
-    assert watched.summary(watched.look())["spent"] == [{"kind": "arm", "stages": 1, "timed": 0, "seconds": 0.0}]
+    assert watched.summary(watched.look())["times"] == [{"kind": "arm", "stages": 1, "timed": 0, "seconds": 0.0}]
     with Store(folder / "store").writing("arm-0123456789abcdef0123", {"seconds": 4.5}):
         pass
-    assert watched.summary(watched.look())["spent"] == [{"kind": "arm", "stages": 1, "timed": 1, "seconds": 4.5}]
+    assert watched.summary(watched.look())["times"] == [{"kind": "arm", "stages": 1, "timed": 1, "seconds": 4.5}]

@@ -15,8 +15,8 @@ from aligngap.experiments.bench import ArmEntry
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.live import making
-from aligngap.live.folder import Watched
-from aligngap.live.making import Maker, NoPage, Page, Renewal, Request
+from aligngap.live.folder import Look, Watched
+from aligngap.live.making import LivePage, Maker, NoPage, Renewal
 from aligngap.pipeline.stages import Evaluate
 from tiny import Tiny
 from unit.live.run_folder import snapshot, stage, write_run
@@ -41,10 +41,17 @@ class Unfinished:
     def arms(self) -> list[ArmEntry]:
         return [arm.entry for arm in self.plan.tasks["summarisation"].arms]
 
-    def request(self, known: object = None, pending: Sequence[str] = ("offline", "shuffled")) -> Request:
-        waiting = {self.evaluations[family].identity for family in pending}
-        waiting |= {entry.stage.identity for entry in self.arms if entry.family in pending}
-        return Request(self.given, None, self.tiny.store.root, None, frozenset(waiting), {}, known)
+    def look(self, store: Path | None = None, ended: Sequence[str] = ()) -> Look:
+        """At the run with two arms pending; `ended`: stages that it says it has made."""
+        pending = [entry for entry in self.arms if entry.family in ("offline", "shuffled")]
+        waiting = [part for entry in pending for part in (entry.stage, self.evaluations[entry.family])]
+        rows = [stage(part.identity, "waiting") for part in waiting] + [stage(name, "finished") for name in ended]
+        return Look("running", {"stages": rows}, store or self.tiny.store.root)
+
+    def maker(self, folder: Path, file: Path | None = None, **changes: object) -> Maker:
+        """Of a folder in which this study runs, with some settings changed."""
+        (write_run(folder) / "study.json").write_text(json.dumps(self.given | changes))
+        return Maker(Watched(folder, file))
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +72,9 @@ def begun(unfinished: Unfinished) -> Iterator[Evaluate]:
     shutil.rmtree(folder)
 
 
-def test_a_page_says_that_it_is_unfinished_and_what_it_rests_on(unfinished: Unfinished) -> None:
-    page = Maker().make(unfinished.request())
-    assert isinstance(page, Page)
+def test_a_page_says_that_it_is_unfinished_and_what_it_rests_on(unfinished: Unfinished, tmp_path: Path) -> None:
+    page = unfinished.maker(tmp_path).make(unfinished.look())
+    assert isinstance(page, LivePage)
     text = page.html.decode()
     assert "Unfinished: 2 arms and measures are still to come." in text
     assert "Rests on 1 of 3 arms and measures." in text
@@ -79,63 +86,71 @@ def test_a_page_says_that_it_is_unfinished_and_what_it_rests_on(unfinished: Unfi
     assert "default-src 'none'" in page.policy
 
 
-def test_the_same_again_is_not_made_again(unfinished: Unfinished) -> None:
-    maker = Maker()
-    first = maker.make(unfinished.request())
-    assert isinstance(first, Page)
-    assert maker.make(unfinished.request(first.of_what)) == NoPage()
+def test_the_same_again_is_not_made_again(unfinished: Unfinished, tmp_path: Path) -> None:
+    maker = unfinished.maker(tmp_path)
+    assert isinstance(maker.make(unfinished.look()), LivePage)
+    assert maker.make(unfinished.look()) == NoPage()
 
 
-def test_a_checkpoint_more_is_something_new_and_enters_no_estimate(unfinished: Unfinished, begun: Evaluate) -> None:
-    maker = Maker()
-    page = maker.make(unfinished.request())
-    assert isinstance(page, Page)
+def test_a_checkpoint_more_is_something_new_and_enters_no_estimate(
+    unfinished: Unfinished, begun: Evaluate, tmp_path: Path
+) -> None:
+    maker = unfinished.maker(tmp_path)
+    page = maker.make(unfinished.look())
+    assert isinstance(page, LivePage)
     assert "Rests on 1 of 3 arms and measures." in page.html.decode()
     assert page.arms == 2
     folder = unfinished.tiny.store.unfinished(begun.identity)
     for kind in ("prompts", "pairs"):
         later = pl.read_parquet(Evaluate.file(folder, kind, 0)).with_columns(step=pl.lit(1))
         later.write_parquet(Evaluate.file(folder, kind, 1))
-    assert isinstance(maker.make(unfinished.request(page.of_what)), Page)
+    assert isinstance(maker.make(unfinished.look()), LivePage)
 
 
 def test_before_the_first_checkpoint_there_is_no_page(unfinished: Unfinished, tmp_path: Path) -> None:
-    request = unfinished.request()
-    empty = Request(request.study, None, tmp_path / "nowhere", None, request.pending, {}, None)
-    assert Maker().make(empty) == NoPage()
+    assert unfinished.maker(tmp_path / "run").make(unfinished.look(tmp_path / "nowhere")) == NoPage()
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_what_is_swept_away_is_missing_and_the_rest_stands(unfinished: Unfinished, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(unfinished.tiny.store.root, store)
-    shutil.rmtree(store / unfinished.evaluations["online"].identity)
-    lost = {unfinished.evaluations["online"].identity: ("missing", "it is not in the store any more")}
-    request = unfinished.request()
-    maker = Maker()
-    page = maker.make(Request(request.study, None, store, None, request.pending, lost, None))
-    assert isinstance(page, Page)
+    online = unfinished.evaluations["online"].identity
+    shutil.rmtree(store / online)
+    maker = unfinished.maker(tmp_path / "run")
+    page = maker.make(unfinished.look(store, ended=[online]))
+    assert isinstance(page, LivePage)
     assert "Missing for good: online (seed 0)." in page.html.decode()
     assert "it is not in the store any more" in page.html.decode()
     assert page.arms == 1
     shutil.rmtree(store)
-    assert maker.make(Request(request.study, None, store, None, request.pending, lost, page.of_what)) == NoPage()
+    assert maker.make(unfinished.look(store, ended=[online])) == NoPage()
 
 
 def test_half_of_an_artefact_is_a_problem_that_is_said(unfinished: Unfinished, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(unfinished.tiny.store.root, store)
     (store / unfinished.evaluations["online"].identity / "per_prompt.parquet").unlink()
-    request = unfinished.request()
-    answer = Maker().make(Request(request.study, None, store, None, request.pending, {}, None))
+    answer = unfinished.maker(tmp_path / "run").make(unfinished.look(store))
     assert isinstance(answer, NoPage)
     assert "per_prompt.parquet: missing" in str(answer.problem)
 
 
-def test_a_study_of_another_version_is_one_sentence(unfinished: Unfinished) -> None:
-    request = unfinished.request()
-    strange = Request(unfinished.given | {"no_such_key": 1}, None, request.store, None, request.pending, {}, None)
-    answer = Maker().make(strange)
+def test_a_page_that_failed_is_tried_again(unfinished: Unfinished, tmp_path: Path) -> None:
+    """What a page was made of is remembered only of one that came about."""
+    store = tmp_path / "store"
+    shutil.copytree(unfinished.tiny.store.root, store)
+    part = store / unfinished.evaluations["online"].identity / "per_prompt.parquet"
+    whole = part.read_bytes()
+    part.unlink()
+    maker = unfinished.maker(tmp_path / "run")
+    assert isinstance(maker.make(unfinished.look(store)), NoPage)
+    part.write_bytes(whole)
+    assert isinstance(maker.make(unfinished.look(store)), LivePage)
+
+
+def test_a_study_of_another_version_is_one_sentence(unfinished: Unfinished, tmp_path: Path) -> None:
+    answer = unfinished.maker(tmp_path, no_such_key=1).make(unfinished.look())
     assert isinstance(answer, NoPage)
     assert "the study cannot be read: Extra inputs are not permitted" in str(answer.problem)
     assert "--study FILE" in str(answer.problem)
@@ -153,32 +168,27 @@ def test_a_plugin_is_imported_for_a_file_that_is_given_and_never_for_a_folder(
     unfinished: Unfinished, tmp_path: Path
 ) -> None:
     (tmp_path / "watched_plugin.py").write_text(PLUGIN)
-    given = unfinished.given | {"plugins": ["watched_plugin"]}
     file = tmp_path / "mine.yaml"
     file.write_text("extends: paper\nplugins: [watched_plugin]\n")
-    request = unfinished.request()
-    maker = Maker()
-    foreign = maker.make(Request(given, None, request.store, None, request.pending, {}, None))
-    assert isinstance(foreign, Page)  # the plugin has no part in this study's identities
+    plugins = ["watched_plugin"]
+    foreign = unfinished.maker(tmp_path / "foreign", plugins=plugins).make(unfinished.look())
+    assert isinstance(foreign, LivePage)  # the plugin has no part in this study's identities
     assert not (tmp_path / "imported").exists()
-    unknown = Maker().make(
-        Request(given | {"experiments": ["of_plugin"]}, None, request.store, None, request.pending, {}, None)
-    )
+    strange = unfinished.maker(tmp_path / "strange", plugins=plugins, experiments=["of_plugin"])
+    unknown = strange.make(unfinished.look())
     assert isinstance(unknown, NoPage)
     assert "no experiment 'of_plugin'" in str(unknown.problem)
     assert "say --study FILE" in str(unknown.problem)
-    own = Maker().make(Request(given, file, request.store, None, request.pending, {}, None))
-    assert isinstance(own, Page)
+    own = unfinished.maker(tmp_path / "own", file, plugins=plugins).make(unfinished.look())
+    assert isinstance(own, LivePage)
     assert (tmp_path / "imported").exists()
 
 
-def test_code_that_comes_with_a_model_is_never_trusted(unfinished: Unfinished) -> None:
+def test_code_that_comes_with_a_model_is_never_trusted(unfinished: Unfinished, tmp_path: Path) -> None:
     base = {"path": unfinished.study.models.policy.path, "trust_remote_code": True}
     models = {"policy": base, "golden": base, "proxy": base, "sizes": [base]}
-    given = unfinished.given | {"models": models}
-    assert StudySpec.model_validate(given).models.policy.trust_remote_code
-    plan = Maker()._planned(given, None)
-    assert "trust_remote_code" in json.dumps(StudySpec.model_validate(given).model_dump(mode="json"))
+    assert StudySpec.model_validate(unfinished.given | {"models": models}).models.policy.trust_remote_code
+    plan = unfinished.maker(tmp_path, models=models).plan
     assert "trust_remote_code" not in json.dumps(plan.specification)
     # It is no part of what names an artefact.
     wanted = [stage.identity for stage in unfinished.plan.tasks["summarisation"].reads]
@@ -188,13 +198,14 @@ def test_code_that_comes_with_a_model_is_never_trusted(unfinished: Unfinished) -
 def test_the_finished_report_is_made_of_results_alone(tmp_path: Path) -> None:
     from unit.report.fixture_results import write_results
 
-    folder = write_results(tmp_path)
-    request = Request({}, None, tmp_path / "no store", folder, frozenset(), {}, None)
-    page = Maker().make(request)
-    assert isinstance(page, Page)
+    folder = write_results(write_run(tmp_path, "finished"))
+    maker = Maker(Watched(folder))
+    look = Watched(folder).look()
+    page = maker.make(look)
+    assert isinstance(page, LivePage)
     assert page.final
     assert "Unfinished:" not in page.html.decode()
-    assert Maker().make(Request({}, None, tmp_path / "no store", folder, frozenset(), {}, page.of_what)) == NoPage()
+    assert maker.make(look) == NoPage()
 
 
 def test_nothing_is_written_where_the_run_lives(unfinished: Unfinished, begun: Evaluate, tmp_path: Path) -> None:
@@ -206,9 +217,7 @@ def test_nothing_is_written_where_the_run_lives(unfinished: Unfinished, begun: E
     watched = Watched(folder)
     look = watched.look()
     assert watched.summary(look)["state"] == "interrupted"
-    request = unfinished.request()
-    page = Maker().make(Request(watched.study, None, look.store, None, request.pending, {}, None))
-    assert isinstance(page, Page)
+    assert isinstance(Maker(watched).make(look), LivePage)
     assert snapshot(folder) == before
 
 

@@ -19,7 +19,7 @@ from aligngap.pipeline.executors.cluster import executor as executor_module
 from aligngap.pipeline.executors.cluster.driver import _knock
 from aligngap.pipeline.executors.cluster.node import Job, here, keep, unfit
 from aligngap.pipeline.executors.packed import PackedStage
-from aligngap.pipeline.executors.worker import Settings
+from aligngap.pipeline.executors.worker import StageSettings
 from aligngap.store import Store
 from aligngap.store import store as store_module
 from unit.pipeline.fake_stages import Fake, Steps
@@ -91,7 +91,7 @@ def test_nothing_is_left_of_having_shown_it(store: Store) -> None:
 
 def test_a_keeper_passes_on_what_a_stage_says_and_prints(store: Store) -> None:
     stage = Fake(name="a", does="print")
-    job = Job(PackedStage.of(stage), Settings(store.root, "cpu"), stage.identity)
+    job = Job(PackedStage.of(stage), StageSettings(store.root, "cpu"), stage.identity)
     said = list(keep(job.packed(), "the node"))
     assert said[0] == ("log", b"a warning\n")
     assert said[-1][0] == "finished"
@@ -100,7 +100,7 @@ def test_a_keeper_passes_on_what_a_stage_says_and_prints(store: Store) -> None:
 
 def test_a_keeper_that_is_told_to_stop_ends_its_stage(store: Store) -> None:
     stage = Steps(steps=10_000)
-    job = Job(PackedStage.of(stage), Settings(store.root, "cpu"), stage.identity)
+    job = Job(PackedStage.of(stage), StageSettings(store.root, "cpu"), stage.identity)
     keeper = keep(job.packed(), "the node")
     assert next(keeper)[0] == "progress"
     keeper.close()

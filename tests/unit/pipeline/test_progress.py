@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from aligngap.pipeline.executors.progress import Ledger, Spent, activities, clock, display, time_spent
+from aligngap.pipeline.executors.progress import KindTime, Ledger, activities, clock, display, time_by_kind
 from aligngap.pipeline.graph import Event
 from unit.pipeline.fake_stages import Fake
 
@@ -48,10 +48,10 @@ def test_left_follows_the_estimates_at_first_and_this_machines_pace_then() -> No
     assert ledger.left == pytest.approx(30 * (185 + 92.5 + 5) / (60 + 30 + 5))
 
 
-def test_time_spent_by_kind_the_dearest_first() -> None:
+def test_time_by_kind_by_kind_the_dearest_first() -> None:
     given = [("sft", 2.0), ("arm", 5.0), ("arm", None), ("sft", 1.0), ("pairs", None)]
-    assert time_spent(given) == [Spent("arm", 2, 1, 5.0), Spent("sft", 2, 2, 3.0), Spent("pairs", 1, 0, 0.0)]
-    assert time_spent([]) == []
+    assert time_by_kind(given) == [KindTime("arm", 2, 1, 5.0), KindTime("sft", 2, 2, 3.0), KindTime("pairs", 1, 0, 0.0)]
+    assert time_by_kind([]) == []
 
 
 def test_time_by_activity_adds_up_to_the_cores_time() -> None:

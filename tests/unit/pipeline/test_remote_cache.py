@@ -15,7 +15,7 @@ from aligngap.pipeline.archive import pack_one
 from aligngap.pipeline.executors.cluster.node import Job, here, keep, unfit
 from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Message
-from aligngap.pipeline.executors.worker import Settings
+from aligngap.pipeline.executors.worker import StageSettings
 from aligngap.pipeline.graph import Stage
 from aligngap.pipeline.remote_cache import RemoteCache
 from aligngap.store import Store
@@ -111,7 +111,7 @@ def carried(
     """What a node with this store of its own says of a stage."""
     monkeypatch.setenv("ALIGNGAP_STORE", str(cache))
     inputs = tuple(parent.identity for parent in stage.parents)
-    settings = Settings(Path("/nowhere"), "cpu", seconds)
+    settings = StageSettings(Path("/nowhere"), "cpu", seconds)
     return keep(Job(PackedStage.of(stage), settings, stage.identity, remote_cache.url, inputs).packed(), "a node")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aligngap.errors import UserError
-from aligngap.pipeline.executors.progress import Ledger, Spent
+from aligngap.pipeline.executors.progress import KindTime, Ledger
 from aligngap.pipeline.graph import Event
 from aligngap.pipeline.rundir import RunDirectory, chosen_store, differences
 from aligngap.store import Store
@@ -96,7 +96,7 @@ def test_differences() -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from aligngap.pipeline.executors.progress import Ledger, Spent
+from aligngap.pipeline.executors.progress import Ledger, KindTime
 from aligngap.pipeline.rundir import RunDirectory
 
 with RunDirectory.use(Path(sys.argv[1]), {"name": "try"}) as run:
@@ -189,6 +189,17 @@ def test_of_hidden_files_only_halves_of_a_runs_own_go(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == kept | {".lock", "study.json", "status.json"}
 
 
+def test_of_a_report_halves_go_too(tmp_path: Path) -> None:
+    start(tmp_path)
+    (tmp_path / "charts").mkdir()
+    halves = [".report.html.0123abcd", "charts/.arena-goodhart-train.png.0123abcd"]
+    theirs = [".arena.png.0123abcd", "charts/.secret.0123abcd", "charts/arena.png"]
+    for name in (*halves, *theirs):
+        (tmp_path / name).write_text("x")
+    start(tmp_path)
+    assert [name for name in (*halves, *theirs) if (tmp_path / name).exists()] == theirs
+
+
 @pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a file", "link to itself", "pipe"])
 def test_what_is_no_folder_is_no_place_for_a_run(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "out"
@@ -251,7 +262,7 @@ def test_no_odd_value_in_a_status_gets_through(tmp_path: Path, value: object) ->
             refused[key] = error
             continue
         assert isinstance(status["seconds"], float)
-        assert isinstance(found.spent(status), list)
+        assert isinstance(found.time_by_kind(status), list)
         assert isinstance(found.activities(status), dict)
         assert isinstance(found.store_path().exists(), bool)
     assert {error.where for error in refused.values()} == {str(path)}
@@ -351,6 +362,6 @@ def test_time_is_summed_by_kind_as_far_as_it_is_recorded(tmp_path: Path) -> None
         ):
             ledger.update(event)
     found = RunDirectory.open(tmp_path / "run")
-    assert found.spent(found.status()) == [Spent("fake", stages=4, timed=3, seconds=10.0)]
+    assert found.time_by_kind(found.status()) == [KindTime("fake", stages=4, timed=3, seconds=10.0)]
     status = found.status() | {"jobs": 2, "seconds": 10.0}
     assert found.activities(status) == {"waiting": 17.5, "sampling": 5.5, "unknown": 2.5, "training": 2.0}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.server import process_context
-from aligngap.pipeline.executors.worker import Settings, stage_process
+from aligngap.pipeline.executors.worker import StageSettings, stage_process
 from aligngap.store.store import Store
 from unit.pipeline.fake_stages import Fake, read
 
@@ -28,7 +28,7 @@ def test_the_server_is_light_to_start() -> None:
 def test_garbage_is_looked_for_only_in_what_a_stage_makes(tmp_path: Path) -> None:
     store, stage = Store(tmp_path / "store"), Fake(name="a")
     context = process_context()
-    process = stage_process(context, PackedStage.of(stage), Settings(store.root, "cpu"))
+    process = stage_process(context, PackedStage.of(stage), StageSettings(store.root, "cpu"))
     while not process.ended:
         process.read(60.0)
     found = read(store.get(stage.identity).path)
@@ -42,7 +42,7 @@ def test_a_fork_server_that_is_lost_while_it_forks_costs_nothing(tmp_path: Path)
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     os.kill(server, signal.SIGSTOP)  # it takes the request, and does not answer
     threading.Timer(0.5, os.kill, (server, signal.SIGKILL)).start()
-    process = stage_process(context, PackedStage.of(stage), Settings(store.root, "cpu"))
+    process = stage_process(context, PackedStage.of(stage), StageSettings(store.root, "cpu"))
     while not process.ended:
         process.read(60.0)
     assert store.has(stage.identity)

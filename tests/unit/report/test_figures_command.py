@@ -8,7 +8,7 @@ import pytest
 
 from aligngap.cli import main
 from aligngap.report import still
-from aligngap.report.figures import Figure
+from aligngap.report.figures import Chart
 from unit.report.fixture_results import write_results
 
 
@@ -17,7 +17,7 @@ def test_every_figure_becomes_a_file(
 ) -> None:
     asked: list[str] = []
 
-    def svg(data: object, figure: Figure, *, split: str, opponent: str) -> str:
+    def svg(data: object, figure: Chart, *, split: str, opponent: str) -> str:
         asked.append(opponent)
         return f"<svg>{figure.name}</svg>"  # drawing each takes a second; test_figures draws
 

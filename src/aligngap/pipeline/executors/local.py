@@ -17,7 +17,7 @@ from aligngap.errors import UserError
 from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Executor
 from aligngap.pipeline.executors.server import one_thread, process_context
-from aligngap.pipeline.executors.worker import Settings, stage_process
+from aligngap.pipeline.executors.worker import StageSettings, stage_process
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
 from aligngap.pipeline.processes import Message, Reporter
 from aligngap.ranks import ALONE, Parallel
@@ -53,7 +53,7 @@ class LocalExecutor(Executor):
     ) -> None:
         super().__init__(store)
         self._jobs, self._log_folder = jobs or default_jobs(device, parallel), log_folder
-        self._settings = Settings(store.root, device, checkpoint_seconds, parallel=parallel)
+        self._settings = StageSettings(store.root, device, checkpoint_seconds, parallel=parallel)
         self._running: dict[Connection, tuple[str, Reporter]] = {}
 
     def __enter__(self) -> Self:

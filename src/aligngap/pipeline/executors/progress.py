@@ -145,7 +145,7 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Spent:
+class KindTime:
     """Where time went: stages of a kind, how many of them have their time on record, and seconds in all."""
 
     kind: str
@@ -154,13 +154,13 @@ class Spent:
     seconds: float
 
 
-def time_spent(stages: Iterable[tuple[str, float | None]]) -> list[Spent]:
+def time_by_kind(stages: Iterable[tuple[str, float | None]]) -> list[KindTime]:
     """By kind of stage, the dearest first. stages: kind, and seconds or None where they are not known."""
     kinds: dict[str, list[float | None]] = {}
     for kind, seconds in stages:
         kinds.setdefault(kind, []).append(seconds)
     rows = [
-        Spent(kind, len(values), sum(value is not None for value in values), sum(value or 0.0 for value in values))
+        KindTime(kind, len(values), sum(value is not None for value in values), sum(value or 0.0 for value in values))
         for kind, values in kinds.items()
     ]
     return sorted(rows, key=lambda row: -row.seconds)

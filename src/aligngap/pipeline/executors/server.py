@@ -15,7 +15,6 @@ from aligngap.pipeline.processes import without_interrupts
 from aligngap.pipeline.temporary import own_temporary_folder
 
 _VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-_PRELOAD = "aligngap.pipeline.executors.preload"
 _ANY_STUDY = ("aligngap.pipeline.stages", "aligngap.experiments.registry")
 
 
@@ -34,7 +33,7 @@ def process_context() -> ForkServerContext | SpawnContext:
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{_PRELOAD}.first", "torch", *_ANY_STUDY, f"{_PRELOAD}.last"])
+    context.set_forkserver_preload(["torch", *_ANY_STUDY, "aligngap.pipeline.executors.preload"])
     resource_tracker.ensure_running()  # by itself: it would lift the block below
     with without_interrupts(), own_temporary_folder():
         forkserver.ensure_running()

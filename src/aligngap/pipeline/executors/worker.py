@@ -34,7 +34,7 @@ _BETWEEN_MESSAGES = 0.2
 
 
 @dataclass(frozen=True)
-class Settings:
+class StageSettings:
     """What every stage of a run is given. root: the store's folder; log: of this stage's output and traceback, None
     leaves them on the process's streams; record: what else goes into the artefact's record; parallel: how many
     processes make a stage together.
@@ -48,7 +48,7 @@ class Settings:
     parallel: Parallel = ALONE
 
 
-def stage_process(context: ForkServerContext | SpawnContext, stage: PackedStage, settings: Settings) -> Reporter:
+def stage_process(context: ForkServerContext | SpawnContext, stage: PackedStage, settings: StageSettings) -> Reporter:
     """A process that makes one stage, and reports what `Executor` lists. Raises OSError when it cannot start."""
     return Reporter(_work, stage, settings, name="stage", context=context)
 
@@ -57,13 +57,12 @@ class _Stopped(BaseException):
     """SIGTERM, in a stage's process. Not an Exception, so that no stage's own code can swallow it."""
 
 
-def _work(messages: Connection, packed: PackedStage, settings: Settings) -> None:
+def _work(messages: Connection, packed: PackedStage, settings: StageSettings) -> None:
     """The child's side, which sends what `Executor` lists."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_stopped)
     sender = _Sender(messages)
     gc.freeze()  # what was imported before the fork is shared memory for as long as nobody looks for garbage in it
-    gc.enable()
     try:
         if settings.log is not None:
             redirect(settings.log)
@@ -86,7 +85,7 @@ def _work(messages: Connection, packed: PackedStage, settings: Settings) -> None
         sender.send("memory" if out_of_memory(error) else "failed", describe(error))
 
 
-def _make(stage: Stage, settings: Settings, sender: _Sender) -> Message:
+def _make(stage: Stage, settings: StageSettings, sender: _Sender) -> Message:
     store = Store(settings.root)
     with ExitStack() as stack:
         try:

@@ -16,7 +16,7 @@ from aligngap.pipeline.executors.cluster.driver import OWN, Terms, drive
 from aligngap.pipeline.executors.cluster.node import Job, here
 from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.run import Executor
-from aligngap.pipeline.executors.worker import Settings
+from aligngap.pipeline.executors.worker import StageSettings
 from aligngap.pipeline.graph import CHECKPOINT_SECONDS, Stage
 from aligngap.pipeline.processes import GRACE, Child, Message
 from aligngap.pipeline.remote_cache import RemoteCache
@@ -55,7 +55,7 @@ class RayExecutor(Executor):
         self._remote_cache = RemoteCache(remote_cache) if remote_cache else None
         self._address = address or os.environ.get("RAY_ADDRESS") or OWN
         self._wanted_jobs, self._gpus, self._parallel = jobs, parallel.processes * (device != "cpu"), parallel
-        self._settings = Settings(store.root, device, checkpoint_seconds, parallel=parallel)
+        self._settings = StageSettings(store.root, device, checkpoint_seconds, parallel=parallel)
         self._log_folder = log_folder
         self._room = 0
         self._running: set[str] = set()

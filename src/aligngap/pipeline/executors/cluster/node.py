@@ -21,7 +21,7 @@ from aligngap import __version__
 from aligngap.errors import UserError
 from aligngap.pipeline.executors.packed import PackedStage
 from aligngap.pipeline.executors.server import one_thread, process_context
-from aligngap.pipeline.executors.worker import Settings, stage_process
+from aligngap.pipeline.executors.worker import StageSettings, stage_process
 from aligngap.pipeline.processes import GRACE, Message
 from aligngap.pipeline.remote_cache import RemoteCache, is_address
 from aligngap.pipeline.rundir import STORE_VARIABLE
@@ -43,7 +43,7 @@ class Job:
     """
 
     stage: PackedStage
-    settings: Settings
+    settings: StageSettings
     identity: str
     remote_cache: str | None = None
     inputs: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ def keep(job: bytes, node: str) -> Iterator[Message]:
         yield from _carry(given, settings, RemoteCache(given.remote_cache))
 
 
-def _keep(given: Job, settings: Settings) -> Iterator[Message]:
+def _keep(given: Job, settings: StageSettings) -> Iterator[Message]:
     with tempfile.TemporaryDirectory(prefix="aligngap-") as folder, one_thread():
         log = Path(folder) / "log"
         process = stage_process(process_context(), given.stage, replace(settings, log=log))
@@ -127,7 +127,7 @@ def _keep(given: Job, settings: Settings) -> Iterator[Message]:
             process.end(GRACE)
 
 
-def _carry(given: Job, settings: Settings, remote_cache: RemoteCache) -> Iterator[Message]:
+def _carry(given: Job, settings: StageSettings, remote_cache: RemoteCache) -> Iterator[Message]:
     """The same in a store of the node's own: inputs are brought from the remote cache, the artefact is brought
     there, and its step checkpoints on the way.
     """

@@ -1,6 +1,7 @@
-"""What every stage would do again. To ask git for the revision. And where it loads a model: transformers compiles some
-900 patterns for the names of weights, of all kinds of models, and keeps them. What is imported by now is kept from the
-collector, which at the end of the server's process would look through all of it, for a second.
+"""What the fork server imports after all else (`executors.server`), for what it does on import: what every stage would
+do again. To ask git for the revision; and where it loads a model, transformers compiles some 900 patterns for the names
+of weights, of all kinds of models, and keeps them. What is imported by now is kept from the collector, which at the end
+of the server's process would look through all of it, for a second.
 """
 
 import gc
