@@ -11,7 +11,7 @@ from aligngap.gates.data import DataGate
 from aligngap.gates.golden import GoldenGate
 from aligngap.gates.own import JudgeGate
 from aligngap.gates.plan import gate_prompts, gates_of, own_gates
-from aligngap.gates.record import Gate, GateResult, Record, Score
+from aligngap.gates.record import Gate, Record
 from aligngap.gates.sft import SftGate
 
 __all__ = [
@@ -19,11 +19,9 @@ __all__ = [
     "ComplexityGate",
     "DataGate",
     "Gate",
-    "GateResult",
     "GoldenGate",
     "JudgeGate",
     "Record",
-    "Score",
     "SftGate",
     "gate_prompts",
     "gates_of",

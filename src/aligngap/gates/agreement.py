@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from aligngap.gates.record import Score
+from aligngap.results import Score
 
 
 def balanced_agreement(says: torch.Tensor, difference: torch.Tensor) -> tuple[float | None, float | None]:

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from transformers import LlamaForCausalLM
 
-from aligngap.gates.record import Gate, Score
+from aligngap.gates.record import Gate
 from aligngap.models.build import load_language_model
 from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages import Base
+from aligngap.results import Score
 from aligngap.tasks.worlds import WORLDS
 from aligngap.train.pretrain import evaluate_base
 

@@ -7,9 +7,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from aligngap.gates.record import Gate, Score
+from aligngap.gates.record import Gate
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages import JudgeStage, Pairs, load_judge
+from aligngap.results import Score
 
 _POINT = 0.01
 _LEAST_KNOWN = 0.90

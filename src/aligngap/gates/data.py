@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from aligngap.gates.record import Gate, Score
+from aligngap.gates.record import Gate
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages import SPLITS, Pairs
+from aligngap.results import Score
 from aligngap.types import Tokens
 
 

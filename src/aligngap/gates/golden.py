@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from aligngap.gates.agreement import agreement_score, balanced_agreement, first_of_each_sign
-from aligngap.gates.record import Gate, Score
+from aligngap.gates.record import Gate
 from aligngap.gates.restyling import restyled
 from aligngap.judges.base import Judge, decision
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.models.policy import Policy
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages import Arm, JudgeStage, Pairs, Sft, load_judge, load_policy, sample_in_chunks
+from aligngap.results import Score
 from aligngap.seeds import numpy_stream, uniforms
 from aligngap.tasks.spec import response_ids
 from aligngap.tasks.worlds.base import World

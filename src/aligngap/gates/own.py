@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from aligngap.gates.record import Gate, Score
+from aligngap.gates.record import Gate
 from aligngap.judges.base import Judge
 from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages import JudgeStage, Pairs, Sft, load_judge, load_policy, sample_in_chunks
+from aligngap.results import Score
 from aligngap.seeds import uniforms
 from aligngap.types import PairBatch, Tokens
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from aligngap.gates.record import Gate, Score
+from aligngap.gates.record import Gate
 from aligngap.pipeline.graph import Context
 from aligngap.pipeline.stages import Pairs, Sft, load_policy, sample_in_chunks
+from aligngap.results import Score
 from aligngap.seeds import uniforms
 
 _MOST = 0.1

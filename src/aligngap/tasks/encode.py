@@ -205,9 +205,16 @@ def _guarded(pair: TextPair, controls: Controls) -> tuple[TextPair, dict[str, No
         return guard(body) + text[len(body) :]
 
     prompt = tuple(Message(guard(turn.role), guard(turn.content), guard(turn.keys)) for turn in pair.prompt)
-    changes = {"first": answer(pair.first), "second": answer(pair.second), "tools": guard(pair.tools)}
-    changes |= {"first_keys": guard(pair.first_keys), "second_keys": guard(pair.second_keys)}
-    return replace(pair, prompt=prompt, **changes), spelled
+    guarded = replace(
+        pair,
+        prompt=prompt,
+        first=answer(pair.first),
+        second=answer(pair.second),
+        tools=guard(pair.tools),
+        first_keys=guard(pair.first_keys),
+        second_keys=guard(pair.second_keys),
+    )
+    return guarded, spelled
 
 
 def _answers(

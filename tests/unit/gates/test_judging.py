@@ -9,10 +9,10 @@ import torch
 
 from aligngap.gates.agreement import balanced_agreement, first_of_each_sign
 from aligngap.gates.golden import Stratum, attained, examined, style_edits
-from aligngap.gates.record import Score
 from aligngap.judges.base import Judge
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.models.tokenizer import word_tokenizer
+from aligngap.results import Score
 from aligngap.tasks.spec import TaskSpec, make_pairs
 from aligngap.tasks.worlds import WORLDS, world
 from aligngap.types import PairBatch, Tokens

@@ -13,6 +13,7 @@ from aligngap.experiments.golden.measure import GOLDENS, GoldenAudit
 from aligngap.experiments.spec import fifth
 from aligngap.pipeline.stages import Generate, Pairs
 from aligngap.stats.verdict import sign_verdict
+from aligngap.tasks.spec import TaskSpec
 
 LOW_BETA = 0.01
 FRESH_SEED = 1_000_000
@@ -66,9 +67,9 @@ def audit(bench: Bench, entry: ArmEntry) -> GoldenAudit:
 def fresh_pairs(bench: Bench) -> Pairs:
     """As many further raters' pairs as golden learns from, none of them on a held-out prompt."""
     count = bench.study.golden.train_pairs or bench.study.data.train_pairs
-    task = bench.pairs.task.model_copy(
-        update={"part": "golden", "train_pairs": count, "seed": FRESH_SEED + bench.pairs.task.seed}
-    )
+    own = bench.pairs.task
+    assert isinstance(own, TaskSpec), "a data set's raters cannot be asked again (`obstacle`)"
+    task = own.model_copy(update={"part": "golden", "train_pairs": count, "seed": FRESH_SEED + own.seed})
     return Pairs(task=task, base=bench.pairs.base)
 
 
