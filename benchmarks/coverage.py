@@ -4,18 +4,20 @@
 
 A **study** is four worlds that differ in how far seeds scatter. In each, both methods sweep four configurations, a run
 a seed of each: a path of KL with a checkpoint at step 0 and sixteen evenly in ln KL (ratio 1.2 to 1.5), and by truth and
-by golden a win rate there. Claim A is `delta_eq` on frontiers, claim B `within_budget` at 4. What the rule itself
-computes is the package's own code (`crossings`, `leave_one_out`, `adjust`, `classify`, the p-values); only the runs are
-made here, at the level of means over prompts, so that 20,000 studies of a kind take minutes.
+by golden a win rate there. A pilot of five seeds of its own registers which k are compared, and by which configuration
+of either method. Claim A is `delta_eq`, claim B `within_budget` at 4. What the rule itself computes is the package's own
+code (`crossings`, `leave_one_out`, `adjust`, `classify`, the p-values); only the runs are made here, at the level of
+means over prompts, so that thousands of studies of a kind take minutes.
 
-**A false word** is one that the scenario's true value denies: *supported* where it is 0 or below, *contradicted* where
-it is 0 or above, *equivalent* or "smaller than 4 points" where it is 4 points or more. The true value of A is that of
-the curves; of B, what practitioners get on average over all simulated seeds, without evaluation's noise.
+**A false word** is one that the true value denies: *supported* where it is 0 or below, *contradicted* where it is 0 or
+above, *equivalent* or "smaller than 4 points" where it is 4 points or more. The true value of A is that of the curves of
+what was registered; of B, what practitioners get on average over all simulated seeds, without evaluation's noise.
 
-**Beside it**: the rule as it was first written (plain Holm, and the 90% interval against the margin whatever the number
-of claims), the first laboratory's (mean gap over ln KL and peak difference of one configuration, margin 2 points), and a
-word from `gap_weighted`, the mean weighted by attainable gain. All are held against the true value of A.
-docs/statistics.md says what follows.
+**Beside it**, in the same studies: the rule as it was first written, which chose configurations on the other seeds
+("loo"), and took plain Holm and the 90% interval against the margin whatever the number of claims ("holm"); each change
+alone and both ("first"). The first laboratory's rule (mean gap over ln KL and peak difference of one configuration,
+margin 2 points) and a word from `gap_weighted`, the mean weighted by attainable gain, are held against the true value of
+A. docs/statistics.md says what follows.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from numpy.typing import NDArray
 
 from aligngap.stats.ceiling import w_star
 from aligngap.stats.contrast import correlation, critical, max_t, p_different, p_inside, satterthwaite
-from aligngap.stats.gaps import leave_one_out
+from aligngap.stats.gaps import BEYOND, leave_one_out
 from aligngap.stats.passages import crossings, is_hole
 from aligngap.stats.verdict import holm
 from aligngap.stats.words import ALPHA, MARGIN, WORDS, adjust, classify
@@ -46,10 +48,12 @@ WORLD_SDS = (0.015, 0.025, 0.035, 0.045)
 """Over seeds, of the difference of two runs at equal KL and configuration, by world."""
 SEEDS = (3, 5, 8, 10)
 EFFECTS = (0.0, MARGIN)
+CANDIDATES = (1.0, 2.0, 4.0)
+PILOT = 5
 CHECKPOINTS = 16
 BUDGET = 4.0
 CHUNK = 1000
-METHOD, RUN, WOBBLE = 0.3, 0.15, 0.05
+METHOD, RUN, WOBBLE = 0.25, 0.2, 0.05
 """A method's, a run's and a checkpoint's share of the variance of a difference over seeds, each method's."""
 PROMPT_VARIANCE, GOLDEN_VARIANCE = 0.043, 0.117
 """Of a prompt's outcome at KL 1 by truth (four opponents) and by golden (one)."""
@@ -57,13 +61,15 @@ SHARES = {"method": 0.2, "run": 0.16, "checkpoint": 0.11}
 """Of a prompt's variance: what all runs of a method share, of a run, of a checkpoint. What both methods share drops out
 of every difference. Measured in a study of two seeds, the first of them doubled (docs/lab-log.md).
 """
-OFFSETS = np.array([0.0, -0.003, -0.006, -0.01])  # smaller betas are a little lower at equal KL
+OFFSETS = np.array(
+    [-0.01, -0.006, -0.003, 0.0], dtype=np.float32
+)  # the configuration that reaches furthest is the best: the frontier is known
 ONE = 2  # the configuration that the rules before this one compared
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """gap: online - offline of the curves, from sqrt(KL) and the effect (the mean over `registered`). ends: KL at the
+    """gap: online - offline of the curves, from sqrt(KL) and the effect (the mean over KL 1, 2, 4). ends: KL at the
     end of each configuration, online's and offline's. turn: sd of ln KL at each checkpoint. reach: sd over runs of the
     end's ln KL, of which `tied` of the correlation is with the run's win rate. lost: share of checkpoints that are
     missing. collapse: share of runs that lose 12 points from KL .5 to .8 on, online's and offline's. noise: by
@@ -74,7 +80,6 @@ class Scenario:
     gap: Callable[[Floats, float], Floats] = lambda x, effect: np.full_like(x, effect)
     online: tuple[float, ...] = (3.5, 6, 12, 30)
     offline: tuple[float, ...] = (1.06, 2.2, 5.5, 9.9)
-    registered: tuple[float, ...] = (1.0, 2.0, 4.0)
     turn: float = 0.05
     reach: float = 0.1
     tied: float = 0.0
@@ -106,12 +111,12 @@ SCENARIOS = (
     Scenario("one gap at every KL"),
     Scenario("gap from KL 1 on only", opens_at_one),
     Scenario("opposite signs at low and high KL", turns_round),
-    Scenario("different reach", offline=(0.9, 1.2, 1.6, 2.4), registered=(1.0,)),
-    Scenario("holes", lost=0.05),
+    Scenario("different reach", offline=(0.9, 1.2, 1.6, 2.4)),
+    Scenario("holes", lost=0.08),
     Scenario("collapse: 10% of all runs, 12 points", collapse=(0.1, 0.1)),
     Scenario("collapse: 10% of online's runs alone", mends_collapse, collapse=(0.1, 0.0)),
-    Scenario("KL turns back", turn=0.3),
-    Scenario("seeds that do not reach k", offline=(1.06, 2.2, 3.3, 5), reach=0.2, tied=0.5),
+    Scenario("KL turns back", turn=0.15),
+    Scenario("seeds that do not reach k", offline=(1.06, 2.2, 3.3, 7), reach=0.3, tied=0.5),
     Scenario("betas differ in run noise", noise=(0.4, 0.8, 1.4, 2.2)),
 )
 
@@ -123,7 +128,7 @@ def base(x: Floats) -> Floats:
 
 def curve(scenario: Scenario, x: Floats, effect: float) -> Floats:
     """The curves of both methods at x [..., 2, C, S, K], without seeds."""
-    win = base(x) + (OFFSETS * 1.0)[:, None, None] * np.minimum(x, 1)
+    win = base(x) + OFFSETS[:, None, None] * np.minimum(x, 1)
     win[:, 0] += scenario.gap(x[:, 0], effect) * np.minimum(1, 2 * x[:, 0])
     return win
 
@@ -144,17 +149,19 @@ def studies(rng: np.random.Generator, scenario: Scenario, effect: float, sd: flo
     shape = (n, 2, 4, seeds, CHECKPOINTS)
 
     def normal(*size: int) -> Floats:
-        return rng.standard_normal(size, dtype=np.float32).astype(np.float64)
+        return rng.standard_normal(size, dtype=np.float32)  # half the memory; means over seeds are in double
 
-    run = normal(*shape[:4], 1) * np.array(scenario.noise)[:, None, None]
-    own = np.sqrt(METHOD) * normal(n, 2, 1, seeds, 1) + np.sqrt(RUN) * run
-    ends = np.log(np.array([scenario.online, scenario.offline]))[:, :, None, None]
-    further = scenario.tied * own / np.sqrt(METHOD + RUN) + np.sqrt(1 - scenario.tied**2) * normal(*shape[:4], 1)
+    run = normal(*shape[:4], 1) * np.array(scenario.noise, dtype=np.float32)[:, None, None]
+    own = float(np.sqrt(METHOD)) * normal(n, 2, 1, seeds, 1) + float(np.sqrt(RUN)) * run
+    ends = np.log(np.array([scenario.online, scenario.offline], dtype=np.float32))[:, :, None, None]
+    further = scenario.tied * own / float(np.sqrt(METHOD + RUN)) + float(np.sqrt(1 - scenario.tied**2)) * normal(
+        *shape[:4], 1
+    )
     ends = ends + scenario.reach * further
-    path = np.log(0.1) + (ends - np.log(0.1)) * np.linspace(0, 1, CHECKPOINTS)
+    path = float(np.log(0.1)) + (ends - float(np.log(0.1))) * np.linspace(0, 1, CHECKPOINTS, dtype=np.float32)
     kl = np.exp(path + scenario.turn * normal(*shape))
     x = np.sqrt(kl)
-    win = curve(scenario, x, effect) + sd * np.minimum(1, x) * (own + np.sqrt(WOBBLE) * normal(*shape))
+    win = curve(scenario, x, effect) + sd * np.minimum(1, x) * (own + float(np.sqrt(WOBBLE)) * normal(*shape))
     if any(scenario.collapse):
         falls = rng.random((*shape[:4], 1)) < np.array(scenario.collapse)[:, None, None, None]
         win = win - falls * fallen(x)
@@ -176,14 +183,17 @@ def prompts(normal: Callable[..., Floats], shape: tuple[int, ...], variance: flo
         (SHARES["run"], normal(n, sides, configurations, seeds, 1)),
         (SHARES["checkpoint"], normal(n, sides, configurations, seeds, checkpoints)),
     )
-    return np.asarray(sum(np.sqrt(share * variance) * part for share, part in parts))
+    return np.asarray(sum(float(np.sqrt(share * variance)) * part for share, part in parts))
 
 
 def at(kl: Floats, win: Floats, k: float) -> Floats:
     """w(k), NaN where it is not reached or in a hole."""
     before, after, share = crossings(kl, k)
-    ends = [np.take_along_axis(values, np.maximum(place, 0)[..., None], -1)[..., 0] for place in (before, after)
-            for values in (kl, win)]
+    ends = [
+        np.take_along_axis(values, np.maximum(place, 0)[..., None], -1)[..., 0]
+        for place in (before, after)
+        for values in (kl, win)
+    ]
     reached = (before >= 0) & (after >= 0) & ~is_hole(np.nan_to_num(ends[0]), np.nan_to_num(ends[2]))
     return np.where(reached, ends[1] + share * (ends[3] - ends[1]), np.nan)
 
@@ -193,22 +203,68 @@ Means = tuple[Floats, Floats]
 
 def seed_means(values: Floats, shared: float) -> Means:
     """Mean over seeds, NaN where one lacks it, and its variance. [R, S] -> [R], [R]."""
+    values = values.astype(np.float64)
     return values.mean(axis=-1), values.var(axis=-1, ddof=1) / values.shape[-1] + shared
 
 
-def claim_a(made: Studies, scenario: Scenario) -> Floats:
-    """`delta_eq` on frontiers, a value a seed, [R, S]: 1,024 prompts are both halves of the 512 that B has, and as many
-    more.
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """What R pilots register, by candidate k: the configuration of each method, [R, 2, 3], -1 = not registered."""
+
+    configuration: NDArray[np.int64]
+
+    @property
+    def ks(self) -> NDArray[np.bool_]:
+        """[R, 3]."""
+        return (self.configuration >= 0).all(axis=1)
+
+
+def piloted(made: Studies) -> Registered:
+    """`gaps.choose` for R pilots at once."""
+    win = made.win + made.noise.mean(axis=0) / float(np.sqrt(2))
+    chosen = []
+    for k in CANDIDATES:
+        values, beyond = at(made.kl, win, k), at(made.kl, win, BEYOND * k)
+        means = np.where(np.isfinite(values + beyond).all(axis=-1), values.mean(axis=-1), np.nan)
+        best = np.nan_to_num(means, nan=-np.inf).argmax(axis=-1)
+        chosen.append(np.where(np.isfinite(means).any(axis=-1), best, -1))
+    return Registered(np.stack(chosen, axis=-1))
+
+
+def over_ks(values: Sequence[Floats], ks: NDArray[np.bool_]) -> Floats:
+    """Mean over the registered k of values by k [R, ...]; NaN where a registered one is missing or none is."""
+    shape = (-1, *(1,) * (values[0].ndim - 1))
+    total = sum(np.where(on.reshape(shape), value, 0.0) for value, on in zip(values, ks.T, strict=True))
+    count = ks.sum(axis=1).reshape(shape)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+
+def claim_a(made: Studies, registered: Registered) -> tuple[Floats, Floats]:
+    """`delta_eq`, a value a seed, [R, S], by the registered configurations and by those chosen on the other seeds.
+    1,024 prompts are both halves of the 512 that B has, and as many more.
     """
-    win = made.win + made.noise.mean(axis=0) / np.sqrt(2)
-    differences = []
-    for k in scenario.registered:
+    win = made.win + made.noise.mean(axis=0) / float(np.sqrt(2))
+    fixed, others = [], []
+    for number, k in enumerate(CANDIDATES):
         values = at(made.kl, win, k)  # [R, 2, C, S]
+        pick = np.maximum(registered.configuration[..., number], 0)[..., None, None]
+        best = np.take_along_axis(values, pick, 2)[:, :, 0]
+        fixed.append(best[:, 0] - best[:, 1])
         chosen = leave_one_out(values)
         best = np.take_along_axis(values, np.maximum(chosen, 0)[:, :, None], 2)[:, :, 0]
         best = np.where(chosen >= 0, best, np.nan)
-        differences.append(best[:, 0] - best[:, 1])
-    return np.asarray(np.mean(differences, axis=0))
+        others.append(best[:, 0] - best[:, 1])
+    return over_ks(fixed, registered.ks), over_ks(others, registered.ks)
+
+
+def true_a(scenario: Scenario, effect: float, registered: Registered) -> tuple[Floats, Floats]:
+    """By what was registered, and by the best configuration, the last; [R] each."""
+    x = np.sqrt(np.array(CANDIDATES))
+    gap = scenario.gap(x, effect) - 0.12 * (scenario.collapse[0] - scenario.collapse[1])
+    offset = OFFSETS.astype(np.float64)[np.maximum(registered.configuration, 0)]
+    between = offset[:, 0] - offset[:, 1]
+    fixed = over_ks(list((gap + between).T), registered.ks)
+    return fixed, over_ks(list(np.broadcast_to(gap, between.shape).T), registered.ks)
 
 
 def claim_b(rng: np.random.Generator, made: Studies) -> tuple[Floats, Floats]:
@@ -233,7 +289,7 @@ def claim_b(rng: np.random.Generator, made: Studies) -> tuple[Floats, Floats]:
 def before(made: Studies) -> tuple[Means, Means, Means]:
     """The first laboratory's average gap and peak difference of one configuration, and `gap_weighted`."""
     kl = made.kl[:, :, ONE]
-    win = (made.win + made.noise.mean(axis=0) / np.sqrt(2))[:, :, ONE]
+    win = (made.win + made.noise.mean(axis=0) / float(np.sqrt(2)))[:, :, ONE]
     place = np.log(kl[..., 1:])
     order = np.argsort(place, axis=-1)  # NaN last
     place, sorted_win = np.take_along_axis(place, order, -1), np.take_along_axis(win[..., 1:], order, -1)
@@ -241,7 +297,7 @@ def before(made: Studies) -> tuple[Means, Means, Means]:
     nodes = low[..., None] + (high - low)[..., None] * (np.arange(24) + 0.5) / 24
     on, off = (interpolated(place[:, side], sorted_win[:, side], nodes) for side in (0, 1))
     peaks = np.nanmax(np.where(np.isnan(place), np.nan, sorted_win), axis=-1)
-    ks = np.geomspace(0.5, 4, 13)
+    ks = np.geomspace(0.5, 4, 9)
     weights = np.diff([w_star(float(k)) for k in ks])
     middles = np.sqrt(ks[1:] * ks[:-1])
     weighted = sum(w * (at(kl, win, k)[:, 0] - at(kl, win, k)[:, 1]) for w, k in zip(weights, middles, strict=True))
@@ -267,32 +323,43 @@ def shared_variance(n: int = 1024) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Two claims in R studies of one world, [R, 2] each; and what the older rules go by, [R]."""
+    """R studies of one world. claims: (value, variance) of A and B, [R, 2] each; first: the same with A's configurations
+    chosen on the other seeds; older: what the older rules go by; true, true_first: values of A and B, [R, 2]; error: the
+    Monte Carlo error of B's.
+    """
 
-    value: Floats
-    variance: Floats
+    claims: Means
+    first: Means
     older: tuple[Means, Means, Means]
+    true: Floats
+    true_first: Floats
+    error: float
 
 
 def simulate(
     rng: np.random.Generator, scenario: Scenario, effect: float, sd: float, repetitions: int, seeds: int
-) -> tuple[Judged, Floats, float]:
-    """One world: what is judged, the true values of A and B, and the Monte Carlo error of the latter."""
-    parts, true_b = [], []
-    for first in range(0, repetitions, CHUNK):
-        made = studies(rng, scenario, effect, sd, min(CHUNK, repetitions - first), seeds)
+) -> Judged:
+    parts, trues, practitioners = [], [], []
+    for start in range(0, repetitions, CHUNK):
+        n = min(CHUNK, repetitions - start)
+        registered = piloted(studies(rng, scenario, effect, sd, n, PILOT))
+        made = studies(rng, scenario, effect, sd, n, seeds)
         seen, true = claim_b(rng, made)
-        means = (seed_means(claim_a(made, scenario), shared_variance()), seed_means(seen, shared_variance(512)))
-        parts.append((*means, *before(made)))
-        true_b.append(true)
-    joined = [(np.concatenate([p[i][0] for p in parts]), np.concatenate([p[i][1] for p in parts])) for i in range(5)]
-    practitioners = np.concatenate(true_b)
-    error = float(practitioners.mean(axis=1).std() / np.sqrt(len(practitioners)))
-    ks = np.sqrt(np.array(scenario.registered))
-    true_a = float(scenario.gap(ks, effect).mean()) - scenario.collapse[0] * 0.12 + scenario.collapse[1] * 0.12
-    value, variance = (np.stack([joined[0][i], joined[1][i]], axis=-1) for i in (0, 1))
-    older = (joined[2], joined[3], joined[4])
-    return Judged(value, variance, older), np.array([true_a, practitioners.mean()]), error
+        by_registered, by_others = (seed_means(values, shared_variance()) for values in claim_a(made, registered))
+        parts.append((by_registered, by_others, seed_means(seen, shared_variance(512)), *before(made)))
+        trues.append(true_a(scenario, effect, registered))
+        practitioners.append(true)
+    a, first, b, *older = [tuple(np.concatenate([p[i][j] for p in parts]) for j in (0, 1)) for i in range(6)]
+    everyone = np.concatenate(practitioners)
+    pairs = [np.concatenate([true[i] for true in trues]) for i in (0, 1)]
+    return Judged(
+        claims=tuple(np.stack(both, axis=-1) for both in zip(a, b, strict=True)),
+        first=tuple(np.stack(both, axis=-1) for both in zip(first, b, strict=True)),
+        older=tuple(older),
+        true=np.stack((pairs[0], np.full(repetitions, everyone.mean())), axis=-1),
+        true_first=np.stack((pairs[1], np.full(repetitions, everyone.mean())), axis=-1),
+        error=float(everyone.mean(axis=1).std() / np.sqrt(len(everyone))),
+    )
 
 
 def denied(word: NDArray[np.int64], small: NDArray[np.bool_], true: Floats, near: Floats) -> NDArray[np.bool_]:
@@ -341,58 +408,87 @@ COUNTED = ("supported", "contradicted", "equivalent", "not reached")
 
 def rates(row: Row, name: str, word: NDArray[np.int64], small: NDArray[np.bool_], false: NDArray[np.bool_]) -> Row:
     found: Row = {f"{name}_{one}": round(float((word == WORDS.index(one)).mean()), 4) for one in COUNTED}
-    return row | found | {f"{name}_small": round(float(small.mean()), 4), f"{name}_false": round(float(false.mean()), 4)}
+    return (
+        row | found | {f"{name}_small": round(float(small.mean()), 4), f"{name}_false": round(float(false.mean()), 4)}
+    )
 
 
-def of_claims(row: Row, value: Floats, variance: Floats, df: float | Floats, true: Floats, near: Floats) -> Row:
-    """Rates of the words on A and B by the rule, and of studies with a false word by it and as first written."""
-    both = said(value, variance, df)
-    for rule, (word, small) in both.items():
+def of_claims(row: Row, claims: Means, first: Means, df: Sequence[float | Floats], judged: Sequence[Floats]) -> Row:
+    """Rates of the words on A and B by the rule, and of studies with a false word by it and by what it was before.
+    judged: the true values by the rule and as first written, and what is as good as 0.
+    """
+    near = judged[2]
+    now, then = said(*claims, df[0]), said(*first, df[1])
+    variants = {
+        "rule": (now["rule"], judged[0]),
+        "holm": (now["first"], judged[0]),
+        "loo": (then["rule"], judged[1]),
+        "first": (then["first"], judged[1]),
+    }
+    for name, ((word, small), true) in variants.items():
         false = denied(word, small, true, near)
-        row = row | {f"{rule}_false": round(float(false.any(axis=-1).mean()), 4)}
-        if rule == "rule":
+        row = row | {f"{name}_false": round(float(false.any(axis=-1).mean()), 4)}
+        if name == "rule":
             for number, claim in enumerate("AB"):
                 row = rates(row, claim, word[:, number], small[:, number], false[:, number])
-    return row
+    return row | {"first_A_supported": round(float((then["first"][0][:, 0] == 0).mean()), 4)}
 
 
-def of_older(row: Row, older: tuple[Means, Means, Means], df: int, true: float) -> Row:
+def of_older(row: Row, older: tuple[Means, Means, Means], df: int, true: Floats) -> Row:
     near = np.array(1e-9)
     word = old_word(*older[:2], df)
     row = rates(row, "old", word, np.zeros(len(word), dtype=np.bool_), _denied_old(word, true))
     value, variance = (one[:, None] for one in older[2])
     word, small = (one[:, 0] for one in said(value, variance, df)["rule"])
-    return rates(row, "weighted", word, small, denied(word, small, np.array(true), near))
+    return rates(row, "weighted", word, small, denied(word, small, true, near))
 
 
-def _denied_old(word: NDArray[np.int64], true: float) -> NDArray[np.bool_]:
+def _denied_old(word: NDArray[np.int64], true: Floats) -> NDArray[np.bool_]:
     """The old rule's "contradicted" says that there is no gap as predicted, which one of 0 does not deny."""
     return ((word == 0) & (true <= 1e-9)) | ((word == 1) & (true > 1e-9))
 
 
 def report(seed: int, repetitions: int, scenarios: Sequence[Scenario] = SCENARIOS) -> Iterator[Row]:
     """A row for each scenario, effect, number of seeds and world, and for the mean over worlds."""
-    for number, scenario in enumerate(scenarios):
+    for scenario in scenarios:
+        number = SCENARIOS.index(scenario)
         for effect in EFFECTS:
             for seeds in SEEDS:
-                worlds, trues, errors = [], [], []
+                worlds = []
                 for place, sd in enumerate(WORLD_SDS):
                     rng = np.random.default_rng([seed, number, round(effect * 1000), seeds, place])
-                    judged, true, error = simulate(rng, scenario, effect, sd, repetitions, seeds)
-                    worlds.append(judged)
-                    trues.append(true)
-                    errors.append(error)
-                    near = np.array([1e-9, 3 * error])
-                    row: Row = {"scenario": scenario.name, "effect": effect, "seeds": seeds, "world_sd": sd}
-                    row |= {"true_A": round(float(true[0]), 5), "true_B": round(float(true[1]), 5)}
-                    row = of_claims(row, judged.value, judged.variance, seeds - 1, true, near)
-                    yield of_older(row, judged.older, seeds - 1, float(true[0]))
-                value = np.mean([one.value for one in worlds], axis=0)
-                variance, df = satterthwaite(np.stack([one.variance for one in worlds], axis=-1), seeds - 1)
-                true, near = np.mean(trues, axis=0), np.array([1e-9, 3 * float(np.linalg.norm(errors)) / 4])
-                row = {"scenario": scenario.name, "effect": effect, "seeds": seeds, "world_sd": "mean"}
-                row |= {"true_A": round(float(true[0]), 5), "true_B": round(float(true[1]), 5)}
-                yield of_claims(row, value, variance, df, true, near)
+                    worlds.append(simulate(rng, scenario, effect, sd, repetitions, seeds))
+                    yield of_world(worlds[-1], scenario, effect, seeds, sd)
+                yield of_mean(worlds, scenario, effect, seeds)
+
+
+def heading(scenario: Scenario, effect: float, seeds: int, world: float | str, true: Floats) -> Row:
+    row: Row = {"scenario": scenario.name, "effect": effect, "seeds": seeds, "world_sd": world}
+    known = np.isfinite(true[:, 0])
+    a = round(float(true[known, 0].mean()), 5) if known.any() else ""
+    return row | {"registered": round(float(known.mean()), 4), "true_A": a, "true_B": round(float(true[0, 1]), 5)}
+
+
+def of_world(judged: Judged, scenario: Scenario, effect: float, seeds: int, sd: float) -> Row:
+    row = heading(scenario, effect, seeds, sd, judged.true)
+    near = np.array([1e-9, 3 * judged.error])
+    df = (seeds - 1, seeds - 1)
+    row = of_claims(row, judged.claims, judged.first, df, (judged.true, judged.true_first, near))
+    return of_older(row, judged.older, seeds - 1, judged.true_first[:, 0])
+
+
+def of_mean(worlds: Sequence[Judged], scenario: Scenario, effect: float, seeds: int) -> Row:
+    """The mean over the four worlds."""
+    true, true_first = (np.mean([getattr(w, name) for w in worlds], axis=0) for name in ("true", "true_first"))
+    near = np.array([1e-9, 3 * float(np.linalg.norm([w.error for w in worlds])) / len(worlds)])
+    claims, dfs = [], []
+    for name in ("claims", "first"):
+        parts = [getattr(w, name) for w in worlds]
+        variance, df = satterthwaite(np.stack([part[1] for part in parts], axis=-1), seeds - 1)
+        claims.append((np.mean([part[0] for part in parts], axis=0), variance))
+        dfs.append(df)
+    row = heading(scenario, effect, seeds, "mean", true)
+    return of_claims(row, *claims, dfs, (true, true_first, near))
 
 
 def bands(seed: int, repetitions: int) -> Iterator[Row]:
@@ -417,7 +513,19 @@ def main(
 ) -> None:
     """How often does the decision rule say a false word?"""
     started, rows = time.process_time(), []
-    names = ("scenario", "effect", "seeds", "world_sd", "true_A", "true_B", "rule_false", "first_false", "A_supported")
+    names = (
+        "scenario",
+        "effect",
+        "seeds",
+        "world_sd",
+        "true_A",
+        "true_B",
+        "rule_false",
+        "holm_false",
+        "loo_false",
+        "first_false",
+        "A_supported",
+    )
     print(markdown.table(names, []))
     chosen = [one for one in SCENARIOS if only in one.name]
     for row in report(seed, repetitions, chosen):
@@ -427,11 +535,15 @@ def main(
         print(markdown.row(list(row.items())))
     print(f"{repetitions} repetitions, {time.process_time() - started:.0f} processor seconds")
     if csv_file:
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        with csv_file.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(csv_file, rows)
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,10 @@ def noncentrality(df: float, power: float = POWER, level: float = LEVEL) -> floa
     def missing(shift: float) -> float:
         return float(stats.nct.sf(bound, df, shift) + stats.nct.cdf(-bound, df, shift)) - power
 
-    return float(optimize.brentq(missing, 0, bound + 40 * max(1.0, bound)))
+    far = bound + 1.0  # far enough, and no further: the distribution function fails at large shifts
+    while missing(far) < 0:
+        far *= 1.5
+    return float(optimize.brentq(missing, 0, far))
 
 
 def _undefined(values: Floats, n_prompts: int) -> Contrast:

@@ -22,7 +22,31 @@ from aligngap.stats.seedvalue import SeedValue, average, prompt_mean, undefined
 
 Sweep = Mapping[str, Sequence[Run]]
 """By configuration, its runs, one a seed."""
+Choice = Mapping[float, str]
+"""By k, the configuration whose curve a method's frontier is there, as it was registered."""
+BEYOND = 1.3
+"""A k is registered if every pilot seed of the configuration goes this much further."""
 ONE_OF_MANY = "a frontier of several configurations needs two seeds: each is chosen on the others"
+SAME_SEEDS = "configurations chosen on the same seeds: the interval is too narrow, and no word rests on it"
+
+
+def choose(pilot: Sweep, ks: Sequence[float] = (1.0, 2.0, 4.0), beyond: float = BEYOND) -> dict[float, str]:
+    """What a method's pilot registers: by k the configuration with the highest mean w(k) over the pilot's seeds, among
+    those of which every seed passes `beyond` times k; without those k where there is none. A study's registered k are
+    those that both methods' choices hold.
+
+    It compares configurations of one method, and never the methods.
+    """
+    seeds, choice = all_seeds(pilot), {}
+    for k in ks:
+        means = {}
+        for name, runs in pilot.items():
+            found = [(passage(run, k), passage(run, beyond * k)) for run in runs]
+            if len(found) == len(seeds) and all(at.reached and past.reached for at, past in found):
+                means[name] = float(np.mean([at.value for at, _ in found]))
+        if means:
+            choice[k] = max(means, key=lambda name: means[name])
+    return choice
 
 
 def leave_one_out(values: Floats) -> NDArray[np.int64]:
@@ -62,13 +86,22 @@ class Frontier:
         return all(one.defined for one in self.seeds)
 
 
-def frontier(sweep: Sweep, k: float, seeds: Sequence[int], which: Which = "first") -> Frontier:
-    """Frontier of a sweep at KL k: for seed s the configuration with the highest mean w(k) over the other seeds, among
-    those that every seed passes; its value is seed s's.
+def frontier(
+    sweep: Sweep, k: float, seeds: Sequence[int], which: Which = "first", choice: Choice | None = None
+) -> Frontier:
+    """Frontier of a sweep at KL k: the registered configuration, if there is a `choice`. Else, a description: for seed
+    s the one with the highest mean w(k) over the *other* seeds, among those that every seed passes; its value is seed
+    s's. That lets each seed's luck choose for the others, so that their values are no longer independent and the t
+    interval over them is too narrow (docs/statistics.md); the note says so.
 
     Raises:
-        ValueError: a configuration has two runs of a seed; runs over different numbers of prompts; no runs.
+        ValueError: a configuration has two runs of a seed; runs over different numbers of prompts; no runs; `choice`
+            names none or no such configuration for k.
     """
+    if choice is not None:
+        if choice.get(k) not in sweep:
+            raise ValueError(f"no registered configuration for k = {k:g}: {dict(choice)} of {sorted(sweep)}")
+        sweep = {choice[k]: sweep[choice[k]]}
     size = _prompts(sweep)
     found: dict[str, dict[int, Passage]] = {}
     for name, runs in sweep.items():
@@ -80,7 +113,8 @@ def frontier(sweep: Sweep, k: float, seeds: Sequence[int], which: Which = "first
     chosen = [names[c] if c >= 0 else "" for c in leave_one_out(values).tolist()]
     of_seed = [found[c][s].seed_value if c else undefined(size) for c, s in zip(chosen, seeds, strict=True)]
     passed = int(np.isfinite(values).sum(axis=1).max())
-    note = ONE_OF_MANY if passed == len(seeds) and "" in chosen else ""
+    some = sum(bool(np.isfinite(row).all()) for row in values) > 1
+    note = (ONE_OF_MANY if "" in chosen else SAME_SEEDS) if some else ""
     return Frontier(k, of_seed, chosen, (passed, len(seeds)), found, note)
 
 
@@ -107,9 +141,15 @@ class Row:
 
 
 def gap_at_kl(
-    online: Sweep, offline: Sweep, ks: Sequence[float] = ROWS, which: Which = "first", level: float = LEVEL
+    online: Sweep,
+    offline: Sweep,
+    ks: Sequence[float] = ROWS,
+    which: Which = "first",
+    level: float = LEVEL,
+    choices: tuple[Choice, Choice] | None = None,
 ) -> list[Row]:
     """Online - offline in w(k), a row for each k, on frontiers, with a simultaneous band (max-t) over the rows.
+    choices: the registered configurations of either side (`frontier`).
 
     A difference exists only where every seed of both sides has one configuration that passes k; else the row is
     undefined and says how many of S seeds reached it.
@@ -119,7 +159,8 @@ def gap_at_kl(
     """
     seeds = all_seeds(online, offline)
     _prompts(online, offline)
-    sides = [[frontier(sweep, k, seeds, which) for k in ks] for sweep in (online, offline)]
+    both = ((online, choices[0] if choices else None), (offline, choices[1] if choices else None))
+    sides = [[frontier(sweep, k, seeds, which, choice) for k in ks] for sweep, choice in both]
     differences = [[a - b for a, b in zip(on.seeds, off.seeds, strict=True)] for on, off in zip(*sides, strict=True)]
     contrasts = [over_seeds(row) for row in differences]
     there = [row for row, contrast in zip(differences, contrasts, strict=True) if contrast.defined]
@@ -141,7 +182,8 @@ def gap_at_kl(
 @dataclass(frozen=True, eq=False)
 class EqualKL:
     """`delta_eq`. contrast: the mean over `averaged`, those of the `registered` k that every seed of both sides has.
-    Only if that is all of them does a word rest on it (`reached`); seeds: what each says.
+    Only if that is all of them does a word rest on it (`reached`); seeds: what each says. note: why no word may rest on
+    it otherwise, "" = one may.
     """
 
     registered: tuple[float, ...]
@@ -154,17 +196,23 @@ class EqualKL:
     def reached(self) -> bool:
         return self.averaged == self.registered
 
+    @property
+    def note(self) -> str:
+        return "; ".join(dict.fromkeys(row.note for row in self.rows if row.note))
 
-def delta_eq(online: Sweep, offline: Sweep, registered: Sequence[float]) -> EqualKL:
+
+def delta_eq(
+    online: Sweep, offline: Sweep, registered: Sequence[float], choices: tuple[Choice, Choice] | None = None
+) -> EqualKL:
     """Claim A: the plain mean over the registered k of w_online(k) - w_offline(k), on frontiers. Its weight on what
-    lies below the smallest registered k, the warm-up, is 0.
+    lies below the smallest registered k, the warm-up, is 0. Of sweeps a word needs the registered `choices`.
 
     Raises:
         ValueError: no registered k; as `frontier`.
     """
     if not registered:
         raise ValueError("delta_eq needs a registered k")
-    rows = gap_at_kl(online, offline, registered)
+    rows = gap_at_kl(online, offline, registered, choices=choices)
     there = [row for row in rows if row.contrast.defined]
     seeds = [average(of_seed) for of_seed in zip(*(row.seeds for row in there or rows), strict=True)]
     return EqualKL(tuple(registered), tuple(row.k for row in there), over_seeds(seeds), rows, seeds)

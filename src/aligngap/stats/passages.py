@@ -94,21 +94,21 @@ def crossings(kl: Floats, k: float, which: Which = "first") -> tuple[Ints, Ints,
     Returns three arrays [...]: before (-1 where none is below), after (-1 where k is never passed), share in (0, 1] of
     the way from before to after (NaN where either is -1). Vectorised over leading axes; the simulations use it too.
     """
-    kl = np.asarray(kl, dtype=np.float64)
+    kl = np.asarray(kl)
     present = np.isfinite(kl)
-    place = np.where(present, np.arange(kl.shape[-1]), -1)
-    latest = np.maximum.accumulate(place, axis=-1)  # the last checkpoint that is there, up to each
-    before = np.concatenate((np.full((*kl.shape[:-1], 1), -1), latest[..., :-1]), axis=-1)
-    filled = np.where(present, kl, np.inf)
-    earlier = np.where(before >= 0, np.take_along_axis(filled, before.clip(0), -1), -np.inf)
-    rises = present & (filled >= k) & (earlier < k)
-    last = kl.shape[-1] - 1 - rises[..., ::-1].argmax(axis=-1)
-    after = rises.argmax(axis=-1) if which == "first" else last
-    after = np.where(rises.any(axis=-1), after, -1)
-    pick = after.clip(0)[..., None]
-    before = np.where(after >= 0, np.take_along_axis(before, pick, -1)[..., 0], -1)
-    low = np.sqrt(np.take_along_axis(filled, before.clip(0)[..., None], -1)[..., 0])
-    high = np.sqrt(np.take_along_axis(filled, pick, -1)[..., 0])
+    filled, place = np.where(present, kl, -np.inf), np.arange(kl.shape[-1])
+    above = filled >= k
+    if which == "last":
+        latest = np.maximum.accumulate(np.where(present, place, -1), axis=-1)
+        seen = np.take_along_axis(filled, latest.clip(0), -1) >= k  # the last checkpoint that is there, up to each
+        above[..., 1:] &= ~seen[..., :-1]
+        after = kl.shape[-1] - 1 - above[..., ::-1].argmax(axis=-1)
+    else:
+        after = above.argmax(axis=-1)
+    after = np.where(above.any(axis=-1), after, -1)
+    before = np.where(present & (place < after[..., None]), place, -1).max(axis=-1)
+    low = np.sqrt(np.take_along_axis(filled, before.clip(0)[..., None], -1)[..., 0].clip(0))
+    high = np.sqrt(np.take_along_axis(filled, after.clip(0)[..., None], -1)[..., 0].clip(0))
     known = (before >= 0) & (after >= 0)
     share = np.full(after.shape, np.nan)
     np.divide(np.sqrt(k) - low, high - low, out=share, where=known)
@@ -172,9 +172,8 @@ def passage(run: Run, k: float, which: Which = "first") -> Passage:
     which: "last" takes the last rise through k instead, a sensitivity.
     """
     run, places = usable(run)
-    kl = mean_kl(run)
-    before, after, share = (one.item() for one in crossings(kl, k, which))
-    nothing = undefined(run.n_prompts)
+    kl, nothing = mean_kl(run), undefined(run.n_prompts)
+    before, after, share = (one.item() for one in crossings(kl, k, which)) if len(kl) else (-1, -1, np.nan)
     if after < 0:
         return Passage(k, "not reached", -1, -1, np.nan, nothing)
     around = (int(places[before]) if before >= 0 else -1, int(places[after]))

@@ -34,20 +34,22 @@ WORDS: tuple[Word, ...] = ("supported", "contradicted", "equivalent", "not reach
 @dataclass(frozen=True, eq=False)
 class Claim:
     """What is to be judged. margin: in the contrast's unit; None: it cannot be equivalent. reached: False where the
-    contrast is not what was registered (a registered k is missing). scale, unit: how the contrast's numbers are
-    printed.
+    contrast is not what was registered (a registered k is missing). described: why no word may rest on it, whatever
+    its seeds; "" = one may. scale, unit: how the contrast's
+    numbers are printed.
     """
 
     name: str
     contrast: Contrast
     margin: float | None = MARGIN
     reached: bool = True
+    described: str = ""
     scale: float = 100
     unit: str = "points"
 
     @property
     def testable(self) -> bool:
-        return self.reached and self.contrast.defined
+        return self.reached and not self.described and self.contrast.defined
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +135,8 @@ def has_words(contrast: Contrast, scope: Scope) -> str:
 def decide(claims: Sequence[Claim], scope: Scope = "world") -> list[Said]:
     """What may be said of a family of claims: two in `goodhart`, one in any other experiment.
 
-    A claim that is not reached has no word and still counts in the family: losing data must not make the other easier.
-    The seeds that a word needs are asked of each claim (`has_words`).
+    A claim that is not reached, or only described, has no word and still counts in the family: losing data must not make
+    the other easier. The seeds that a word needs are asked of each claim (`has_words`).
     """
     different = np.array([claim.contrast.p if claim.testable else np.nan for claim in claims])
     inside = np.array([_inside(claim) for claim in claims])
@@ -144,7 +146,7 @@ def decide(claims: Sequence[Claim], scope: Scope = "world") -> list[Said]:
     factors = _decisive(adjusted)
     said = []
     for number, claim in enumerate(claims):
-        reason = has_words(claim.contrast, scope) if claim.testable else ""
+        reason = claim.described or (has_words(claim.contrast, scope) if claim.testable else "")
         word = WORDS[words[number]] if not reason else "described"
         level, inner_level = 1 - ALPHA / factors[0][number], 1 - 2 * ALPHA / factors[1][number]
         contrast = claim.contrast
