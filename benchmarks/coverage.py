@@ -2,22 +2,23 @@
 
     python -m benchmarks.coverage --repetitions 20000 --csv benchmarks/coverage.csv
 
-A **study** is four worlds that differ in how far seeds scatter. In each, both methods sweep four configurations, a run
-a seed of each: a path of KL with a checkpoint at step 0 and sixteen evenly in ln KL (ratio 1.2 to 1.5), and by truth and
-by golden a win rate there. A pilot of five seeds of its own registers which k are compared, and by which configuration
-of either method. Claim A is `delta_eq`, claim B `within_budget` at 4. What the rule itself computes is the package's own
-code (`crossings`, `leave_one_out`, `adjust`, `classify`, the p-values); only the runs are made here, at the level of
-means over prompts, so that thousands of studies of a kind take minutes.
+A **study** is four worlds that differ in how far seeds scatter. In each, both methods sweep four configurations, a
+run a seed of each: a path of KL with a checkpoint at step 0 and sixteen evenly in ln KL (ratio 1.2 to 1.5), and by
+truth and by golden a win rate there. A pilot of five seeds of its own registers which k are compared, and by which
+configuration of either method. Claim A is `delta_eq`, claim B `within_budget` at 4. What the rule itself computes is
+the package's own code (`crossings`, `leave_one_out`, `adjust`, `classify`, the p-values); only the runs are made
+here, at the level of means over prompts, so that thousands of studies of a kind take minutes.
 
-**A false word** is one that the true value denies: *supported* where it is 0 or below, *contradicted* where it is 0 or
-above, *equivalent* or "smaller than 4 points" where it is 4 points or more. The true value of A is that of the curves of
-what was registered; of B, what practitioners get on average over all simulated seeds, without evaluation's noise.
+**A false word** is one that the true value denies: *supported* where it is 0 or below, *contradicted* where it is 0
+or above, *equivalent* or "smaller than 4 points" where it is 4 points or more. The true value of A is that of the
+curves of what was registered; of B, what practitioners get on average over all simulated seeds, without evaluation's
+noise.
 
 **Beside it**, in the same studies: the rule as it was first written, which chose configurations on the other seeds
-("loo"), and took plain Holm and the 90% interval against the margin whatever the number of claims ("holm"); each change
-alone and both ("first"). The first laboratory's rule (mean gap over ln KL and peak difference of one configuration,
-margin 2 points) and a word from `gap_weighted`, the mean weighted by attainable gain, are held against the true value of
-A. docs/statistics.md says what follows.
+("loo"), and took plain Holm and the 90% interval against the margin whatever the number of claims ("holm"); each
+change alone and both ("first"). The first laboratory's rule (mean gap over ln KL and peak difference of one
+configuration, margin 2 points) and a word from `gap_weighted`, the mean weighted by attainable gain, are held against
+the true value of A. docs/statistics.md says what follows.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from aligngap.stats.contrast import correlation, critical, max_t, p_different, p
 from aligngap.stats.gaps import BEYOND, leave_one_out
 from aligngap.stats.passages import crossings, is_hole
 from aligngap.stats.verdict import holm
-from aligngap.stats.words import ALPHA, MARGIN, WORDS, adjust, classify
+from aligngap.stats.words import MARGIN, WORDS, adjust, classify
 from benchmarks import markdown
 
 Floats = NDArray[np.float64]
@@ -323,9 +324,9 @@ def shared_variance(n: int = 1024) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """R studies of one world. claims: (value, variance) of A and B, [R, 2] each; first: the same with A's configurations
-    chosen on the other seeds; older: what the older rules go by; true, true_first: values of A and B, [R, 2]; error: the
-    Monte Carlo error of B's.
+    """R studies of one world. claims: (value, variance) of A and B, [R, 2] each; first: the same with A's
+    configurations chosen on the other seeds; older: what the older rules go by; true, true_first: values of A and B,
+    [R, 2]; error: the Monte Carlo error of B's.
     """
 
     claims: Means

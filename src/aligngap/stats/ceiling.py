@@ -63,7 +63,8 @@ def ceiling(scores: Floats, k: float) -> float:
     """A judge's own ceiling at KL k: the win rate over SFT of SFT's samples tilted by one l over all prompts.
 
     scores: [P, M], what the judge gives M samples of SFT on each of P prompts (256 on 128). The KL of so many samples
-    cannot exceed ln M, and is trusted up to `UP_TO`. NaN beyond that, or where ties keep every tilt below k.
+    cannot exceed ln M, and is trusted up to `UP_TO`, NaN beyond. Where ties let no tilt reach k, it is what the best
+    samples alone win: more KL buys no more.
 
     Raises:
         ValueError: k below 0 or not finite, scores not [P, M] or not finite.
@@ -75,8 +76,10 @@ def ceiling(scores: Floats, k: float) -> float:
         return np.nan
     ranks = mid_ranks(scores)
     most = 700.0  # beyond which exp overflows; samples this far tilted are the best ones alone
-    if k == 0 or _tilted(ranks, most)[0] < k:
-        return 0.5 if k == 0 else np.nan
+    if k == 0:
+        return 0.5
+    if _tilted(ranks, most)[0] <= k:
+        return float(ranks.max(axis=1).mean())
     from scipy.optimize import brentq
 
     return _tilted(ranks, brentq(lambda tilt: _tilted(ranks, tilt)[0] - k, 0.0, most, xtol=1e-10))[1]

@@ -25,8 +25,8 @@ ALPHA = 0.05
 MARGIN = 0.04
 """Of win rate over SFT: the largest difference that counts as none, and the smallest effect worth finding."""
 DESCRIBE_BELOW, WORLD_FROM, FAMILY_FROM = 3, 5, 8
-"""Seeds: below 3 a report describes; with 3 and 4 words go to the mean over worlds; from 5 on to each world; a family of
-KLs or budgets, which is judged by max-t, wants 8.
+"""Seeds: below 3 a report describes; with 3 and 4 words go to the mean over worlds; from 5 on to each world; a family
+of KLs or budgets, which is judged by max-t, wants 8.
 """
 WORDS: tuple[Word, ...] = ("supported", "contradicted", "equivalent", "not reached", "undecided")
 
@@ -58,8 +58,7 @@ class Said:
 
     small: "but smaller than the margin" holds besides. p: two-sided, unadjusted; adjusted: over the family of claims.
     level, interval: at which the word was decided, so that the interval leaves out 0 exactly where a difference is
-    claimed; inner: the interval that was held against the margin, and its level. p_flip: exact sign flips, beside.
-    half_width, detectable: of `interval`, and the smallest difference that had 80% power at its level.
+    claimed; inner: the interval that was held against the margin, and its level.
     """
 
     claim: Claim
@@ -68,13 +67,25 @@ class Said:
     text: str
     p: float
     adjusted: float
-    p_flip: float
     level: float
     interval: tuple[float, float]
     inner_level: float
     inner: tuple[float, float]
-    half_width: float
-    detectable: float
+
+    @property
+    def p_flip(self) -> float:
+        """Exact sign flips over seeds, unadjusted, beside p."""
+        return self.claim.contrast.p_flip
+
+    @property
+    def half_width(self) -> float:
+        """Of `interval`."""
+        return self.claim.contrast.half_width(self.level)
+
+    @property
+    def detectable(self) -> float:
+        """The smallest difference that had 80% power at the interval's level."""
+        return self.claim.contrast.detectable(POWER, self.level)
 
 
 def adjust(different: ArrayLike, inside: ArrayLike) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64]]:
@@ -135,8 +146,8 @@ def has_words(contrast: Contrast, scope: Scope) -> str:
 def decide(claims: Sequence[Claim], scope: Scope = "world") -> list[Said]:
     """What may be said of a family of claims: two in `goodhart`, one in any other experiment.
 
-    A claim that is not reached, or only described, has no word and still counts in the family: losing data must not make
-    the other easier. The seeds that a word needs are asked of each claim (`has_words`).
+    A claim that is not reached, or only described, has no word and still counts in the family: losing data must not
+    make the other easier. The seeds that a word needs are asked of each claim (`has_words`).
     """
     different = np.array([claim.contrast.p if claim.testable else np.nan for claim in claims])
     inside = np.array([_inside(claim) for claim in claims])
@@ -161,13 +172,10 @@ def decide(claims: Sequence[Claim], scope: Scope = "world") -> list[Said]:
                 text=text,
                 p=float(different[number]),
                 adjusted=float(adjusted[0][number]),
-                p_flip=contrast.p_flip,
                 level=level,
                 interval=interval,
                 inner_level=inner_level,
                 inner=contrast.interval(inner_level),
-                half_width=contrast.half_width(level),
-                detectable=contrast.detectable(POWER, level),
             )
         )
     return said

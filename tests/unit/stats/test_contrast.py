@@ -60,17 +60,20 @@ def test_variance_is_that_of_the_two_way_analysis_of_variance():
     assert contrast.df == n_seeds - 1
 
 
-def test_intervals_hold_the_truth_where_seeds_and_prompts_both_scatter():
-    """A simulation with its own arithmetic: what is counted is how often the interval holds the mean."""
+@pytest.mark.parametrize(("shared", "least", "most"), [(0.0, 0.93, 0.985), (0.05, 0.93, 0.99), (0.15, 0.95, 1.0)])
+def test_intervals_hold_the_truth_where_seeds_and_prompts_both_scatter(shared, least, most):
+    """A simulation with its own arithmetic: how often the interval holds the mean. The more of the noise is the
+    prompts' own, the more often: few seeds' degrees of freedom then stand for a variance that is well known.
+    """
     rng = np.random.default_rng(2)
     for n_seeds in (3, 5):
         hits = []
-        for _ in range(1000):
-            of_prompt = rng.normal(0, 0.15, 256)
+        for _ in range(800):
+            of_prompt = rng.normal(0, shared, 256) if shared else np.zeros(256)
             table = 0.03 + rng.normal(0, 0.03, (n_seeds, 1)) + of_prompt + rng.normal(0, 0.1, (n_seeds, 256))
             low, high = over_seeds([prompt_mean(row) for row in table]).interval()
             hits.append(low <= 0.03 <= high)
-        assert 0.935 <= np.mean(hits) <= 0.985  # .95 less two standard errors; on the safe side where prompts rule
+        assert least <= np.mean(hits) <= most
 
 
 def test_a_seed_that_lacks_it_leaves_the_mean_undefined_and_is_counted():
@@ -154,8 +157,12 @@ def test_the_detectable_gap_has_the_power_that_statsmodels_gives_it():
     contrast = over_seeds(seeds(VALUES))
     for level, power in ((0.95, 0.8), (0.975, 0.8), (0.95, 0.5)):
         effect = contrast.detectable(power, level) / VALUES.std(ddof=1)
-        assert TTestPower().power(effect, nobs=5, alpha=1 - level) == pytest.approx(power, abs=1e-6)
+        assert TTestPower().power(effect, nobs=5, alpha=1 - level) == pytest.approx(power, abs=1e-3)
     assert noncentrality(np.inf, 0.8, 0.95) == pytest.approx(stats.norm.ppf(0.975) + stats.norm.ppf(0.8), abs=1e-3)
+    for df in (1, 2, 4, 11):  # scipy's own noncentral t, where it is not NaN
+        for level in (0.95, 0.975):
+            missed = stats.nct.cdf(stats.t.ppf((1 + level) / 2, df), df, noncentrality(df, 0.8, level))
+            assert np.isnan(missed) or missed == pytest.approx(0.2, abs=2e-3)
     with pytest.raises(ValueError, match="power"):
         noncentrality(4, 0.01)
 
