@@ -34,6 +34,7 @@ from aligngap.results import StudyResults
 from aligngap.store import Store, disk_errors
 from aligngap.tasks.spec import TaskSpec
 from aligngap.tasks.worlds import WORLDS, world
+from aligngap.tasks.worlds.advantage import authors_at
 from aligngap.testing import check_loss, check_measure, check_world
 from aligngap.trackers.tracking import tracking
 
@@ -77,6 +78,9 @@ def check(plan: Plan, root: Path) -> list[str]:
     for name, stage in {stage.task.world: stage for stage in pairs if isinstance(stage.task, TaskSpec)}.items():
         if _check(WORLDS, name, check_world):
             _knows_the_words(name, stage)
+    for stage in pairs:
+        if isinstance(stage.task, TaskSpec):
+            authors_at(stage.task.place, stage.task.advantage)  # raises for an advantage that no writers have
     return warnings
 
 

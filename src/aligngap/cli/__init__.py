@@ -23,7 +23,7 @@ _COMMANDS = (
     *(look.status, look.watch, look.report, look.figures, look.compare, look.samples),
     *(store.verify, store.pack, store.unpack, store.gc),
     *(data.check, data.diagnose),
-    *(make.init, make.export, make.scratch, make.pretrain),
+    *(make.init, make.export, make.scratch, make.pretrain, make.gates),
 )
 
 app = typer.Typer(

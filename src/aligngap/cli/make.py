@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from aligngap.cli import show
-from aligngap.cli.options import Config, Data, Format, Run, Split, StorePath
+from aligngap.cli.options import Config, Data, Format, Jobs, Run, Set, Smoke, Split, StorePath
 from aligngap.cli.stop import stoppable
 
 
@@ -116,3 +116,51 @@ def pretrain(
     console = show.console()
     with stoppable():
         pretrain_bases(bases, out, steps, lambda line: show.say(line, console))
+
+
+def gates(
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="Worlds, or data sets.  [default: the study's]")
+    ] = None,
+    study: Annotated[str, typer.Option(metavar="STUDY", help="The study whose settings are examined.")] = "paper",
+    settings: Set = None,
+    smoke: Smoke = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="For logs.  [default: runs/gates]")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Add the results to a record, in place of the shipped one.")
+    ] = None,
+    dials: Annotated[
+        bool, typer.Option("--dials", help="Examine the worlds' dials, too: goldens are made for it.")
+    ] = False,
+    jobs: Jobs = None,
+    store: StorePath = None,
+) -> None:
+    """Examine what a study stands on: data, bases, SFT policy and golden. Results on record are not made again."""
+    from aligngap.experiments.gating import run_gates
+    from aligngap.experiments.study import load_study
+    from aligngap.gates import Record
+    from aligngap.pipeline import RUNS
+
+    asked = load_study(study, settings or [], None, smoke)
+    known = Record.read(record) if record else Record.shipped()
+    with stoppable():
+        results = run_gates(
+            asked,
+            tasks or asked.tasks,
+            out or RUNS / "gates",
+            known=known,
+            console=show.console(),
+            say=show.say,
+            jobs=jobs,
+            store=store,
+            dials=dials,
+        )
+    for result in results:
+        known = known.with_result(result)
+        show.say(f"{'PASSED' if result.passed else 'FAILED'}  {result.gate.replace('_', ' ')}: {result.subject}")
+        for score in result.scores:
+            show.say(f"    {'' if score.passed else 'not within its bounds: '}{score}")
+    if record:
+        known.write(record)
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)

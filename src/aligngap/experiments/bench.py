@@ -131,8 +131,11 @@ class Bench:
 
     @cached_property
     def pairs(self) -> Pairs:
-        """The raters' pairs of this task."""
-        return self._pairs(self.task)
+        """The raters' pairs of this task, of writers with the advantage that the study gives them."""
+        pairs, advantage = self._pairs(self.task), self.study.advantage_of(self.task)
+        if not advantage or not isinstance(pairs.task, TaskSpec):
+            return pairs
+        return Pairs(task=pairs.task.model_copy(update={"advantage": advantage}), base=pairs.base)
 
     @cached_property
     def sft(self) -> Sft:
@@ -178,7 +181,16 @@ class Bench:
 
     def golden_with(self, *more: PairsStage) -> JudgeStage:
         """Golden trained for as many steps as without, on further raters' pairs beside its own."""
-        return self._judge("golden", self.study.golden, self.study.models.golden, self.pairs, SHARED_SEED, more)
+        return self._judge("golden", self.study.golden, self.study.models.golden, self._golden_pairs, SHARED_SEED, more)
+
+    @cached_property
+    def _golden_pairs(self) -> Pairs:
+        """The raters' pairs that golden learns from: those that SFT does, or more on prompts of their own."""
+        pairs, count = self._pairs(self.task), self.study.data.golden_pairs
+        if count is None or not isinstance(pairs.task, TaskSpec):
+            return pairs
+        own = pairs.task.model_copy(update={"part": "golden", "train_pairs": count, "seed": SHARED_SEED})
+        return Pairs(task=own, base=pairs.base)
 
     @cached_property
     def golden_pairs(self) -> Relabel:

@@ -16,6 +16,7 @@ from aligngap.experiments.curves import costs_of, runs_of
 from aligngap.experiments.plan import Needs, Plan, PlannedArm, TaskPlan
 from aligngap.experiments.samples import samples
 from aligngap.experiments.timings import latest, timings
+from aligngap.gates import Record
 from aligngap.measure.winrate import mean_se, win_rate
 from aligngap.pipeline.graph import Outcome, Stage
 from aligngap.pipeline.stages import Evaluate, Measured
@@ -139,8 +140,11 @@ def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:
     golden = [run for run, arm in enumerate(records) if (arm.family, arm.status) == ("golden_policy", FINISHED)]
     states = {row.identity: row.status for rows in (records, measured) for row in rows}
     conclusions = [concluded(name, data, _inputs(needs, states)) for name, needs in plan.asked.items()]
+    gates, ungated = plan.gates_on_record(Record.shipped())
     about = Task(
         name=task,
+        gates=tuple(gates),
+        ungated=tuple(ungated),
         yardstick=plan.yardstick,
         arms=records,
         measures=(*measured, *(row for arm in result for row in arm.measures)),

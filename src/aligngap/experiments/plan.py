@@ -17,6 +17,8 @@ from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import resolved_study
+from aligngap.gates import Gate, Record, gates_of, own_gates
+from aligngap.gates.plan import PROBE_BETAS
 from aligngap.models.check import check_alike, check_vocabulary
 from aligngap.models.folder import load_config
 from aligngap.models.sharding import check_divisible
@@ -24,6 +26,7 @@ from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Base, Evaluate, Given, Measured, Preference, Sft
 from aligngap.pipeline.stages.pairs import Reading, check_beforehand, check_held_out
+from aligngap.results import GateResult
 from aligngap.tasks.encode import sizes
 from aligngap.tasks.spec import DatasetTask
 
@@ -121,6 +124,26 @@ class TaskPlan:
         """The stages whose artefacts results are gathered from, beside those that these stand on."""
         proxies = [self.bench.proxy(seed) for seed in self.bench.seeds]
         return [self.bench.sft, self.bench.golden, *proxies, *self.targets]
+
+    def gates(self, beta: float = PROBE_BETAS[0]) -> list[Gate]:
+        """The gates that the task's data, bases, SFT policy and golden must pass. beta: of golden's probes."""
+        bench = self.bench
+        if bench.has_truth:
+            return gates_of(bench.pairs, bench.sft, bench.golden, bench.study.baseline.optim, beta)
+        return own_gates(bench.pairs, bench.sft, bench.golden, bench.study.gates.style_words)
+
+    def gates_on_record(self, record: Record) -> tuple[list[GateResult], list[str]]:
+        """What is on record of the gates under these very settings, and which of them are not."""
+        results, missing = [], []
+        others = {gate.label: gate for gate in self.gates(PROBE_BETAS[-1])}
+        for gate in self.gates():
+            # Where the probes of the first beta do not go far enough, golden is examined with the second's.
+            found = record.of(others[gate.label]) or record.of(gate)
+            if found is None:
+                missing.append(gate.label)
+            else:
+                results.append(found)
+        return results, missing
 
     @property
     def yardstick(self) -> dict[str, str]:

@@ -32,10 +32,13 @@ class Section(BaseModel):
 
 
 class DataSpec(Section):
-    """How many preference pairs the raters give, per task."""
+    """How many preference pairs the raters give, per world. golden_pairs: of golden's own, on other prompts; None where
+    it learns from the training pairs.
+    """
 
     train_pairs: int = Field(8000, ge=64)
     held_out_pairs: int = Field(1000, ge=16)
+    golden_pairs: int | None = Field(None, ge=64)
 
 
 class ModelsSpec(Section):
@@ -121,6 +124,27 @@ class AnalysisSpec(Section):
         return "true" if value is True else value  # YAML reads the judge's name as a truth value
 
 
+class WorldSpec(Dials):
+    """The dials of a world, and of its pairs. advantage: by how much its writers are better than those that the SFT
+    policy and golden have learned from, as a share of the 10%-90% distance of the responses' utility.
+    """
+
+    advantage: float = 0.0
+
+    @property
+    def dials(self) -> Dials:
+        """Those of the world alone."""
+        return Dials(**self.model_dump(include=set(Dials.model_fields)))
+
+
+class GatesSpec(Section):
+    """What gates are to try. style_words: to be put before answers of a data set of one's own, which must not change
+    golden's mind.
+    """
+
+    style_words: tuple[str, ...] = ()
+
+
 class StudySpec(Section):
     """Experiments x tasks x seeds, and every setting that decides their numbers.
 
@@ -136,7 +160,7 @@ class StudySpec(Section):
     smoke: bool = False
     tasks: tuple[str, ...] = ("summarisation",)
     datasets: dict[str, DatasetSpec] = {}
-    worlds: dict[str, Dials] = {}
+    worlds: dict[str, WorldSpec] = {}
     sft_tasks: tuple[str, ...] | None = None
     experiments: tuple[str, ...]
     plugins: tuple[str, ...] = ()
@@ -153,6 +177,7 @@ class StudySpec(Section):
     sweep: SweepSpec = SweepSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     analysis: AnalysisSpec = AnalysisSpec()
+    gates: GatesSpec = GatesSpec()
     _folder: Path | None = PrivateAttr(None)
 
     @property
@@ -168,7 +193,11 @@ class StudySpec(Section):
 
     def dials_of(self, task: str) -> Dials:
         """What the study sets of a world; each dial's default where it says nothing."""
-        return self.worlds.get(task, Dials())
+        return self.worlds.get(task, WorldSpec()).dials
+
+    def advantage_of(self, task: str) -> float:
+        """By how much the writers of a world's pairs are better than those that SFT has learned from."""
+        return self.worlds.get(task, WorldSpec()).advantage
 
     @field_validator("datasets")
     @classmethod
@@ -194,7 +223,7 @@ class StudySpec(Section):
         for name, dials in self.worlds.items():
             if name not in WORLDS:
                 raise ValueError(f"there is no world '{name}'. {nearest(name, WORLDS)}")
-            WORLDS[name]().at(dials)
+            WORLDS[name]().at(dials.dials)
         if self.analysis.judge == "true" and set(self.tasks) & set(self.datasets):
             raise ValueError("analysis.judge cannot be `true`: nobody knows the true utility of a real data set")
         return self
@@ -240,7 +269,9 @@ class StudySpec(Section):
                     name: at_most(spec, train_pairs=640, held_out_limit=128) for name, spec in self.datasets.items()
                 },
                 "seeds": self.seeds[:1],
-                "data": at_most(self.data, train_pairs=640, held_out_pairs=128),
+                "data": at_most(self.data, train_pairs=640, held_out_pairs=128, golden_pairs=1280)
+                if self.data.golden_pairs
+                else at_most(self.data, train_pairs=640, held_out_pairs=128),
                 "sft": shorter(self.sft, 20),
                 "golden": smaller(self.golden),
                 "proxy": smaller(self.proxy),

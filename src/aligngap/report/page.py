@@ -238,6 +238,8 @@ def _task_context(
         "name": task.name,
         "task": task,
         "data_set": task.stages.get("data"),
+        "gates": task.gates,
+        "ungated": task.ungated,
         "figures": figures,
         "numbers": {figure.name: number for number, figure in numbered},
         "splits": splits_of(data, task.name),

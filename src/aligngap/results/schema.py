@@ -257,6 +257,75 @@ class MeasureRecord(_Record):
     """why it is not finished"""
 
 
+class Score(_Record):
+    """One number that a gate looks at."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: str
+    """what it is"""
+    value: float | None
+    """null where it could not be had, for the reason in `note`"""
+    se: float | None = None
+    """its standard error"""
+    n: int | None = None
+    """of how many"""
+    at_least: float | None = None
+    """what it must reach; it is reported only where this and `at_most` are null"""
+    at_most: float | None = None
+    """what it must not exceed"""
+    note: str = ""
+    """what else is to be known"""
+
+    @property
+    def gated(self) -> bool:
+        """Whether the gate depends on it."""
+        return self.at_least is not None or self.at_most is not None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the estimate is within its bounds; a score that could not be had is not."""
+        if not self.gated:
+            return True
+        if self.value is None:
+            return False
+        low = self.at_least is None or self.value >= self.at_least
+        return low and (self.at_most is None or self.value <= self.at_most)
+
+    @property
+    def bounds(self) -> str:
+        """In words; empty where it is reported only."""
+        words = [f"at least {self.at_least:g}"] if self.at_least is not None else []
+        return ", ".join([*words, *([f"at most {self.at_most:g}"] if self.at_most is not None else [])])
+
+    def __str__(self) -> str:
+        value = "-" if self.value is None else f"{self.value:.4g}"
+        error = "" if self.se is None else f" ± {self.se:.2g}"
+        bounds = f" ({self.bounds})" if self.gated else ""
+        count = "" if self.n is None else f", n {self.n}"
+        return f"{self.name}: {value}{error}{bounds}{count}{'; ' + self.note if self.note else ''}"
+
+
+class GateResult(_Record):
+    """What a gate found of what a study stands on."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    gate: str
+    """its kind"""
+    subject: str
+    """of what"""
+    identity: str
+    """the stage's, which covers all that decided it"""
+    scores: tuple[Score, ...]
+    """what it looked at"""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every score that is gated is within its bounds."""
+        return all(score.passed for score in self.scores)
+
+
 class Task(_Record):
     """What is known of a task beside its points."""
 
@@ -273,6 +342,10 @@ class Task(_Record):
     """what else was measured"""
     stages: Plain = {}
     """what the stages before the arms measured (below)"""
+    gates: tuple[GateResult, ...] = ()
+    """what is on record of the gates that the task's data, bases, SFT policy and golden must pass"""
+    ungated: tuple[Text, ...] = ()
+    """gates of which nothing is on record under these settings"""
     experiments: ByName[Conclusion] = ()
     """by name"""
     not_asked: dict[str, Text] = {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import (
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
 from aligngap.plugins import Pluggable, Registered
-from aligngap.seeds import numpy_stream
+from aligngap.seeds import Key, numpy_stream
 from aligngap.tasks.datasets import DatasetSpec, source_digest
 from aligngap.tasks.worlds import WORLDS, world
 from aligngap.tasks.worlds.advantage import authors_at
@@ -29,8 +29,14 @@ class TaskSpec(Pluggable):
     """A task and how much data its raters give. Every prompt has two responses by random writers, and one rater's
     preference.
 
-    advantage: how much better the writers are than the world's own, as a share of the distance between the 10th and the
-    90th percentile of the utility of their responses; raters and prompts stay the same.
+    Held-out prompts, with their responses and preferences, are the same for every `seed`, `part` and `train_pairs`, and
+    none of them is a training prompt of any.
+
+    part: what the training pairs are for; each part draws prompts of its own, so golden learns from others than
+    policies do. `gates` are the prompts that a judge is examined on: `golden` has none of them. draw: which writers
+    answer, and who rates, on the same prompts. advantage: how much better the writers are than the world's own, as a
+    share of the distance between the 10th and the 90th percentile of the utility of their responses; raters and prompts
+    stay the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -41,6 +47,8 @@ class TaskSpec(Pluggable):
     train_pairs: int = Field(8000, gt=0)
     held_out_pairs: int = Field(1000, gt=0)
     seed: int = 0
+    part: Literal["pairs", "golden", "gates"] = "pairs"
+    draw: int = Field(0, ge=0)
     dials: Dials = Dials()
     advantage: float = 0.0
 
@@ -105,36 +113,59 @@ class TaskData:
     max_new_tokens: int
 
 
+GATE_PROMPTS = 4000
+"""Prompts that judges are examined on, of which golden learns none."""
+HELD_OUT_NUMBERS = 1_000_000
+"""Held-out prompts are numbered from here on, whatever the number of training prompts."""
 _REPEATS = 1000
 """So many prompts in a row that have come before are taken to say that there are no others."""
 
 
 def make_pairs(spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-    """The rater's data of a built-in world. Prompts are numbered from 0, held-out after train. Raises UserError for a
-    world that has too few prompts.
+    """The rater's data of a built-in world. Training prompts are numbered from 0, held-out ones from
+    `HELD_OUT_NUMBERS`. Raises UserError for a world that has too few prompts.
     """
     place = spec.place
     writers = authors_at(place, spec.advantage)
+    held_out = _prompts(place, spec, spec.held_out_pairs, (), "held-out prompts")
+    taken = set(held_out)
+    if spec.part == "golden":
+        taken |= set(_prompts(place, spec, GATE_PROMPTS, taken, "prompts", "gates"))
+    # The gates' are the same for every seed, as what judges are compared on.
+    seed = () if spec.part == "gates" else (spec.seed,)
+    train = _prompts(place, spec, spec.train_pairs, taken, "prompts", spec.part, *seed)
+
+    def answered(prompts: Sequence[str], first_number: int, *key: Key) -> PairBatch:
+        rows = []
+        for number, prompt in enumerate(prompts, start=first_number):
+            draw = numpy_stream("task", spec.world, "pair", *key, number)
+            first, second = (place.write(draw, prompt, writers[int(draw.integers(len(writers)))]) for _ in range(2))
+            rows.append((number, prompt, first, second, place.rate(draw, prompt, first, second)))
+        return _batch(rows, tokenizer)
+
+    return TaskData(
+        answered(train, 0, spec.part, *seed, spec.draw), answered(held_out, HELD_OUT_NUMBERS, "held-out"), place.limit
+    )
+
+
+def _prompts(place: World, spec: TaskSpec, count: int, taken: Collection[str], *purpose: Key) -> list[str]:
+    """Different prompts from the stream of this purpose, none of them `taken`."""
     texts: dict[str, None] = {}
-    rng = numpy_stream("task", spec.world, "prompts", spec.seed)
+    rng = numpy_stream("task", spec.world, *purpose)
     repeats = 0
-    while len(texts) < spec.count and repeats < _REPEATS:
-        before = len(texts)
-        texts[place.prompt(rng)] = None
+    while len(texts) < count and repeats < _REPEATS:
+        before, prompt = len(texts), place.prompt(rng)
+        if prompt not in taken:
+            texts[prompt] = None
         repeats = repeats + 1 if len(texts) == before else 0
-    if len(texts) < spec.count:
+    if len(texts) < count:
+        known = len(texts) + len(taken)
         raise UserError(
-            f"the world '{spec.world}' seems to have {len(texts)} different prompts, and {spec.count} are asked for",
+            f"the world '{spec.world}' seems to have {known} different prompts, and {count + len(taken)} are asked for",
             where=WORLDS.place(spec.world),
             hint="Let its prompts differ more, or set data.train_pairs and data.held_out_pairs lower.",
         )
-    rows = []
-    for number, prompt in enumerate(texts):
-        draw = numpy_stream("task", spec.world, "pair", spec.seed, number)
-        first, second = (place.write(draw, prompt, writers[int(draw.integers(len(writers)))]) for _ in range(2))
-        rows.append((number, prompt, first, second, place.rate(draw, prompt, first, second)))
-    train, held_out = (_batch(part, tokenizer) for part in (rows[: spec.train_pairs], rows[spec.train_pairs :]))
-    return TaskData(train, held_out, place.limit)
+    return list(texts)
 
 
 def _batch(rows: list[tuple[int, str, Written, Written, float]], tokenizer: PreTrainedTokenizerBase) -> PairBatch:

@@ -18,6 +18,7 @@ from aligngap.models.policy import Policy
 from aligngap.plugins import Pluggable, Registered
 from aligngap.sources.base import PairSource
 from aligngap.train.checkpoint import Checkpointer, Stateful, advance
+from aligngap.train.passages import Passages
 from aligngap.train.step import Optimiser, OptimSpec
 from aligngap.types import PairBatch
 
@@ -82,20 +83,24 @@ def train(
     *,
     keep: Collection[int],
     save_policy: Callable[[int, Policy], None],
+    passages: Passages | None = None,
     checkpointer: Checkpointer | None = None,
     progress: Callable[[int, int, Mapping[str, float]], None] = lambda done, total, metrics: None,
 ) -> None:
     """Train `policy` in place on what `source` supplies.
 
     reference: may be None where the source's pairs all bring its log-probabilities. keep: steps (0 = before training)
-    at which `save_policy` is called. progress: called after each step with steps done, steps in all, and what is known
-    of the batch: loss, `preference_metrics` (both under the weights before the step) and grad_norm.
+    at which `save_policy` is called; passages: asks for further ones by KL. progress: called after each step with steps
+    done, steps in all, and what is known of the batch: loss, `preference_metrics` (both under the weights before the
+    step) and grad_norm.
 
     Raises Diverged when the loss stops being finite; what was saved before stays, and the checkpointer keeps the last
     good weights.
     """
     optimiser = Optimiser(policy.model.parameters(), optim)
     parts: dict[str, Stateful] = {"policy": policy, "optimiser": optimiser, "source": source}
+    if passages:
+        parts["passages"] = passages
     source.observe(0, policy)
     if not (checkpointer and checkpointer.restore(**parts)) and 0 in keep:
         save_policy(0, policy)
@@ -107,7 +112,7 @@ def train(
         norm = advance(optimiser, value, batch, policy.model, checkpointer)
         step = optimiser.step_count
         source.observe(step, policy)
-        if step in keep:
+        if (passages and passages.asks(step, policy)) or step in keep:
             save_policy(step, policy)
         if checkpointer:
             checkpointer.maybe_save(**parts)

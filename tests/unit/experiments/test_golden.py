@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
@@ -19,12 +17,11 @@ from aligngap.experiments.golden import (
     on_policy_pairs,
     over_optimised,
 )
-from aligngap.experiments.golden.measure import GOLDENS, FreshPairs, GoldenAudit
+from aligngap.experiments.golden.measure import GOLDENS, GoldenAudit
 from aligngap.experiments.study import load_study
 from aligngap.pipeline.stages import SPLITS
 from aligngap.store.disk import read_json
 from aligngap.tasks.pairs import read_pairs
-from aligngap.tasks.spec import TaskSpec
 from made_up import BENCH, analysed, entries
 from tiny import HELD_OUT, PROMPTS, TRAIN, Tiny
 
@@ -123,7 +120,7 @@ def test_arms_and_labels_are_equal_but_for_what_is_asked() -> None:
     for entry in measures(BENCH):
         assert isinstance(entry.stage, GoldenAudit)
         (more,), (own,) = entry.stage.more_pairs.more, entry.stage.on_policy.more
-        assert isinstance(more, FreshPairs)
+        assert more.task.part == "pairs"
         assert own == on_policy_pairs(BENCH, entry.seed, more)  # on the very prompts of the other remedy
         assert own.judge is None
         assert more.task.train_pairs == BENCH.study.data.train_pairs
@@ -175,17 +172,13 @@ def test_remedies_have_equally_many_labels(tiny: Tiny, stage: GoldenAudit) -> No
     assert more.first.rows() != own.first.rows()
 
 
-def test_fresh_pairs_keep_clear_of_the_studys_prompts(tiny: Tiny, tmp_path: Path) -> None:
-    """The same draw once more has no new prompt; a longer one has those beyond the first's end."""
-    spec, apart = tiny.bench.pairs.task, tiny.bench.pairs
-    own = {tuple(ids) for split in SPLITS for ids in read_pairs(tiny.made(apart) / f"{split}.parquet").prompts.rows()}
-    assert len(own) == TRAIN + HELD_OUT
-    longer = TaskSpec(world=spec.world, train_pairs=TRAIN + HELD_OUT + 7, held_out_pairs=5, seed=spec.seed)
-    found = tiny.made(FreshPairs(task=longer, base=apart.base, apart=apart))
-    train, held_out = (read_pairs(found / f"{split}.parquet") for split in SPLITS)
-    assert (len(train), len(held_out)) == (7, 5)
-    assert not own & {tuple(ids) for ids in train.prompts.rows() + held_out.prompts.rows()}
-    assert train.prompt_numbers.tolist() == list(range(TRAIN + HELD_OUT, TRAIN + HELD_OUT + 7))
-    assert read_json(found / "task.json") == read_json(tiny.made(apart) / "task.json")
-    fresh = fresh_pairs(tiny.bench)
-    assert not own & {tuple(ids) for ids in read_pairs(tiny.made(fresh) / "train.parquet").prompts.rows()}
+def test_fresh_pairs_keep_clear_of_the_held_out_prompts(tiny: Tiny) -> None:
+    held_out = {tuple(ids) for ids in read_pairs(tiny.made(tiny.bench.pairs) / "held_out.parquet").prompts.rows()}
+    assert len(held_out) == HELD_OUT
+    fresh = tiny.made(fresh_pairs(tiny.bench))
+    train, again = (
+        {tuple(ids) for ids in read_pairs(fresh / f"{split}.parquet").prompts.rows()} for split in ("train", "held_out")
+    )
+    assert again == held_out
+    assert len(train) == TRAIN
+    assert not train & held_out

@@ -9,9 +9,9 @@ import polars as pl
 from aligngap.experiments.base import Analysis, Experiment, Figure, FigurePoint, TaskData, each_seed, points
 from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.contrasts import Contrasts
-from aligngap.experiments.golden.measure import GOLDENS, FreshPairs, GoldenAudit
+from aligngap.experiments.golden.measure import GOLDENS, GoldenAudit
 from aligngap.experiments.spec import fifth
-from aligngap.pipeline.stages import Generate
+from aligngap.pipeline.stages import Generate, Pairs
 from aligngap.stats.verdict import sign_verdict
 
 LOW_BETA = 0.01
@@ -61,14 +61,14 @@ def audit(bench: Bench, entry: ArmEntry) -> GoldenAudit:
     )
 
 
-def fresh_pairs(bench: Bench) -> FreshPairs:
-    """As many further raters' pairs as golden learns from, on prompts that the study does not have."""
+def fresh_pairs(bench: Bench) -> Pairs:
+    """As many further raters' pairs as golden learns from, none of them on a held-out prompt."""
     count = bench.study.golden.train_pairs or bench.study.data.train_pairs
     task = bench.pairs.task.model_copy(update={"train_pairs": count, "seed": FRESH_SEED})
-    return FreshPairs(task=task, base=bench.pairs.base, apart=bench.pairs)
+    return Pairs(task=task, base=bench.pairs.base)
 
 
-def on_policy_pairs(bench: Bench, seed: int, fresh: FreshPairs) -> Generate:
+def on_policy_pairs(bench: Bench, seed: int, fresh: Pairs) -> Generate:
     """Raters' pairs on the same fresh prompts, by the over-optimised arm: early against at its end. Whose responses
     they are is all that differs from `fresh`.
     """

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import polars as pl
-import torch
 
 from aligngap.pipeline.graph import Context, Stage
-from aligngap.pipeline.stages import SPLITS, Evaluate, JudgeStage, Pairs, Responses, load_judge
-from aligngap.tasks.pairs import read_pairs, write_pairs
+from aligngap.pipeline.stages import SPLITS, Evaluate, JudgeStage, Responses, load_judge
 from aligngap.types import Tokens
 
 GOLDENS = {
@@ -19,31 +17,6 @@ GOLDENS = {
     "on_policy": "golden, on-policy pairs",
 }
 """Who judges, and what they are called: the study's golden, and with further raters' pairs, off and on policy."""
-
-
-class FreshPairs(Pairs):
-    """Raters' pairs on prompts that another draw of the task does not have, neither to train on nor held out.
-
-    Prompts that coincide are dropped here, once, so that whatever is made of these pairs keeps clear of the study's
-    held-out prompts. A world with few prompts gives fewer pairs than asked for. Prompt numbers are this draw's own.
-    """
-
-    kind: ClassVar[str] = "fresh_pairs"
-
-    apart: Pairs
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}: further raters' pairs"
-
-    def run(self, context: Context) -> None:
-        super().run(context)
-        known = {tuple(ids) for split in SPLITS for ids in self.apart.read(context, split).prompts.rows()}
-        for split in SPLITS:
-            path = context.out / f"{split}.parquet"
-            pairs = read_pairs(path)
-            fresh = torch.tensor([tuple(ids) not in known for ids in pairs.prompts.rows()])
-            write_pairs(pairs.take(torch.nonzero(fresh).squeeze(1)), path)
 
 
 class GoldenAudit(Stage):

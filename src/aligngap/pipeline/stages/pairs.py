@@ -50,7 +50,7 @@ class Pairs(PairsStage):
     """`D_initial`: prompts, two responses each, a rater's preference."""
 
     kind: ClassVar[str] = "pairs"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     task: TaskSpec | DatasetTask
     base: Base
@@ -62,7 +62,8 @@ class Pairs(PairsStage):
 
     @property
     def label(self) -> str:
-        return f"{self.name}: raters' pairs"
+        part = self.task.part if isinstance(self.task, TaskSpec) else "pairs"
+        return f"{self.name}: raters' pairs{'' if part == 'pairs' else f' for {part}'}"
 
     @property
     def origin(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,7 @@ import polars as pl
 import torch
 
 from aligngap import ranks
+from aligngap.measure.kl import sequence_kl
 from aligngap.models.build import check_read_back, load_language_model, parameter_count
 from aligngap.models.lora import add_adapters, merge_adapters
 from aligngap.models.policy import Policy, WithoutAdapters
@@ -20,16 +22,18 @@ from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.pipeline.stages.base import Base, JudgeStage, PairsStage, load_judge
 from aligngap.pipeline.stages.pairs import Pairs, Reading, check_fits
+from aligngap.seeds import uniforms
 from aligngap.sources.base import Ingredients
 from aligngap.sources.order import prompt_schedule
 from aligngap.sources.recorded import Recorded
 from aligngap.sources.recording import Recording
 from aligngap.sources.registry import AnySource
-from aligngap.store.disk import write_json
+from aligngap.store.disk import read_json, write_json
 from aligngap.store.identity import file_digest
 from aligngap.tasks.pairs import write_pairs
 from aligngap.train.checkpoint import Checkpointer
 from aligngap.train.loop import LossSpec, reference_log_probs, train
+from aligngap.train.passages import Passages
 from aligngap.train.step import OptimSpec
 from aligngap.train.supervised import fit, sft_loss
 from aligngap.types import PairBatch, Prompt, Tokens, concatenate
@@ -167,10 +171,12 @@ class Arm(PairsStage):
     replay: all are this stage.
 
     recorded: the pairs of an offline source; reference: their reference log-probabilities, where the source leaves the
-    responses as they are. keep: steps whose weights are kept, 0 for those before training.
+    responses as they are. keep: steps whose weights are kept, 0 for those before training; passages: values of KL from
+    the SFT policy (nats) around whose first passage they are kept, too, as a probe on training prompts sees it.
 
-    final.safetensors: the weights after the last step; steps/STEP.safetensors: those of `keep`. stream.parquet: the
-    pairs in the order of training, of a source that samples or labels them. cost.json, seconds.json, weights.json.
+    final.safetensors: the weights after the last step; steps/STEP.safetensors: those of `keep` and of passages;
+    passages.json: what the probe saw. stream.parquet: the pairs in the order of training, of
+    a source that samples or labels them. cost.json, seconds.json, weights.json.
     """
 
     kind: ClassVar[str] = "arm"
@@ -189,6 +195,7 @@ class Arm(PairsStage):
     optim: OptimSpec
     seed: int
     keep: tuple[int, ...]
+    passages: tuple[float, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -226,6 +233,7 @@ class Arm(PairsStage):
         reference = None if known else load_reference(context, self.sft, self.task, policy)
         source = self.source.build(replace(ingredients, ends=policy.ends))
         recording = Recording(source) if self.source.needs_judge else None
+        passages = Passages(self.passages, self._probe(context, policy, reference)) if self.passages else None
         (context.partial / "steps").mkdir(parents=True, exist_ok=True)
         train(
             policy,
@@ -235,6 +243,7 @@ class Arm(PairsStage):
             self.optim,
             keep=self.keep,
             save_policy=lambda step, p: p.save_weights(context.partial / _weights_file(step)),
+            passages=passages,
             checkpointer=Checkpointer(context.partial, context.checkpoint_seconds),
             progress=context.progress,
         )
@@ -244,10 +253,31 @@ class Arm(PairsStage):
             return
         if recording:
             write_pairs(recording.stream(), context.out / self.train_file)
-        shutil.copytree(context.partial / "steps", context.out / "steps")
+        (context.out / "steps").mkdir()
+        for step in {*self.keep, *(passages.needed if passages else ())}:
+            shutil.copy(context.partial / _weights_file(step), context.out / _weights_file(step))
+        if passages:
+            write_json(context.out / "passages.json", {"path": passages.path})
         write_json(context.out / "cost.json", {**asdict(source.cost), "steps": self.optim.steps})
         write_json(context.out / "weights.json", {"weights_sha256": file_digest(final)})
         write_json(context.out / "seconds.json", {"seconds": time.perf_counter() - start})
+
+    def _probe(self, context: Context, policy: Policy, reference: Policy | None) -> Callable[[Policy], float]:
+        """KL of a policy from the SFT policy on the first training prompts, always under the same noise."""
+        pairs = self.task.read(context)
+        index = torch.arange(min(_PROBED, len(pairs)))
+        prompts, start = pairs.prompts.take(index), reference or load_reference(context, self.sft, self.task, policy)
+        noise = uniforms(pairs.prompt_numbers[index], 1, policy.max_new_tokens, "probe", self.seed)
+
+        def kl(policy: Policy) -> float:
+            responses = sample_in_chunks(policy, prompts, noise)
+            return float(sequence_kl(policy, start, prompts, responses).mean())
+
+        return kl
+
+    def probed(self, context: Context) -> list[tuple[int, float]]:
+        """KL along training as the probe saw it: steps and nats, from the artefact."""
+        return [(int(step), float(kl)) for step, kl in read_json(context.folder(self) / "passages.json")["path"]]
 
     def _ingredients(self, context: Context) -> Ingredients:
         """What the source is built from; each file of pairs is read once. Raises UserError for pairs that are longer
@@ -263,6 +293,10 @@ class Arm(PairsStage):
                 recorded = Reference.of(recorded, context.folder(self.reference))
         judge = load_judge(self.judge, context) if self.judge else None
         return Ingredients(self.seed, self.optim.batch, prompts_of(pairs), judge, recorded)
+
+
+_PROBED = 64
+"""Prompts on which KL is looked at during training."""
 
 
 def _weights_file(step: int | None) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from aligngap.errors import UserError
 from aligngap.judges.true_utility import TrueUtilityJudge
 from aligngap.models.tokenizer import SPECIAL_TOKENS, word_tokenizer
-from aligngap.tasks.spec import TaskData, TaskSpec, make_pairs, response_ids
+from aligngap.tasks.spec import GATE_PROMPTS, HELD_OUT_NUMBERS, TaskData, TaskSpec, make_pairs, response_ids
 from aligngap.tasks.worlds import WORLDS, World, arena, harmlessness, helpfulness, language, summarisation, world
 from aligngap.tasks.worlds.advantage import authors_at
 from aligngap.tasks.worlds.arena import Arena
@@ -423,21 +423,61 @@ def test_prompts_of_the_splits_are_disjoint_and_unlike(data: TaskData) -> None:
     assert len(held_out) == 200
     assert not train & held_out
     assert data.train.prompt_numbers.tolist() == list(range(600))
-    assert data.held_out.prompt_numbers.tolist() == list(range(600, 800))
+    assert data.held_out.prompt_numbers.tolist() == list(range(HELD_OUT_NUMBERS, HELD_OUT_NUMBERS + 200))
 
 
 def test_pairs_repeat_with_their_seed_and_change_with_it(
     place: World, tokenizer: PreTrainedTokenizerBase, data: TaskData
 ) -> None:
     def rows(seed: int, train: int) -> list[list[int]]:
-        made = make_pairs(
-            TaskSpec(world=place.name, train_pairs=train, held_out_pairs=60 - train, seed=seed), tokenizer
-        )
-        return [*made.train.first.rows(), *made.held_out.first.rows()]
+        spec = TaskSpec(world=place.name, train_pairs=train, held_out_pairs=200, seed=seed)
+        return make_pairs(spec, tokenizer).train.first.rows()
 
-    whole = data.train.first.rows()[:60]
-    assert rows(0, 40) == rows(0, 50) == whole  # neither how many there are nor where the split lies changes a pair
-    assert rows(1, 40) != whole
+    whole = data.train.first.rows()
+    assert rows(0, 40) == whole[:40]  # however many there are, the first are the same
+    assert rows(0, 50) == whole[:50]
+    assert rows(1, 40) != whole[:40]
+
+
+def test_held_out_pairs_are_one_set_that_no_draw_trains_on(place: World, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Audit of the first laboratory: seeds must be compared on the same prompts, and none may have been learned."""
+    drawn = [
+        make_pairs(TaskSpec(world=place.name, train_pairs=300 + 10 * seed, held_out_pairs=100, **more), tokenizer)
+        for seed in (0, 1)
+        for more in ({"seed": seed}, {"seed": seed, "part": "golden"}, {"seed": seed, "part": "gates"})
+    ]
+    rows = zip(drawn[0].held_out.prompts.rows(), drawn[0].held_out.first.rows(), strict=True)
+    held_out = {(tuple(a), tuple(b)) for a, b in rows}
+    for data in drawn:
+        same = zip(data.held_out.prompts.rows(), data.held_out.first.rows(), strict=True)
+        assert {(tuple(a), tuple(b)) for a, b in same} == held_out
+        assert data.held_out.preference.tolist() == drawn[0].held_out.preference.tolist()
+        assert data.held_out.prompt_numbers.tolist() == drawn[0].held_out.prompt_numbers.tolist()
+        trained = {tuple(ids) for ids in data.train.prompts.rows()}
+        assert not trained & {prompt for prompt, _ in held_out}
+    of_seeds = [set(map(tuple, data.train.prompts.rows())) for data in drawn]
+    assert len(of_seeds[0] & of_seeds[3]) < 30, "two seeds' proxies learn from other pairs"
+    assert of_seeds[2] < of_seeds[5], "the gates' prompts are the same for all seeds"
+
+
+def test_golden_learns_from_no_prompt_of_the_gates(place: World, tokenizer: PreTrainedTokenizerBase) -> None:
+    gates, golden = (
+        make_pairs(TaskSpec(world=place.name, train_pairs=GATE_PROMPTS, held_out_pairs=8, part=part), tokenizer).train
+        for part in ("gates", "golden")
+    )
+    assert len(gates) == GATE_PROMPTS
+    assert not set(map(tuple, gates.prompts.rows())) & set(map(tuple, golden.prompts.rows()))
+
+
+def test_another_draw_answers_the_same_prompts(place: World, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writers' pairs that a proxy has not learned from, on the prompts of those that it has."""
+    one, two = (
+        make_pairs(TaskSpec(world=place.name, train_pairs=200, held_out_pairs=8, draw=draw), tokenizer)
+        for draw in (0, 1)
+    )
+    assert one.train.prompts.rows() == two.train.prompts.rows()
+    assert one.train.first.rows() != two.train.first.rows()
+    assert one.held_out.first.rows() == two.held_out.first.rows()
 
 
 def agreement(place: World, tokenizer: PreTrainedTokenizerBase, data: TaskData) -> tuple[float, float, int]:
