@@ -269,7 +269,8 @@ def correlation(values: Floats) -> Floats:
     centred = values - values.mean(axis=0)
     spread = np.sqrt((centred**2).sum(axis=0))
     centred = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
-    return SHRINK * (centred.T @ centred) * (1 - np.eye(values.shape[1])) + np.eye(values.shape[1])
+    own = np.eye(values.shape[1])
+    return np.asarray(SHRINK * (centred.T @ centred) * (1 - own) + own)
 
 
 def max_t(correlated: Floats, n_seeds: int, level: float = LEVEL, draws: int = 20_000) -> float:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aligngap.stats.budget import Floats, Run
+from aligngap.stats.budget import KL, Floats, Run
 from aligngap.stats.seedvalue import SeedValue, prompt_mean, undefined
 
 State = Literal["reached", "hole", "not reached"]
@@ -145,8 +145,7 @@ class Passage:
 def usable(run: Run) -> tuple[Run, Ints]:
     """The checkpoints in the order of training that have a KL and an outcome, and their places in `run`."""
     order = np.argsort(run.steps, kind="stable")
-    amount = run.amount if run.amount.ndim == 2 else run.amount[:, None]
-    there = np.isfinite(amount).any(axis=1) & np.isfinite(run.win).any(axis=1)
+    there = np.isfinite(mean_kl(run)) & np.isfinite(run.win).any(axis=1)
     places = order[there[order]]
     budgets = {name: values[places] for name, values in run.budgets.items()}
     return Run(run.arm, run.seed, run.steps[places], run.win[places], budgets, run.along), places
@@ -154,13 +153,14 @@ def usable(run: Run) -> tuple[Run, Ints]:
 
 def mean_kl(run: Run, prompts: NDArray[np.bool_] | None = None) -> Floats:
     """Mean KL in nats of each checkpoint, [K], over those of `prompts` [N] that are present; NaN where none is."""
-    amount = run.amount
+    amount = run.over(KL).amount
     if amount.ndim == 1:
         return amount
     if prompts is not None:
         amount = amount[:, prompts]
-    count = np.isfinite(amount).sum(axis=1)
-    return np.divide(np.nansum(amount, axis=1), count, out=np.full(len(amount), np.nan), where=count > 0)
+    count, means = np.isfinite(amount).sum(axis=1), np.full(len(amount), np.nan)
+    np.divide(np.nansum(amount, axis=1), count, out=means, where=count > 0)
+    return means
 
 
 def passage(run: Run, k: float, which: Which = "first") -> Passage:
@@ -173,7 +173,10 @@ def passage(run: Run, k: float, which: Which = "first") -> Passage:
     """
     run, places = usable(run)
     kl, nothing = mean_kl(run), undefined(run.n_prompts)
-    before, after, share = (one.item() for one in crossings(kl, k, which)) if len(kl) else (-1, -1, np.nan)
+    if len(kl) == 0:
+        return Passage(k, "not reached", -1, -1, np.nan, nothing)
+    found = crossings(kl, k, which)
+    before, after, share = int(found[0]), int(found[1]), float(found[2])
     if after < 0:
         return Passage(k, "not reached", -1, -1, np.nan, nothing)
     around = (int(places[before]) if before >= 0 else -1, int(places[after]))
@@ -197,7 +200,7 @@ def between(run: Run, before: int, after: int, k: float) -> SeedValue:
 
 def _root_kl(run: Run, checkpoint: int) -> SeedValue:
     """sqrt of a checkpoint's mean KL, with the prompts' influence on it where they are known."""
-    amount = run.amount
+    amount = run.over(KL).amount
     if amount.ndim == 1:
         return SeedValue(float(np.sqrt(amount[checkpoint])), np.zeros(run.n_prompts))
     mean = prompt_mean(amount[checkpoint])
@@ -211,7 +214,8 @@ def per_prompt(run: Run, found: Passage) -> Floats:
     """
     if not found.reached:
         return np.full(run.n_prompts, np.nan)
-    return (1 - found.share) * run.win[found.before] + found.share * run.win[found.after]
+    low, high = run.win[found.before], run.win[found.after]
+    return np.asarray(low + found.share * (high - low))
 
 
 def mean_over(

@@ -154,14 +154,14 @@ class _Runs:
     by_name: Mapping[str, Run]
 
     def __getitem__(self, place: Place) -> Floats:
-        return list(self.by_name.values())[place[0]].win[place[1]]
+        return np.asarray(list(self.by_name.values())[place[0]].win[place[1]])
 
 
 def candidates(run: Run, half: Bools, budget: float, passages_only: bool = False) -> Bools:
     """Which checkpoints of a run may be chosen on one half of the prompts, [K]."""
     kl = mean_kl(run, half)
-    asked = np.isfinite(run.win[:, half]).any(axis=1)
-    allowed = asked & np.less_equal(kl, budget, out=np.zeros(len(kl), dtype=np.bool_), where=np.isfinite(kl))
+    asked: Bools = np.isfinite(run.win[:, half]).any(axis=1)
+    allowed: Bools = asked & np.less_equal(kl, budget, out=np.zeros(len(kl), dtype=np.bool_), where=np.isfinite(kl))
     if not passages_only:
         return allowed
     order = np.argsort(run.steps, kind="stable")
@@ -173,7 +173,7 @@ def candidates(run: Run, half: Bools, budget: float, passages_only: bool = False
             passed[order[after]] = True
     last = int(run.steps.max()) if len(run.steps) else 0
     no_tenth = ~np.isin(run.steps, tenths(last)) if last else np.ones(len(kl), dtype=np.bool_)
-    return allowed & (passed | (run.steps == 0) | no_tenth)
+    return np.asarray(allowed & (passed | (run.steps == 0) | no_tenth))
 
 
 def _pick(runs: _Runs, half: Bools, budget: float, passages_only: bool) -> tuple[Pick, Place] | None:

@@ -56,7 +56,8 @@ class Claim:
 class Said:
     """What may be said of a claim.
 
-    small: "but smaller than the margin" holds besides. p: two-sided, unadjusted; adjusted: over the family of claims.
+    small: "but smaller than the margin" holds besides. p: two-sided, unadjusted; adjusted: over the family of claims;
+    both NaN of what is not tested, a description among it.
     level, interval: at which the word was decided, so that the interval leaves out 0 exactly where a difference is
     claimed; inner: the interval that was held against the margin, and its level.
     """
@@ -149,40 +150,40 @@ def decide(claims: Sequence[Claim], scope: Scope = "world") -> list[Said]:
     A claim that is not reached, or only described, has no word and still counts in the family: losing data must not
     make the other easier. The seeds that a word needs are asked of each claim (`has_words`).
     """
-    different = np.array([claim.contrast.p if claim.testable else np.nan for claim in claims])
-    inside = np.array([_inside(claim) for claim in claims])
+    reasons = [claim.described or (has_words(claim.contrast, scope) if claim.testable else "") for claim in claims]
+    tested = [claim.testable and not reason for claim, reason in zip(claims, reasons, strict=True)]
+    different = np.array([c.contrast.p if test else np.nan for c, test in zip(claims, tested, strict=True)])
+    inside = np.array([_inside(c) if test else np.nan for c, test in zip(claims, tested, strict=True)])
     adjusted = adjust(different, inside)
     values = np.array([claim.contrast.value for claim in claims])
     words, small = classify(values, adjusted[0], adjusted[1])
     factors = _decisive(adjusted)
     said = []
-    for number, claim in enumerate(claims):
-        reason = claim.described or (has_words(claim.contrast, scope) if claim.testable else "")
-        word = WORDS[words[number]] if not reason else "described"
-        level, inner_level = 1 - ALPHA / factors[0][number], 1 - 2 * ALPHA / factors[1][number]
-        contrast = claim.contrast
-        interval = contrast.interval(level)
-        is_small = bool(small[number]) and word != "described"
-        text = reason or _text(claim, word, is_small, interval)
+    for number, (claim, reason) in enumerate(zip(claims, reasons, strict=True)):
+        word: Word = "described" if reason else WORDS[int(words[number])]
+        level, inner_level = 1 - ALPHA / int(factors[0][number]), 1 - 2 * ALPHA / int(factors[1][number])
+        if reason:  # nothing is decided: the usual intervals
+            level, inner_level = 1 - ALPHA, 1 - 2 * ALPHA
+        interval = claim.contrast.interval(level)
         said.append(
             Said(
                 claim=claim,
                 word=word,
-                small=is_small,
-                text=text,
+                small=bool(small[number]),
+                text=reason or _text(claim, word, bool(small[number]), interval),
                 p=float(different[number]),
                 adjusted=float(adjusted[0][number]),
                 level=level,
                 interval=interval,
                 inner_level=inner_level,
-                inner=contrast.interval(inner_level),
+                inner=claim.contrast.interval(inner_level),
             )
         )
     return said
 
 
 def _inside(claim: Claim) -> float:
-    return claim.contrast.p_inside(claim.margin) if claim.testable and claim.margin is not None else np.nan
+    return claim.contrast.p_inside(claim.margin) if claim.margin is not None else np.nan
 
 
 def _decisive(

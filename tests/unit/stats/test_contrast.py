@@ -60,7 +60,7 @@ def test_variance_is_that_of_the_two_way_analysis_of_variance():
     assert contrast.df == n_seeds - 1
 
 
-@pytest.mark.parametrize(("shared", "least", "most"), [(0.0, 0.93, 0.985), (0.05, 0.93, 0.99), (0.15, 0.95, 1.0)])
+@pytest.mark.parametrize(("shared", "least", "most"), [(0.0, 0.925, 0.985), (0.05, 0.925, 0.99), (0.15, 0.95, 1.0)])
 def test_intervals_hold_the_truth_where_seeds_and_prompts_both_scatter(shared, least, most):
     """A simulation with its own arithmetic: how often the interval holds the mean. The more of the noise is the
     prompts' own, the more often: few seeds' degrees of freedom then stand for a variance that is well known.
@@ -68,7 +68,7 @@ def test_intervals_hold_the_truth_where_seeds_and_prompts_both_scatter(shared, l
     rng = np.random.default_rng(2)
     for n_seeds in (3, 5):
         hits = []
-        for _ in range(800):
+        for _ in range(500):
             of_prompt = rng.normal(0, shared, 256) if shared else np.zeros(256)
             table = 0.03 + rng.normal(0, 0.03, (n_seeds, 1)) + of_prompt + rng.normal(0, 0.1, (n_seeds, 256))
             low, high = over_seeds([prompt_mean(row) for row in table]).interval()
@@ -176,28 +176,28 @@ def test_benjamini_hochberg_is_statsmodels():
 
 
 def test_the_band_holds_all_rows_at_once():
-    """Of correlated rows drawn here: 300 bands of 5 and 8 seeds; two standard errors are .025."""
+    """Of correlated rows drawn here: 120 bands of 5 and 8 seeds; two standard errors are .04."""
     rng = np.random.default_rng(8)
     mixed = np.linalg.cholesky(0.8 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4))))
     for n_seeds in (5, 8):
         held = []
-        for _ in range(300):
+        for _ in range(120):
             x = rng.standard_normal((n_seeds, 4)) @ mixed.T
             wide = simultaneous([seeds(row) for row in x.T], draws=2000)
             held.append(np.abs(stats.ttest_1samp(x, 0).statistic).max() <= wide)
-        assert np.mean(held) >= 0.925
+        assert np.mean(held) >= 0.91
 
 
 def test_max_t_of_independent_rows_is_sidaks_and_of_one_is_t():
     sidak = stats.t.ppf(1 - (1 - 0.95 ** (1 / 4)) / 2, 7)
-    assert max_t(np.eye(4), 8, draws=200_000) == pytest.approx(sidak, rel=0.01)
-    assert max_t(np.eye(1), 8, draws=200_000) == pytest.approx(stats.t.ppf(0.975, 7), rel=0.01)
+    assert max_t(np.eye(4), 8, draws=60_000) == pytest.approx(sidak, rel=0.015)
+    assert max_t(np.eye(1), 8, draws=60_000) == pytest.approx(stats.t.ppf(0.975, 7), rel=0.015)
     assert np.isnan(simultaneous([seeds([0.1])]))
 
 
 def test_the_upper_limit_of_a_standard_deviation_is_passed_by_a_fifth():
     rng = np.random.default_rng(9)
-    limits = [upper_sd(sd, 5) for sd in rng.normal(0, 2.5, (4000, 5)).std(axis=1, ddof=1)]
+    limits = [upper_sd(sd, 5) for sd in rng.normal(0, 2.5, (2500, 5)).std(axis=1, ddof=1)]
     assert np.mean(np.array(limits) >= 2.5) == pytest.approx(0.8, abs=0.02)
     with pytest.raises(ValueError, match="two seeds"):
         upper_sd(1.0, 1)

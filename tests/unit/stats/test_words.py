@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -136,6 +136,7 @@ def test_no_more_is_rejected_than_closed_testing_allows(pairs):
         assert not (adjusted[1][c] < ALPHA and not allowed[c, "i"])
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_without_margins_it_is_holm(p):
     adjusted = adjust(np.array(p), np.full(len(p), np.nan))
@@ -160,6 +161,7 @@ def test_studies_at_once_are_adjusted_as_each_alone(seed):
             np.testing.assert_array_equal(together[number][row], one)
 
 
+@settings(max_examples=40)
 @given(st.floats(-0.08, 0.08), st.floats(-0.08, 0.08), st.floats(0.005, 0.05), st.floats(0.005, 0.05))
 def test_interval_and_word_agree(a, b, sd_a, sd_b):
     for said in decide([Claim("A", of(a, sd_a)), Claim("B", of(b, sd_b))]):
@@ -172,7 +174,7 @@ def test_interval_and_word_agree(a, b, sd_a, sd_b):
 def test_false_words_stay_below_five_percent_where_both_claims_are_at_the_margin():
     """Where the 90% interval, whatever the number of claims, says "equivalent" too often: simulated here."""
     rng = np.random.default_rng(0)
-    n, studies = 8, 2000
+    n, studies = 8, 1500
     rule = plain = 0
     for _ in range(studies):
         a, b = MARGIN + rng.normal(0, 0.02, (2, n))
