@@ -85,7 +85,7 @@ def simulate(rng: np.random.Generator, scenario: Scenario, sd: float, repetition
     judged = {}
     for effect, of_effect in parts.items():
         values = {name: np.concatenate([part[name] for part in of_effect]) for name in of_effect[0]}
-        registered = Registered(np.concatenate([one.configuration for one in pilots[effect]]))
+        registered = Registered(np.concatenate([one.order for one in pilots[effect]]))
         for seeds in SEEDS:
             judged[effect, seeds] = judge(values, registered, scenario, effect, seeds)
     return judged
@@ -93,16 +93,17 @@ def simulate(rng: np.random.Generator, scenario: Scenario, sd: float, repetition
 
 def judge(values: PerSeed, registered: Registered, scenario: Scenario, effect: float, seeds: int) -> Judged:
     """R studies of the first `seeds` seeds."""
+    picks = values[f"picks {seeds}"].astype(np.int64)
     b = seed_means(values["B"][:, :seeds], shared_variance(512))
     claims = [
-        seed_means(values["A"][:, :seeds], shared_variance()),
+        seed_means(values[f"A {seeds}"], shared_variance()),
         seed_means(values[f"others {seeds}"], shared_variance()),
     ]
     practitioners = values["true_B"].astype(np.float64)
     true_b = np.full(len(practitioners), practitioners.mean())
     pairs = [tuple(np.stack(both, axis=-1) for both in zip(a, b, strict=True)) for a in claims]
     older = tuple(seed_means(values[name][:, :seeds], shared_variance()) for name in ("average", "peaks", "weighted"))
-    true, true_first = (np.stack((a, true_b), axis=-1) for a in true_a(scenario, effect, registered))
+    true, true_first = (np.stack((a, true_b), axis=-1) for a in true_a(scenario, effect, registered, picks))
     error = float(practitioners.mean(axis=1).std() / np.sqrt(len(practitioners)))
     return Judged(pairs[0], pairs[1], older, true, true_first, error)
 

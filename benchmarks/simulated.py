@@ -197,25 +197,25 @@ def seed_means(values: Floats, shared: float) -> Means:
 
 @dataclass(frozen=True, eq=False)
 class Registered:
-    """What R pilots register, by candidate k: the configuration of each method, [R, 2, 3], -1 = not registered."""
+    """What R pilots register, by candidate k: each method's configurations in order, [R, 2, 3, C], -1 = none."""
 
-    configuration: NDArray[np.int64]
+    order: NDArray[np.int64]
 
     @property
     def ks(self) -> NDArray[np.bool_]:
         """[R, 3]."""
-        return (self.configuration >= 0).all(axis=1)
+        return np.asarray((self.order[..., 0] >= 0).all(axis=1))
 
 
 def piloted(win: Floats, at: Sequence[Places], beyond: Sequence[Places]) -> Registered:
     """`gaps.choose` for R pilots at once: what they see, where they pass each k, and where `BEYOND` times it."""
-    chosen = []
+    orders = []
     for where, further in zip(at, beyond, strict=True):
         values = line(win, where)
         means = np.where(np.isfinite(values + further[2]).all(axis=-1), values.mean(axis=-1), np.nan)
-        best = np.nan_to_num(means, nan=-np.inf).argmax(axis=-1)
-        chosen.append(np.where(np.isfinite(means).any(axis=-1), best, -1))
-    return Registered(np.stack(chosen, axis=-1))
+        order = np.argsort(-means, axis=-1, kind="stable")  # NaN last
+        orders.append(np.where(np.isfinite(np.take_along_axis(means, order, -1)), order, -1))
+    return Registered(np.stack(orders, axis=2))
 
 
 def over_ks(values: Sequence[Floats], ks: NDArray[np.bool_]) -> Floats:
@@ -226,14 +226,20 @@ def over_ks(values: Sequence[Floats], ks: NDArray[np.bool_]) -> Floats:
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
 
 
-def by_registered(values: Sequence[Floats], registered: Registered) -> Floats:
-    """`delta_eq` of the registered configurations a seed, [R, S]. values: w(k) by candidate k [R, 2, C, S]."""
-    differences = []
+def by_registered(values: Sequence[Floats], registered: Registered) -> tuple[Floats, NDArray[np.int64]]:
+    """`delta_eq` by the first registered configurations that every seed passes, a value a seed, [R, S], and which they
+    are, [R, 2, 3]. values: w(k) by candidate k, [R, 2, C, S].
+    """
+    differences, picks = [], []
     for number, of_k in enumerate(values):
-        pick = np.maximum(registered.configuration[..., number], 0)[..., None, None]
-        best = np.take_along_axis(of_k, pick, 2)[:, :, 0]
+        order = registered.order[:, :, number]
+        passed = np.take_along_axis(np.isfinite(of_k).all(axis=-1), np.maximum(order, 0), -1) & (order >= 0)
+        pick = np.maximum(np.take_along_axis(order, passed.argmax(axis=-1)[..., None], -1)[..., 0], 0)
+        best = np.take_along_axis(of_k, pick[..., None, None], 2)[:, :, 0]
+        best = np.where(passed.any(axis=-1)[..., None], best, np.nan)
         differences.append(best[:, 0] - best[:, 1])
-    return over_ks(differences, registered.ks)
+        picks.append(pick)
+    return over_ks(differences, registered.ks), np.stack(picks, axis=-1)
 
 
 def by_others(values: Sequence[Floats], registered: Registered) -> Floats:
@@ -247,11 +253,13 @@ def by_others(values: Sequence[Floats], registered: Registered) -> Floats:
     return over_ks(differences, registered.ks)
 
 
-def true_a(scenario: Scenario, effect: float, registered: Registered) -> tuple[Floats, Floats]:
-    """By what was registered, and by the best configuration, which both methods have; [R] each."""
+def true_a(
+    scenario: Scenario, effect: float, registered: Registered, picks: NDArray[np.int64]
+) -> tuple[Floats, Floats]:
+    """By what was compared, and by the best configuration, which both methods have; [R] each."""
     x = np.sqrt(np.array(CANDIDATES))
     gap = scenario.gap(x, effect) - 0.12 * (scenario.collapse[0] - scenario.collapse[1])
-    lower = np.array(scenario.lower)[np.maximum(registered.configuration, 0)]
+    lower = np.array(scenario.lower)[picks]
     between = lower[:, 1] - lower[:, 0]
     fixed = over_ks(list((gap + between).T), registered.ks)
     return fixed, over_ks(list(np.broadcast_to(gap, between.shape).T), registered.ks)
@@ -331,8 +339,10 @@ def chunk(
         values = [line(win, place) for place in where]
         b, true_b = claim_b(rng, made)
         average, peaks, weighted = before(made, win, middles)
-        of_seeds = {"A": by_registered(values, registered), "B": b, "true_B": true_b}
+        of_seeds = {"B": b, "true_B": true_b}
         of_seeds |= {"average": average, "peaks": peaks, "weighted": weighted}
         for seeds in SEEDS:
-            of_seeds[f"others {seeds}"] = by_others([value[..., :seeds] for value in values], registered)
+            some = [value[..., :seeds] for value in values]
+            of_seeds[f"A {seeds}"], of_seeds[f"picks {seeds}"] = by_registered(some, registered)
+            of_seeds[f"others {seeds}"] = by_others(some, registered)
         yield effect, of_seeds, registered

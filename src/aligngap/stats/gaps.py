@@ -22,18 +22,20 @@ from aligngap.stats.seedvalue import SeedValue, average, prompt_mean, undefined
 
 Sweep = Mapping[str, Sequence[Run]]
 """By configuration, its runs, one a seed."""
-Choice = Mapping[float, str]
-"""By k, the configuration whose curve a method's frontier is there, as it was registered."""
+Choice = Mapping[float, Sequence[str]]
+"""By k, a method's configurations in the order in which they were registered: its frontier there is the first of them
+that every seed passes.
+"""
 BEYOND = 1.3
 """A k is registered if every pilot seed of the configuration goes this much further."""
 ONE_OF_MANY = "a frontier of several configurations needs two seeds: each is chosen on the others"
 SAME_SEEDS = "configurations chosen on the same seeds: the interval is too narrow, and no word rests on it"
 
 
-def choose(pilot: Sweep, ks: Sequence[float] = (1.0, 2.0, 4.0), beyond: float = BEYOND) -> dict[float, str]:
-    """What a method's pilot registers: by k the configuration with the highest mean w(k) over the pilot's seeds, among
-    those of which every seed passes `beyond` times k; without those k where there is none. A study's registered k are
-    those that both methods' choices hold.
+def choose(pilot: Sweep, ks: Sequence[float] = (1.0, 2.0, 4.0), beyond: float = BEYOND) -> dict[float, list[str]]:
+    """What a method's pilot registers: by k the configurations of which every pilot seed passes `beyond` times k, the
+    highest mean w(k) first; without those k where there is none. A study's registered k are those that both methods'
+    choices hold.
 
     It compares configurations of one method, and never the methods.
     """
@@ -45,7 +47,7 @@ def choose(pilot: Sweep, ks: Sequence[float] = (1.0, 2.0, 4.0), beyond: float = 
             if len(found) == len(seeds) and all(at.reached and past.reached for at, past in found):
                 means[name] = float(np.mean([at.value for at, _ in found]))
         if means:
-            choice[k] = max(means, key=lambda name: means[name])
+            choice[k] = sorted(means, key=lambda name: -means[name])
     return choice
 
 
@@ -56,7 +58,7 @@ def leave_one_out(values: Floats) -> NDArray[np.int64]:
     have to choose among several.
     """
     n = values.shape[-1]
-    complete = np.isfinite(values).all(axis=-1, keepdims=True)
+    complete = np.asarray(np.isfinite(values).all(axis=-1, keepdims=True))
     filled = np.where(complete, values, 0.0)
     others = np.where(complete, filled.sum(axis=-1, keepdims=True) - filled, -np.inf)
     possible = complete[..., 0].any(axis=-1) & ((n > 1) | (complete[..., 0].sum(axis=-1) == 1))
@@ -89,19 +91,23 @@ class Frontier:
 def frontier(
     sweep: Sweep, k: float, seeds: Sequence[int], which: Which = "first", choice: Choice | None = None
 ) -> Frontier:
-    """Frontier of a sweep at KL k: the registered configuration, if there is a `choice`. Else, a description: for seed
-    s the one with the highest mean w(k) over the *other* seeds, among those that every seed passes; its value is seed
-    s's. That lets each seed's luck choose for the others, so that their values are no longer independent and the t
-    interval over them is too narrow (docs/statistics.md); the note says so.
+    """Frontier of a sweep at KL k: the first registered configuration that every seed passes, if there is a `choice`,
+    so that in the campaign reach alone decides between configurations.
+
+    Else, a description: for seed s the configuration with the highest mean w(k) over the *other* seeds, among those
+    that every seed passes; its value is seed s's. That lets each seed's luck choose for the others, so that their
+    values are no longer independent and the t interval over them is too narrow (docs/statistics.md); the note says so.
 
     Raises:
         ValueError: a configuration has two runs of a seed; runs over different numbers of prompts; no runs; `choice`
             names none or no such configuration for k.
     """
     if choice is not None:
-        if choice.get(k) not in sweep:
+        registered = choice.get(k, ())
+        if not registered or not set(registered) <= set(sweep):
             raise ValueError(f"no registered configuration for k = {k:g}: {dict(choice)} of {sorted(sweep)}")
-        sweep = {choice[k]: sweep[choice[k]]}
+        each = [frontier({name: sweep[name]}, k, seeds, which) for name in registered]
+        return next((one for one in each if one.defined), max(each, key=lambda one: one.reached))
     size = _prompts(sweep)
     found: dict[str, dict[int, Passage]] = {}
     for name, runs in sweep.items():

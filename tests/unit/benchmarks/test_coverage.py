@@ -43,7 +43,7 @@ def test_claim_a_is_the_packages(scenario: simulated.Scenario) -> None:
     at, beyond = ([places(pilots.kl, f * k) for k in CANDIDATES] for f in (1, BEYOND))
     registered = simulated.piloted(pilot_seen, at, beyond)
     values = [simulated.line(seen, places(made.kl, k)) for k in CANDIDATES]
-    fixed, others = simulated.by_registered(values, registered), simulated.by_others(values, registered)
+    fixed, others = simulated.by_registered(values, registered)[0], simulated.by_others(values, registered)
     found = 0
     for r in range(len(made.kl)):
         choices = [choose(sweep(pilots.kl[r], pilot_seen[r][..., None], side), CANDIDATES) for side in (0, 1)]

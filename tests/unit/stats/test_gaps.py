@@ -112,11 +112,15 @@ def configurations(values, seeds=None):
 
 def test_a_frontier_takes_the_registered_configuration():
     sweep = configurations({"a": [0.6, 0.6, 0.9], "b": [0.7, 0.7, 0.7]})
-    found = frontier(sweep, 1.0, [0, 1, 2], choice={1.0: "a"})
+    found = frontier(sweep, 1.0, [0, 1, 2], choice={1.0: ["a"]})
     assert [one.value for one in found.seeds] == pytest.approx([0.6, 0.6, 0.9])
     assert found.note == ""
+    sweep["short"] = configurations({"short": [0.9, 0.9, np.nan]})["short"]
+    next_ = frontier(sweep, 1.0, [0, 1, 2], choice={1.0: ["short", "b", "a"]})  # the first that every seed passes
+    assert next_.chosen == ["b", "b", "b"]
+    assert frontier(sweep, 1.0, [0, 1, 2], choice={1.0: ["short"]}).reached == (2, 3)
     with pytest.raises(ValueError, match="no registered configuration for k = 2"):
-        frontier(sweep, 2.0, [0, 1, 2], choice={1.0: "a"})
+        frontier(sweep, 2.0, [0, 1, 2], choice={1.0: ["a"]})
 
 
 def test_a_frontier_without_one_chooses_on_the_other_seeds_and_says_so():
@@ -149,7 +153,7 @@ def test_a_pilot_registers_the_best_configuration_that_goes_further():
         return [run(kl[:n], np.linspace(0.5, win, 10)[:n], seed=s, steps=np.arange(n)) for s in range(seeds)]
 
     sweep = {"short": to(1.25, 0.9), "middle": to(2.9, 0.8), "far": to(6.5, 0.7), "lost": to(6.5, 0.99, seeds=2)}
-    assert choose(sweep) == {1.0: "middle", 2.0: "middle", 4.0: "far"}
+    assert choose(sweep) == {1.0: ["middle", "far"], 2.0: ["middle", "far"], 4.0: ["far"]}
     assert choose({"short": sweep["short"]}) == {}
 
 
