@@ -267,11 +267,14 @@ def main(
     for row in report(seed, repetitions, chosen):
         rows.append(row)
         print(markdown.row([row[name] for name in names]), flush=True)
-    for row in bands(seed, band) if band else ():
+    held = list(bands(seed, band)) if band else []
+    for row in held:
         print(markdown.row(list(row.items())))
     print(f"{repetitions} repetitions, {time.process_time() - started:.0f} processor seconds")
     if csv_file:
         write(csv_file, rows)
+    if csv_file and held:
+        write(csv_file.with_name(f"{csv_file.stem}-bands.csv"), held)
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
