@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from aligngap import runner
 from aligngap.diagnosis.report import Diagnosis, diagnose_named
-from aligngap.errors import UserError
+from aligngap.errors import UserError, brief
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
@@ -251,6 +251,7 @@ def diagnose(
     except ValidationError as error:
         problem = error.errors()[0]
         hint = "Settings of a data set: docs/data.md."
-        raise UserError(problem["msg"], where=".".join(map(str, problem["loc"])), hint=hint) from None
+        where = brief(".".join(map(str, problem["loc"])))
+        raise UserError(brief(problem["msg"], 400), where=where, hint=hint) from None
     cache = chosen_store(RUNS / "diagnose", Path(store) if store else None)
     return diagnose_named(str(policy), spec, judge, prompts=prompts, seed=seed, device=device, cache=cache)

@@ -6,8 +6,12 @@ with code 2, without a traceback. Anything else that escapes is a defect of this
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_LONGEST_RUN = 160
+_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}")
 
 
 class UserError(Exception):
@@ -42,6 +46,19 @@ def out_of_memory(error: BaseException) -> bool:
     """
     # On the CPU, torch says so in words only, and so does safetensors.
     return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+
+
+def brief(value: object, most: int = 160) -> str:
+    """A value as text; it, and every unbroken run of characters in it, is cut with an ellipsis: whatever was given, a
+    message stays one that can be read.
+    """
+    if not isinstance(value, str):
+        try:
+            value = repr(value)
+        except Exception as error:  # Python writes no whole number of more than some thousand digits
+            return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    value = _RUN.sub(lambda run: f"{run[0][:_LONGEST_RUN]}…", value)
+    return value if len(value) <= most else f"{value[:most]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

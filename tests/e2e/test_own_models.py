@@ -23,6 +23,7 @@ from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import load_study
 from aligngap.models.build import load_language_model
+from aligngap.models.check import check_vocabulary
 from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.graph import Stage
@@ -209,7 +210,7 @@ def test_a_flipped_byte_of_what_is_used_is_refused_by_name(
     copy = Path(shutil.copytree(run.folder, tmp_path / "run"))
     bench = Bench(study, "walks")
     stage, file = (
-        (bench.sft, "model/model.safetensors") if arm == "sft" else (bench.online(0).stage, "final.safetensors")
+        (bench.sft, "model/model.safetensors") if arm == "sft" else (bench.online(0).stage, "steps/000006.safetensors")
     )
     damaged = made(RunDirectory.open(copy), stage) / file
     content = bytearray(damaged.read_bytes())
@@ -221,6 +222,10 @@ def test_a_flipped_byte_of_what_is_used_is_refused_by_name(
     if arm == "sft":
         with pytest.raises(UserError, match=f"{file}: altered"):
             sft_checkpoint(str(damaged.parent))  # as `diagnose` takes an artefact's model
+        (tmp_path / "link").symlink_to(damaged.parent)
+        for path in (damaged.parent, tmp_path / "link"):  # as a study takes one, by whatever way it is reached
+            with pytest.raises(UserError, match=f"{file}: altered"):
+                check_vocabulary(Checkpoint(path=str(path)))
     else:
         assert main(["export", str(copy), "sft", str(tmp_path / "out")]) == 0
         whole = made(RunDirectory.open(copy), bench.sft) / "model"

@@ -64,7 +64,7 @@ analysis: {replicates: 100}
 generated pairs, opponents' responses, evaluations, an experiment's own measures.
 """
 
-_BASE = """
+BASE = """
 import sys
 from aligngap.models.build import Architecture, random_model
 from aligngap.models.tokenizer import word_tokenizer
@@ -302,7 +302,7 @@ class Lab:
         """Make the base and the study, and run it undisturbed, twice: it must repeat before it can be disturbed."""
         # In a process of its own: this one must have no threads when it forks.
         lab = cls(folder, folder / "faults.yaml")
-        subprocess.run([sys.executable, "-c", _BASE, str(folder / "base")], check=True, env=lab.variables)
+        subprocess.run([sys.executable, "-c", BASE, str(folder / "base")], check=True, env=lab.variables)
         lab.study.write_text(STUDY)
         for name, jobs in (("once", 1), ("reference", 2)):
             trial = Trial(lab, folder / name, random.Random(0), jobs)

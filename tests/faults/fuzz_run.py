@@ -1,10 +1,10 @@
 """Mutated files of a run: whatever is in them, or in their place, a command that reads the run says so and ends.
 
-    python -m tests.faults.fuzz_run --limit 1000 --seed 1 [--run DIR]
+    python -m benchmarks.faults files --limit 1000 --seed 1 [--run DIR] [--commands NAME...]
 
 Before each command one file of the run is mutated, or something else is put in its place. A finding is a command that
 raises, waits, ends with another code than 0, 1 and 2, or refuses without naming the file; the run is kept as it was.
---run: a finished run, beside which nothing is written; otherwise one is made up, on which `export` is not tried.
+--run: a finished run, which is copied; otherwise the campaign's smallest study is trained, which takes a minute.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -26,12 +27,14 @@ from pathlib import Path
 from types import FrameType
 from unittest import mock
 
+from aligngap import cli
 from aligngap.cli import main as aligngap
 from aligngap.errors import UserError
 from aligngap.live.folder import Watched
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
 from aligngap.terminal import complain
+from faults.campaign import BASE, STUDY
 from faults.fuzz import mutated
 from unit.pipeline.fake_stages import Fake
 from unit.pipeline.runs import finished
@@ -114,6 +117,17 @@ def made_up(folder: Path) -> Path:
     begun = Fake(name="c", after=(Fake(name="a"),))
     finished(run, Store(folder / "store"), begun, Fake(name="b"), leave=[begun])
     return write_results(run, seeds=(0,), prompts=3)
+
+
+def trained(folder: Path) -> Path:
+    """A finished run of the campaign's study with one experiment, so that there are arms to export and to compare."""
+    script = [sys.executable, "-c", BASE, str(folder / "base")]
+    subprocess.run(script, check=True, env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])})
+    (folder / "faults.yaml").write_text(STUDY)
+    given = ["run", str(folder / "faults.yaml"), "--out", str(folder / "run"), "--jobs", "1"]
+    if aligngap([*given, "--set", "experiments=[tandem]"]):
+        raise RuntimeError("the undisturbed study fails")
+    return folder / "run"
 
 
 def files_of(run: Path, command: str) -> list[Path]:
@@ -200,16 +214,16 @@ def fuzz(run: Path, command: str, limit: int, seed: int, folder: Path) -> tuple[
 
 def main() -> int:
     """Parse, run, print; 0 when nothing was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz_run", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults files", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--limit", type=int, default=1000, help="files for each command")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--run", type=Path, help="a finished run, which is copied")
     parser.add_argument("--commands", nargs="*", choices=COMMANDS, help="[default: all]")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-run-"))
-    run = made_up(folder) if given.run is None else Path(shutil.copytree(given.run, folder / "run", symlinks=True))
+    run = trained(folder) if given.run is None else Path(shutil.copytree(given.run, folder / "run", symlinks=True))
     broken = 0
-    for command in given.commands or [name for name in COMMANDS if given.run or name not in ("export", "compare")]:
+    for command in given.commands or COMMANDS:
         counts, findings = fuzz(run, command, given.limit, given.seed, folder)
         broken += len(findings)
         print(f"{command}: {counts.total()} files, {dict(counts)}", flush=True)

@@ -19,7 +19,7 @@ from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.store import Store
-from aligngap.store.contents import MANIFEST, check_artefact
+from aligngap.store.contents import check_within
 from aligngap.tasks.check import describe
 from aligngap.tasks.datasets import DatasetSpec, open_parts
 from aligngap.tasks.encode import make_dataset_pairs
@@ -46,9 +46,8 @@ def sft_checkpoint(name: str) -> Checkpoint:
     UserError.
     """
     if name in SHIPPED or not (Path(name) / "study.json").is_file():
-        home = Path(name).absolute().parent
-        if name not in SHIPPED and (home / MANIFEST).is_file():  # the model of an artefact in a store
-            check_artefact(home)
+        if name not in SHIPPED:
+            check_within(Path(name))
         return Checkpoint(path=name)
     run = RunDirectory.open(Path(name))
     made = {stage["identity"] for stage in run.status()["stages"] if stage["kind"] == "sft"}
@@ -59,9 +58,7 @@ def sft_checkpoint(name: str) -> Checkpoint:
         folders = ", ".join(str(store / identity / "model") for identity in finished)
         hint = f"Give one of {folders}." if finished else f"Go on with the run, or give a model. Its store: {store}."
         raise UserError(what, where=name, hint=hint)
-    home = Store(store, reading=True).get(finished[0]).path
-    check_artefact(home)
-    return Checkpoint(path=str(home / "model"))
+    return Checkpoint(path=str(Store(store, reading=True).get(finished[0]).file("model")))
 
 
 def load(policy: Checkpoint, data: DatasetSpec, prompts: int, *, device: str = "cpu") -> Subject:

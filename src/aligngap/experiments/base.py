@@ -218,7 +218,7 @@ def each_seed(needs: Callable[[Bench, int], Sequence[Needed]]) -> Callable[[Benc
 
     @wraps(needs)
     def of_all(bench: Bench) -> list[Needed]:
-        return [entry for seed in bench.study.seeds for entry in needs(bench, seed)]
+        return [entry for seed in bench.study.seeds for entry in needs(bench.of(seed), seed)]
 
     return of_all
 

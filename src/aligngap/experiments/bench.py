@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 
 from pydantic import ValidationError
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, brief
 from aligngap.experiments.spec import PreferenceSpec, StudySpec, fifth, log_steps
 from aligngap.judges.registry import GivenJudge
 from aligngap.models.spec import Checkpoint
@@ -42,9 +42,7 @@ from aligngap.train.loop import LossSpec
 from aligngap.train.step import OptimSpec
 
 SHARED_SEED = 0
-"""Seed of what all seeds of a study share: SFT, golden, golden policy. A study's seeds vary the proxy, data order and
-sampling.
-"""
+"""Seed of what all seeds of a study share (`StudySpec.shared`), and of what its gates examine."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,24 @@ class Changes(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Bench:
-    """Stages of one task of a study. `size`: base of the policies, where it is not the study's own."""
+    """Stages of one task of a study, for one of its seeds. A seed varies pairs, SFT, golden, proxy, data order and
+    sampling, but for what the study says that its seeds share. size: base of the policies, where it is not the study's
+    own; seed: by default the study's first. What takes a seed gives the stages of that one, whichever the bench is for.
+    """
 
     study: StudySpec
     task: str
     size: Checkpoint | None = None
+    seed: int | None = None
+
+    def of(self, seed: int) -> Bench:
+        """The same bench for a seed."""
+        return self if self.seed == seed else replace(self, seed=seed)
+
+    def _seed_of(self, part: str) -> int:
+        """The seed of a part of what arms stand on."""
+        own = self.study.seeds[0] if self.seed is None else self.seed
+        return SHARED_SEED if part in self.study.shared else own
 
     def at_size(self, size: Checkpoint) -> Bench:
         """The same bench for policies of another size; data, golden, proxies and opponents stay."""
@@ -115,7 +126,8 @@ class Bench:
         """What the SFT policy starts from."""
         return Base.of(self.size or self.study.models.policy)
 
-    def _pairs(self, task: str) -> Pairs:
+    def _pairs(self, task: str, reader: str = "pairs") -> Pairs:
+        """A task's pairs. reader: a part that learns from them; where seeds share it, from the same ones."""
         data, own = self.study.data, self.study.datasets.get(task)
         spec = (
             TaskSpec(
@@ -123,6 +135,7 @@ class Bench:
                 train_pairs=data.train_pairs,
                 held_out_pairs=data.held_out_pairs,
                 dials=self.study.dials_of(task),
+                seed=SHARED_SEED if reader in self.study.shared else self._seed_of("pairs"),
             )
             if own is None
             else DatasetTask.of(task, own)
@@ -140,8 +153,8 @@ class Bench:
     @cached_property
     def sft(self) -> Sft:
         """The starting policy, pooled over tasks (section 4)."""
-        pooled = tuple(self._pairs(task) for task in self.study.sft_tasks or self.study.tasks)
-        return Sft(pairs=pooled, base=self.policy_base, optim=self.study.sft, seed=SHARED_SEED)
+        pooled = tuple(self._pairs(task, "sft") for task in self.study.sft_tasks or self.study.tasks)
+        return Sft(pairs=pooled, base=self.policy_base, optim=self.study.sft, seed=self._seed_of("sft"))
 
     def _judge(
         self,
@@ -181,15 +194,17 @@ class Bench:
 
     def golden_with(self, *more: PairsStage) -> JudgeStage:
         """Golden trained for as many steps as without, on further raters' pairs beside its own."""
-        return self._judge("golden", self.study.golden, self.study.models.golden, self._golden_pairs, SHARED_SEED, more)
+        return self._judge(
+            "golden", self.study.golden, self.study.models.golden, self._golden_pairs, self._seed_of("golden"), more
+        )
 
     @cached_property
     def _golden_pairs(self) -> Pairs:
         """The raters' pairs that golden learns from: those that SFT does, or more on prompts of their own."""
-        pairs, count = self._pairs(self.task), self.study.data.golden_pairs
+        pairs, count = self._pairs(self.task, "golden"), self.study.data.golden_pairs
         if count is None or not isinstance(pairs.task, TaskSpec):
             return pairs
-        own = pairs.task.model_copy(update={"part": "golden", "train_pairs": count, "seed": SHARED_SEED})
+        own = pairs.task.model_copy(update={"part": "golden", "train_pairs": count, "seed": self._seed_of("golden")})
         return Pairs(task=own, base=pairs.base)
 
     @cached_property
@@ -200,7 +215,7 @@ class Bench:
     def proxy(self, seed: int, *, model: str | None = None, base: Checkpoint | None = None) -> JudgeStage:
         """The proxy of a seed: a preference model on golden's labels, of another form or base where asked; or given."""
         spec = self.study.proxy if model is None else self.study.proxy.model_copy(update={"model": model})
-        return self._judge("proxy", spec, base or self.study.models.proxy, self.golden_pairs, seed)
+        return self._judge("proxy", spec, base or self.study.models.proxy, self.of(seed).golden_pairs, seed)
 
     def arm(
         self,
@@ -224,26 +239,26 @@ class Bench:
         try:
             optim = OptimSpec.model_validate(optim.model_dump() | changed)
         except ValidationError as error:
-            problems = "; ".join(f"{part['loc'][0]} {part['input']!r}: {part['msg']}" for part in error.errors())
+            problems = "; ".join(f"{part['loc'][0]} {brief(part['input'])}: {part['msg']}" for part in error.errors())
             raise UserError(
                 f"an arm's settings come out as none that can be trained with: {problems}",
                 where="baseline.optim and sweep",
                 hint="Change the baseline's settings, or the factors that they are multiplied by.",
             ) from None
-        reference = None
+        here, reference = self.of(seed), None
         # Of our own source alone: another's, even one derived from it, may change the responses.
         if recorded is not None and type(source) is RecordedSpec and source.ends == "kept":
             reference = Reference(
-                sft=self.sft,
-                task=self.pairs,
+                sft=here.sft,
+                task=here.pairs,
                 # Another judge's labels do not change what the reference gives.
                 pairs=recorded.pairs if isinstance(recorded, Relabel) else recorded,
                 batch=optim.batch,
                 visits=optim.steps * optim.batch,
             )
         return Arm(
-            sft=self.sft,
-            task=self.pairs,
+            sft=here.sft,
+            task=here.pairs,
             source=source,
             judge=judge,
             recorded=recorded,
@@ -260,8 +275,9 @@ class Bench:
         own size (section 4).
         """
         own = self.at_size(self.study.models.policy)
-        factor = self.study.golden_policy_step_factor
-        return own.arm(seed=SHARED_SEED, source=SampledSpec(), judge=self.golden, step_factor=factor)
+        factor, shared = self.study.golden_policy_step_factor, {"pairs", "sft", "golden"} <= {*self.study.shared}
+        seed = SHARED_SEED if shared else self._seed_of("golden policy")
+        return own.arm(seed=seed, source=SampledSpec(), judge=self.golden, step_factor=factor)
 
     def loss(self, **changes: object) -> LossSpec:
         """The baseline's loss with some fields changed."""
@@ -297,7 +313,7 @@ class Bench:
         """Offline: on `D_golden`, in the prompt order of the seed."""
         loss = self.study.baseline.loss if beta is None else self.loss(beta=beta)
         changes = Changes(loss=loss, lr_factor=lr_factor, step_factor=step_factor)
-        stage = self.recorded(seed, "offline", self.golden_pairs, **changes).stage
+        stage = self.recorded(seed, "offline", self.of(seed).golden_pairs, **changes).stage
         name = f"offline lr={stage.optim.lr:g} beta={loss.beta:g}"
         name += f" steps={stage.optim.steps}" if step_factor != 1 else ""
         return ArmEntry(name, "offline", stage, baseline=(stage.optim, loss) == self._configuration)
@@ -319,7 +335,7 @@ class Bench:
 
     def offline_proxy(self, seed: int) -> ArmEntry:
         """Offline on the same pairs with the proxy's labels: what online knows, without on-policy sampling."""
-        labelled = Relabel(pairs=self.pairs, judge=self.proxy(seed))
+        labelled = Relabel(pairs=self.of(seed).pairs, judge=self.proxy(seed))
         return self.recorded(seed, "offline_proxy", labelled, name="offline, proxy's labels")
 
     def on_stream(
@@ -341,19 +357,19 @@ class Bench:
         Either side is `None`, the SFT policy; `early`, the online arm of this seed a fifth of the way; or `final`, at
         its end.
         """
-        online = self.online(seed).stage
+        here, online = self.of(seed), self.online(seed).stage
         steps = online.optim.steps
         places = {None: (None, None), "early": (online, fifth(steps)), "final": (online, steps)}
         # One order for either way round: they are the same pairs.
         (arm, step), (other, other_step) = (places[side] for side in sorted((first, second), key=list(places).index))
         return Generate(
-            sft=self.sft,
-            task=self.pairs,
+            sft=here.sft,
+            task=here.pairs,
             first=arm,
             first_step=step,
             second=other,
             second_step=other_step,
-            judge=self.golden,
+            judge=here.golden,
             seed=seed,
         )
 
@@ -370,16 +386,18 @@ class Bench:
     def evaluation(self, entry: ArmEntry) -> Evaluate:
         """The measures of an arm along its checkpoints."""
         spec, arm = self.study.evaluation, entry.stage
-        # The golden policy has no proxy of its own; the first seed's looks at it.
-        seed = arm.seed if entry.family != "golden_policy" else self.study.seeds[0]
-        own = arm.judge if arm.judge is not None and arm.judge.role == "proxy" else self.proxy(seed)
+        # A golden policy that all seeds share has no proxy of its own; the first seed's looks at it.
+        here = self.of(
+            arm.seed if entry.family != "golden_policy" or arm.seed in self.study.seeds else self.study.seeds[0]
+        )
+        own = arm.judge if arm.judge is not None and arm.judge.role == "proxy" else here.proxy(here._seed_of("proxy"))
         start = Start(
             sft=arm.sft,
-            task=self.pairs,
-            golden=self.golden,
+            task=here.pairs,
+            golden=here.golden,
             proxy=own,
-            golden_pairs=self.golden_pairs,
-            opponents=self.opponents,
+            golden_pairs=here.golden_pairs,
+            opponents=here.opponents,
             prompts=spec.prompts,
             pairs=spec.pairs,
             seed=arm.seed,
@@ -392,4 +410,4 @@ class Bench:
 
     def agreement(self, seed: int) -> Agreement:
         """How the judges of a seed agree."""
-        return Agreement(golden_pairs=self.golden_pairs, proxy=self.proxy(seed))
+        return Agreement(golden_pairs=self.of(seed).golden_pairs, proxy=self.proxy(seed))

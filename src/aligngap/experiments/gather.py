@@ -121,7 +121,9 @@ def _data_summary(task: Task) -> list[str]:
     dropped = sum(data["rows_dropped"].values())
     cut = f"{data['cut_prompts']} prompts and {data['cut_responses']} responses were cut to their limits"
     counts = f"{task.name}: {data['rows_read']} rows were read, {dropped} dropped; {cut}"
-    return [*(f"{task.name}: WARNING: {line}" for line in data["warnings"]), counts]
+    notes = data["rows"].get("notes") or {}
+    kept = [f"{task.name}: {found['count']} rows are kept, but: {what}" for what, found in notes.items()]
+    return [*(f"{task.name}: WARNING: {line}" for line in data["warnings"]), counts, *kept]
 
 
 def gather(plan: TaskPlan, store: Store, outcome: Outcome) -> Gathered:
@@ -320,7 +322,8 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         return read_json(artefact.file(file)) if artefact.has(file) else None
 
     seeds = bench.seeds
-    result = {"sft": metrics(bench.sft), "golden": metrics(bench.golden), "proxy": metrics(bench.proxy(seeds[0]))}
+    first = bench.of(seeds[0])
+    result = {"sft": metrics(first.sft), "golden": metrics(first.golden), "proxy": metrics(first.proxy(seeds[0]))}
     sizes = {
         ("policy" if role == "sft" else role): value["parameters"]
         for role, value in result.items()
@@ -333,7 +336,12 @@ def _stages(bench: Bench, store: Store) -> dict[str, Any]:
         "data": metrics(bench.pairs, "data.json"),
         **result,
         "proxy": {str(seed): metrics(bench.proxy(seed)) for seed in seeds},
-        "golden_policy": bench.golden_policy.specification,
+        **{
+            f"{part}_by_seed": {str(seed): metrics(getattr(bench.of(seed), part)) for seed in seeds}
+            for part in ("sft", "golden")
+            if len(seeds) > 1 and part not in bench.study.shared
+        },
+        "golden_policy": first.golden_policy.specification,
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from aligngap.errors import UserError, nearest
-from aligngap.experiments.bench import Bench
+from aligngap.experiments.bench import SHARED_SEED, Bench
 from aligngap.experiments.plan import Plan
 from aligngap.experiments.spec import StudySpec, WorldSpec
 from aligngap.gates import ComplexityGate, Gate, Record, gate_prompts
@@ -43,7 +43,7 @@ def dial_gates(study: StudySpec, task: str) -> list[Gate]:
     prompts, small, large = [], [], []
     for level in range(most + 1):
         dials = study.worlds.get(task, WorldSpec()).model_copy(update={"complexity": level})
-        bench = Bench(study.model_copy(update={"worlds": {**study.worlds, task: dials}}), task)
+        bench = Bench(study.model_copy(update={"worlds": {**study.worlds, task: dials}}), task, seed=SHARED_SEED)
         prompts.append(gate_prompts(bench.pairs))
         small.append(
             Preference(

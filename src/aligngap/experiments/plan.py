@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from aligngap.errors import UserError
-from aligngap.experiments.bench import ArmEntry, Bench, Measure
+from aligngap.experiments.bench import SHARED_SEED, ArmEntry, Bench, Measure
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.spec import StudySpec
 from aligngap.experiments.study import resolved_study
@@ -22,12 +22,13 @@ from aligngap.gates.plan import PROBE_BETAS
 from aligngap.models.check import check_alike, check_vocabulary
 from aligngap.models.folder import load_config
 from aligngap.models.sharding import check_divisible
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.pipeline.executors.schedule import estimate
 from aligngap.pipeline.graph import Stage, all_stages
 from aligngap.pipeline.stages import Base, Evaluate, Given, Measured, Preference, Sft
 from aligngap.pipeline.stages.pairs import Reading, check_beforehand, check_held_out
 from aligngap.results import GateResult
-from aligngap.tasks.encode import sizes
+from aligngap.tasks.preview import preview
 from aligngap.tasks.spec import DatasetTask
 
 T = TypeVar("T")
@@ -89,7 +90,8 @@ class TaskPlan:
     def arms(self) -> list[PlannedArm]:
         """Every arm that the experiments need, each once, the golden policy last."""
         entries = [entry for needs in self.asked.values() for entry in needs.arms]
-        entries.append(ArmEntry("golden policy", "golden_policy", self.bench.golden_policy, baseline=True))
+        benches = [self.bench.of(seed) for seed in self.bench.seeds]
+        entries += [ArmEntry("golden policy", "golden_policy", bench.golden_policy, baseline=True) for bench in benches]
         once = {(entry.family, entry.stage.identity): entry for entry in entries}
         return [
             PlannedArm(entry, self.bench.evaluation(entry), tuple(self.bench.measured(entry)))
@@ -122,12 +124,13 @@ class TaskPlan:
     @property
     def reads(self) -> list[Stage]:
         """The stages whose artefacts results are gathered from, beside those that these stand on."""
-        proxies = [self.bench.proxy(seed) for seed in self.bench.seeds]
-        return [self.bench.sft, self.bench.golden, *proxies, *self.targets]
+        benches = {seed: self.bench.of(seed) for seed in self.bench.seeds}
+        stages = [stage for seed, bench in benches.items() for stage in (bench.sft, bench.golden, bench.proxy(seed))]
+        return [*{stage.identity: stage for stage in stages}.values(), *self.targets]
 
     def gates(self, beta: float = PROBE_BETAS[0]) -> list[Gate]:
         """The gates that the task's data, bases, SFT policy and golden must pass. beta: of golden's probes."""
-        bench = self.bench
+        bench = self.bench.of(SHARED_SEED)
         if bench.has_truth:
             return gates_of(bench.pairs, bench.sft, bench.golden, bench.study.baseline.optim, beta)
         return own_gates(bench.pairs, bench.sft, bench.golden, bench.study.gates.style_words)
@@ -147,8 +150,11 @@ class TaskPlan:
 
     @property
     def yardstick(self) -> dict[str, str]:
-        """Identities of what win rates and KL are measured with. Two runs that share them share a scale."""
-        parts = {name: getattr(self.bench, name) for name in ("pairs", "golden", "sft", "golden_policy")}
+        """Identities of what win rates and KL are measured with, of one seed for all. Two runs that share them share a
+        scale for every seed that both have.
+        """
+        bench = self.bench.of(SHARED_SEED)
+        parts = {name: getattr(bench, name) for name in ("pairs", "golden", "sft", "golden_policy")}
         return {name: stage.identity for name, stage in parts.items()}
 
     def _ask(self, name: str, what: str, ask: Callable[[Bench], T]) -> T:
@@ -221,23 +227,30 @@ class Plan:
         return estimate(self.stages, done, jobs)
 
     def check_data(self, done: Collection[str] = ()) -> list[str]:
-        """Reads the data sets whose pairs are not in `done`, and says loudly what of the plan does not fit them: a line
-        for each stage that goes over its pairs very often. Raises UserError for data that cannot be read or split as
-        the study says, or that are smaller than a batch.
+        """Reads the data sets whose pairs are not in `done`, as the policy's tokenizer does, and says loudly what of
+        the plan does not fit them: what the limits cut, which pairs are dropped and why, and each stage that goes over
+        its pairs very often. Raises UserError for data that cannot be read or split as the study says, or of which less
+        than a batch is left.
         """
         warnings = []
         for task in self.tasks.values():
             pairs = task.bench.pairs
             if not isinstance(pairs.task, DatasetTask) or pairs.identity in done:
                 continue
-            result = sizes(pairs.task.dataset)
-            check_held_out(result.held_out_prompts, pairs.task.dataset.source)
+            result = preview(pairs.task.dataset, load_tokenizer(pairs.base.checkpoint))
+            check_held_out(result.held_out_prompts, pairs.task.dataset.source, result.reasons)
+            warnings += [f"{task.task}: {line}" for line in result.told]
             for name, optim in task.bench.optimisers.items():
                 if optim.batch > result.train:
                     raise UserError(
                         f"{result.train} pairs to train on are fewer than a batch of {optim.batch}",
                         where=f"{name} on {task.task}",
-                        hint="Lower its optim.batch, hold out less, or give more data.",
+                        hint=" ".join(
+                            [
+                                "Lower its optim.batch, hold out less, or give more data.",
+                                *(f"Dropped: {reason}." for reason in result.reasons),
+                            ]
+                        ),
                     )
                 passes = optim.steps * optim.batch / result.train
                 if passes > _MANY_PASSES:

@@ -17,18 +17,26 @@ from aligngap.tasks.pairs import read_pairs
 
 
 def samples(bench: Bench, task: str, store: Store, arms: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
-    """A frame an arm, of its rows of per_prompt.parquet with response_ids, and then a frame an opponent and split: the
-    first prompts of each split. Nothing where no arm is finished.
+    """A frame an arm, of its rows of per_prompt.parquet with response_ids, and then a frame a seed, opponent and split:
+    the first prompts of each split, which on the train split are each seed's own. Nothing where no arm is finished.
     """
-    if not arms:
+    finished = {int(frame["seed"][0]) for frame in arms if len(frame)}
+    if not finished:
         return []
-    texts = _Texts(bench, store)
-    frames = [texts.shown(frame.with_columns(pl.lit("policy").alias("who"))) for frame in arms]
-    for stage, split in product(bench.opponents, SPLITS):
-        part = pl.read_parquet(store.get(stage.identity).file(f"{split}.parquet"))
-        labels = {"task": task, "split": split, "who": stage.who, "arm": None, "seed": None, "step": None}
-        labels |= {"margin_golden": None, "margin_proxy": None, "win_golden_policy_golden": None}
-        frames.append(texts.shown(part.with_columns(pl.lit(value).alias(name) for name, value in labels.items())))
+    texts = {seed: _Texts(bench.of(seed), store) for seed in sorted(finished)}
+    frames = [
+        texts[int(frame["seed"][0])].shown(frame.with_columns(pl.lit("policy").alias("who")))
+        for frame in arms
+        if len(frame)
+    ]
+    for seed, split in product(texts, SPLITS):
+        for stage in bench.of(seed).opponents:
+            part = pl.read_parquet(store.get(stage.identity).file(f"{split}.parquet"))
+            labels = {"task": task, "split": split, "who": stage.who, "arm": None, "seed": seed, "step": None}
+            labels |= {"margin_golden": None, "margin_proxy": None, "win_golden_policy_golden": None}
+            frames.append(
+                texts[seed].shown(part.with_columns(pl.lit(value).alias(name) for name, value in labels.items()))
+            )
     return frames
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PrivateAttr, field_validator, model_validator
 
@@ -151,7 +151,8 @@ class StudySpec(Section):
     tasks: built-in worlds, or names of `datasets`, the user's own; worlds: dials of worlds, each at its default where
     nothing is said; sft_tasks: the tasks whose pairs the SFT policy is fine-tuned on (null: the study's own); data: how
     much of each world; sft: null where models.policy is an SFT policy already; plugins: modules of the user's own,
-    beside the study's file or wherever Python looks.
+    beside the study's file or wherever Python looks; shared: what all seeds have in common, drawn once, so that
+    intervals say nothing of how it varies (a world's pairs; a data set's are the same in any case).
     """
 
     name: str
@@ -165,6 +166,7 @@ class StudySpec(Section):
     experiments: tuple[str, ...]
     plugins: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    shared: tuple[Literal["pairs", "sft", "golden"], ...] = ()
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     parallel: Parallel = ALONE
     data: DataSpec = DataSpec()

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from aligngap.errors import UserError, nearest
+from aligngap.errors import UserError, brief, nearest
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import alone, shipped, shipped_text
 from aligngap.experiments.spec import StudySpec
@@ -20,6 +20,8 @@ _LARGEST = 100_000
 """Values in a study, far more than anybody writes."""
 _LONGEST_TEXT = 1 << 20
 _LARGEST_NUMBER = 2**53
+_LONGEST_MESSAGE = 1000
+"""Characters of a message that a check made, which may hold what was given."""
 
 
 def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = None, smoke: bool = False) -> StudySpec:
@@ -75,6 +77,7 @@ def load_study(name: str, overrides: Sequence[str] = (), seeds: int | None = Non
             study = study.placed(folder.resolve())
     except ValidationError as error:
         raise _explained(error, where) from None
+    _check_numbers(study.model_dump(), where)  # those that were given as text
     _know_experiments(study, f"{where}, experiments")
     return study.shrunk() if smoke else study
 
@@ -95,7 +98,7 @@ def resolved_study(specification: Mapping[str, Any], folder: Path | None = None)
     try:
         study = StudySpec.model_validate(specification)
     except ValidationError as error:
-        raise UserError(error.errors()[0]["msg"]) from error
+        raise UserError(brief(error.errors()[0]["msg"], _LONGEST_MESSAGE)) from error
     _know_experiments(study)
     return study.placed(folder) if folder else study
 
@@ -164,7 +167,7 @@ def _check_numbers(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, part in value.items():
             _check_numbers(part, f"{where}, {key}")
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for part in value:
             _check_numbers(part, where)
     elif isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
@@ -241,7 +244,7 @@ def _set(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(
-            f"'{override}' is not of the form key=value",
+            f"'{brief(override)}' is not of the form key=value",
             where="--set",
             hint="For example --set baseline.optim.lr=0.001",
         )
@@ -249,7 +252,7 @@ def _set(content: dict[str, Any], override: str) -> None:
         value = _yaml(text)
     except yaml.YAMLError:
         raise UserError(
-            f"the value '{text}' is not valid YAML",
+            f"the value '{brief(text)}' is not valid YAML",
             where=f"--set {key}",
             hint="Quote it, or give a plain number, word or [list].",
         ) from None
@@ -273,16 +276,17 @@ def _explained(error: ValidationError, where: str) -> UserError:
     result = error.errors()
     # A misspelt key is often the reason for a missing one.
     first = next((problem for problem in result if problem["type"] == "extra_forbidden"), result[0])
-    path = [str(part) for part in first["loc"]]
+    path, place = [str(part) for part in first["loc"]], ".".join(brief(str(part)) for part in first["loc"])
     hint = "Fix the value in the file or the --set option."
-    what = first["msg"].removeprefix("Value error, ")
+    what = brief(first["msg"].removeprefix("Value error, "), _LONGEST_MESSAGE)
     if first["type"] == "extra_forbidden":
-        what, hint = f"there is no key '{path[-1]}'", nearest(path[-1], _known_keys(path[:-1]))
+        what, hint = f"there is no key '{brief(path[-1])}'", nearest(path[-1], _known_keys(path[:-1]))
     elif first["type"] == "missing":
         what, hint = f"the key '{path[-1]}' is missing", "Add it; a shipped study shows how."
     elif first["type"] != "value_error" and not isinstance(first.get("input", {}), dict | list):
-        what = f"{what}, not {first['input']!r}"
-    return UserError(what, where=f"{where}, {'.'.join(path)}" if path else where, hint=hint)
+        given = first["input"]
+        what = f"{what}, not {brief(repr(given) if isinstance(given, str) else given)}"
+    return UserError(what, where=f"{where}, {place}" if path else where, hint=hint)
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:

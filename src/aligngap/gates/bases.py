@@ -35,7 +35,7 @@ class BaseGate(Gate):
 
     @property
     def subject(self) -> str:
-        return f"base {self.base.name}"
+        return self.base.name
 
     @property
     def work(self) -> float:

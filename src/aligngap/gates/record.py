@@ -29,7 +29,7 @@ class Gate(Stage):
 
     @property
     def label(self) -> str:
-        return f"gate: {self.kind.removesuffix('_gate')} of {self.subject}"
+        return f"{self.kind.replace('_', ' ')}: {self.subject}"
 
     @abstractmethod
     def examine(self, context: Context) -> Sequence[Score]:

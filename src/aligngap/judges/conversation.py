@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from aligngap.models.controls import Controls
 from aligngap.models.tokenizer import written_by_template
 from aligngap.types import TokenIds
 
@@ -39,6 +40,7 @@ class ConversationReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer: Any = tokenizer
+        self._controls = Controls(tokenizer)
         self._frames = (
             [frame for system in (False, True) if (frame := self._frame(system)) is not None]
             if tokenizer.chat_template
@@ -47,16 +49,16 @@ class ConversationReader:
 
     def read(self, ids: TokenIds) -> list[Turn] | None:
         """The turns behind a prompt's ids; None if the template did not write them, or not all of them are there."""
-        text = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)) if self._frames else ""
+        text = self._controls.decoded(ids) if self._frames else ""
         for frame in self._frames:
             turns = _split(text, frame)
             if turns and self._ids(turns) == list(ids):
-                return turns
+                return [turn | {"content": self._controls.plain(turn["content"])} for turn in turns]
         return None
 
     def _ids(self, turns: Sequence[Turn]) -> list[int] | None:
         text = self._written(turns)
-        return None if text is None else self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return None if text is None else self._controls.ids([text], special=False)[0]
 
     def _written(self, turns: Sequence[Turn]) -> str | None:
         try:

@@ -21,7 +21,7 @@ from aligngap.models.opponents import KeptOpponents
 from aligngap.models.preference import PREFERENCE_MODELS, PreferenceModel, load_preference_model
 from aligngap.models.tokenizer import load_tokenizer
 from aligngap.plugins import Registered
-from aligngap.store.contents import MANIFEST, check_artefact
+from aligngap.store.contents import check_within
 from aligngap.timings import spending
 from aligngap.types import Tokens
 
@@ -149,8 +149,7 @@ class PreferenceJudgeSpec(JudgeSpec):
 
     def check(self, search: Path | None = None) -> None:
         folder = self._folder(search)
-        if (folder / MANIFEST).is_file():  # of a store
-            check_artefact(folder.absolute())
+        check_within(folder)
         ModelFolder.of(folder / "backbone").check()
 
     def build(self, given: JudgeIngredients) -> ModelJudge:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from aligngap.errors import UserError, nearest
+from aligngap.errors import UserError, brief, nearest
 from aligngap.judges.registry import JUDGES, judge_spec
 from aligngap.judges.spec import JudgeSpec
 
@@ -33,8 +33,8 @@ def named_judge(text: str, defaults: Mapping[str, object] | None = None) -> tupl
         return judge_spec(known | content), search
     except ValidationError as error:
         trouble = error.errors()[0]
-        key = ".".join(map(str, trouble["loc"]))
-        what = f"the judge needs '{key}'" if trouble["type"] == "missing" else f"{key}: {trouble['msg']}"
+        key = brief(".".join(map(str, trouble["loc"])))
+        what = f"the judge needs '{key}'" if trouble["type"] == "missing" else f"{key}: {brief(trouble['msg'], 400)}"
         raise UserError(what, where=f"judge {text}", hint="Settings of every kind: docs/judges.md.") from None
     except ValueError as error:
         raise UserError(str(error), where=f"judge {text}", hint="Settings of every kind: docs/judges.md.") from None

@@ -19,12 +19,16 @@ from aligngap.judges.spec import JudgeIngredients, JudgeSpec, beside, digest_of
 from aligngap.judges.text import TextJudge, prompt_text
 from aligngap.models.build import SHIPPED, base_path, check_rows, read_model
 from aligngap.models.context import positions
+from aligngap.models.controls import Controls
 from aligngap.models.folder import attempt, check_weights
 from aligngap.models.tokenizer import written_by_template
+from aligngap.store.contents import check_within
 from aligngap.types import TokenIds, Tokens
 
 Form = Literal["chat", "joined", "pair"]
 
+_READING = 2
+"""Of how a conversation becomes tokens; raised when the same texts give others."""
 _FIRST, _FEW, _UNDECIDED = 3, 20, 0.05
 """A template that refuses so many first texts, or more than this share of at least so many, is not the texts' fault."""
 
@@ -62,6 +66,7 @@ class RewardJudge(TextJudge):
         self.spent = {"texts_scored": 0.0, "texts_cut": 0.0, "undecided": 0.0}
         self._asked = 0
         self._conversations = ConversationReader(tokenizer)
+        self._controls = Controls(own)
 
     def likelihood(self, margin: torch.Tensor) -> torch.Tensor:
         """Bradley-Terry: the sigmoid of the scores' difference; float32 [n]."""
@@ -161,8 +166,12 @@ class RewardJudge(TextJudge):
         """One text's fields: `input_ids`, and `token_type_ids` for models that read them. Raises TemplateError."""
         if self.form == "chat":
             turns = [*json.loads(prompt), {"role": "assistant", "content": response}]
-            text = written_by_template(self.own, turns, open_end=False)
-            ids = self.own(text, add_special_tokens=False, verbose=False)["input_ids"]
+            # As in the other forms, a control token that somebody spells out ends no turn. What cannot be read as text
+            # in any way stays as it is.
+            guards = [(turn, self._controls.guard(turn["content"])) for turn in turns]
+            guarded = [turn | {"content": guard.text} if guard else turn for turn, guard in guards]
+            text = written_by_template(self.own, guarded, open_end=False)
+            (ids,) = self._controls.ids([text], special=False)
             if len(ids) > self.longest:
                 self.spent["texts_cut"] += 1
             return {"input_ids": ids[-self.longest :]}
@@ -222,7 +231,8 @@ class RewardJudgeSpec(JudgeSpec):
         """The digest of the folder's files, or hub id and revision; and how it is read."""
         path = self._path(search)
         weights = digest_of(Path(path)) if Path(path).is_dir() else f"hub:{path}@{self.revision or 'main'}"
-        return {"model": weights, **self.model_dump(include={"kind", "text", "dtype", "max_length"})}
+        reading = {"reading": _READING} if self.text in (None, "chat") else {}
+        return {"model": weights, **self.model_dump(include={"kind", "text", "dtype", "max_length"}), **reading}
 
     def check(self, search: Path | None = None) -> None:
         self._tokenizer_and_config(self._path(search))
@@ -257,6 +267,7 @@ class RewardJudgeSpec(JudgeSpec):
                 where=path,
                 hint="Give a sequence classifier that was trained with num_labels=1.",
             )
+        check_within(Path(path))
         check_weights(path, config, path, **self._source)
         own: Any = attempt(AutoTokenizer.from_pretrained, path, "reward model", **self._source)
         # A padding token that was added later is never looked up.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,7 @@ from aligngap.models.context import NO_LIMIT, context_of
 from aligngap.models.folder import check_weights, load_config, source_of
 from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import load_tokenizer, token_count
+from aligngap.store.contents import check_within
 
 
 def check_vocabulary(checkpoint: Checkpoint) -> None:
@@ -26,6 +28,7 @@ def check_vocabulary(checkpoint: Checkpoint) -> None:
 def _checked(checkpoint: Checkpoint, digest: str) -> PreTrainedTokenizerBase:
     """The tokenizer, of a checkpoint whose vocabulary was checked. Once a process for the same files."""
     tokenizer, config = load_tokenizer(checkpoint), load_config(checkpoint)
+    check_within(Path(checkpoint.location))
     check_weights(checkpoint.location, config, checkpoint.path, **source_of(checkpoint))
     rows = getattr(config.get_text_config(), "vocab_size", None)
     check_rows(token_count(tokenizer), rows, checkpoint.path)

@@ -26,8 +26,10 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 _LOW = re.compile(r"B?F\d")
-_PACKED = re.compile(r"(^|\.)(q?weight\w*|\w*blocks|\w*scales|qzeros|g_idx|W_q|SCB|absmax|\w*quant\w*)$")
-_SCALES = re.compile(r"(^|\.)(weight_scale\w*|input_scale\w*|\w*scale_inv|scales|qweight|qzeros|absmax|quant_map|SCB)$")
+_PACKED = re.compile(r"(^|\.)(q?weight\w*(\.\w+)*|\w*blocks|\w*scales|qzeros|g_idx|W_q|SCB|absmax|\w*quant\w*)$")
+_SCALES = re.compile(
+    r"(^|\.)(weight_scale\w*|weight\._\w+|input_scale\w*|\w*scale_inv|scales|qweight|qzeros|absmax|quant_map|SCB)$"
+)
 """Names under which quantisation stores numbers packed into integers, and what turns them back: of no plain layer."""
 
 _RAW_HINT = (

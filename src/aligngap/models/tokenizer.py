@@ -100,10 +100,32 @@ def load_tokenizer(model: str | Checkpoint) -> PreTrainedTokenizerBase:
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What ends a response: the closing token (`eos_token`), and then what else the model was taught to end with
-    (`generation_config.eos_token_id`), which a policy may sample. No response goes on behind any of them.
+    (`generation_config.eos_token_id`), which a policy may sample. No response goes on behind any of them. Empty for an
+    encoder's tokenizer, which has none.
     """
     words: Any = tokenizer
-    return getattr(words, "ends", None) or (int(words.eos_token_id),)
+    own = () if words.eos_token_id is None else (int(words.eos_token_id),)
+    return getattr(words, "ends", None) or own
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that steer and say nothing: those that stand for no text, those that end a response, and the added ones
+    that the chat template writes around a user's turn, whether or not somebody flagged them as special.
+    """
+    words: Any = tokenizer
+    unknown = {words.unk_token_id} - {words.bos_token_id, *end_tokens(tokenizer)}  # it stands for any text
+    return frozenset({*_special(words), *end_tokens(tokenizer), *_around_turns(words)} - unknown - {None})
+
+
+def _around_turns(tokenizer: Any) -> set[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        return set()
+    try:
+        text = written_by_template(tokenizer, [{"role": "user", "content": "a"}], open_end=False)
+    except TemplateError:
+        return set()
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return {token for token in ids if token in tokenizer.added_tokens_decoder}
 
 
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:

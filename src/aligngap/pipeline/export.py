@@ -15,7 +15,7 @@ from aligngap.models.spec import Checkpoint
 from aligngap.models.tokenizer import end_tokens, load_tokenizer
 from aligngap.pipeline.rundir import RunDirectory
 from aligngap.results import FINISHED, ArmRecord, read
-from aligngap.store.contents import RECORD, all_but_weights, check_artefact, everything
+from aligngap.store.artefact import Artefact
 from aligngap.store.disk import new_folder, read_json
 from aligngap.store.store import Store
 
@@ -59,10 +59,10 @@ def export(
     Raises UserError for what is not there or is damaged, and for a folder that is not empty.
     """
     entry, task = _chosen(run, arm, task, seed)
-    arm_folder, sft_folder, limit = _artefacts(Store(run.store_path(store), reading=True), entry.identity, arm)
-    specification: Any = read_json(sft_folder / RECORD)["specification"]
+    trained, sft, limit = _artefacts(Store(run.store_path(store), reading=True), entry.identity)
+    specification: Any = sft.record()["specification"]
     options = {name: value for name, value in specification["base"].items() if name != "digest"}
-    checkpoint = Checkpoint(path=str(sft_folder / "model"), trust_remote_code=trust_remote_code, **options)
+    checkpoint = Checkpoint(path=str(sft.file("model")), trust_remote_code=trust_remote_code, **options)
     if adapter and (arm == SFT or checkpoint.lora is None):
         raise UserError(
             "the SFT policy is whole" if arm == SFT else "this arm trained all of its weights",
@@ -70,7 +70,7 @@ def export(
             hint="Leave --adapter out.",
         )
     tokenizer = load_tokenizer(checkpoint)
-    step, weights = (0, None) if arm == SFT else _kept_step(arm_folder, step)
+    step, weights = (0, None) if arm == SFT else _kept_step(trained, step)
     model = _exported(checkpoint, tokenizer, weights, limit, merged=not adapter)
     what = "fine-tuned on both responses of every pair" if arm == SFT else f"trained from {entry.base}"
     if checkpoint.lora and arm != SFT:
@@ -91,24 +91,21 @@ def export(
             arm=arm,
             step=step,
             seed=entry.seed,
-            identity=(sft_folder if arm == SFT else arm_folder).name,
+            identity=(sft if arm == SFT else trained).identity,
             limit=limit,
         )
         (half / "README.md").write_text(text, "utf-8")
     return name
 
 
-def _artefacts(store: Store, identity: str, arm: str) -> tuple[Path, Path, int]:
-    """Folders of an arm and of the SFT policy that it started from, and the limit of its responses. What is used of
-    them is compared with its checksum, once. Raises UserError for what is damaged or not there.
+def _artefacts(store: Store, identity: str) -> tuple[Artefact, Artefact, int]:
+    """An arm and the SFT policy that it started from, and the limit of its responses. Raises UserError for what is
+    damaged or not there.
     """
-    home = store.root / identity
-    check_artefact(home, all_but_weights if arm == SFT else everything)
-    inputs: Any = read_json(home / RECORD)["inputs"]
-    sft, pairs = store.root / inputs["sft"], store.root / inputs["task"]
-    check_artefact(sft)
-    check_artefact(pairs, all_but_weights)
-    return home, sft, int(read_json(pairs / "task.json")["max_new_tokens"])
+    home = Artefact(identity, store.root / identity)
+    inputs: Any = home.record()["inputs"]
+    sft, pairs = (Artefact(inputs[name], store.root / inputs[name]) for name in ("sft", "task"))
+    return home, sft, int(read_json(pairs.file("task.json"))["max_new_tokens"])
 
 
 def _exported(
@@ -126,9 +123,9 @@ def _exported(
     return model
 
 
-def _kept_step(folder: Path, step: int | None) -> tuple[int, Path]:
+def _kept_step(arm: Artefact, step: int | None) -> tuple[int, Path]:
     """A step whose weights an arm has kept, the last if none is named, and their file. Raises UserError."""
-    steps = {int(path.stem): path for path in (folder / "steps").glob("*.safetensors")}
+    steps = {int(path.stem): path.name for path in (arm.path / "steps").glob("*.safetensors")}
     step = max(steps) if step is None else step
     if step not in steps:
         close = min(steps, key=lambda known: abs(known - step))
@@ -137,7 +134,7 @@ def _kept_step(folder: Path, step: int | None) -> tuple[int, Path]:
             where="--step",
             hint=f"Known: {', '.join(map(str, sorted(steps)))}.",
         )
-    return step, steps[step]
+    return step, arm.file(f"steps/{steps[step]}")
 
 
 def _as_the_study_samples(tokenizer: PreTrainedTokenizerBase, limit: int) -> GenerationConfig:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, brief
 from aligngap.store.identity import is_name
 
 SCHEMA = 1
@@ -69,7 +69,7 @@ def checked_status(value: object, path: Path) -> dict[str, Any]:
         problem = error.errors(include_url=False, include_input=False)[0]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
         raise UserError(
-            f"{key or 'all of it'}: {problem['msg']}",
+            f"{brief(key) or 'all of it'}: {brief(problem['msg'], 400)}",
             where=str(path),
             hint="The file is damaged. Give the `aligngap run` command again: it writes this file anew.",
         ) from None

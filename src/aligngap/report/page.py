@@ -102,6 +102,8 @@ def render(data: StudyResults) -> str:
         spent=time_spent((stage.kind, stage.seconds) for stage in data.timings.stages),
         fallbacks=_fallbacks(data),
         seeds_note=seeds_note(len(data.seeds)),
+        # Before a study could say so, all of these were drawn once.
+        seeds_share=data.study.get("shared", ("pairs", "sft", "golden")),
         opponents=OPPONENT_NAMES,
         judges=JUDGE_NAMES,
     )

@@ -25,6 +25,10 @@ def samples(data: StudyResults, task: str, budget: int) -> dict[str, Any] | None
     fewer checkpoints and then fewer seeds are shown of each arm.
     """
     frame = data.samples.filter(pl.col("task") == task)
+    # Seeds have prompts and opponents of their own, where they are recorded with them.
+    seeds = frame.filter(pl.col("who") != "policy")["seed"].drop_nulls().unique().sort().to_list()
+    if len(seeds) > 1:
+        frame = frame.filter(pl.col("seed").is_null() | (pl.col("seed") == seeds[0]))
     policy = frame.filter(pl.col("who") == "policy")
     if policy.is_empty():
         return None
@@ -36,7 +40,8 @@ def samples(data: StudyResults, task: str, budget: int) -> dict[str, Any] | None
     for few_steps, first_seed, words in _CHOICES:
         chosen = _thinned(frame, runs, few_steps=few_steps, first_seed=first_seed)
         kept = _that_fit(chosen, keys, budget)
-        left_out = [f"first {len(kept)} of {len(keys)} prompts"] * (len(kept) < len(keys)) + [words] * bool(words)
+        left_out = [f"samples of seed {seeds[0]}"] * (len(seeds) > 1)
+        left_out += [f"first {len(kept)} of {len(keys)} prompts"] * (len(kept) < len(keys)) + [words] * bool(words)
         if len(kept) >= min(_FEW_PROMPTS, len(keys)):
             break
     note = f"To keep this page small: the {'; the '.join(left_out)}. All are in samples.parquet." if left_out else ""

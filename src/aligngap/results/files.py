@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from pydantic import ValidationError
 
-from aligngap.errors import UserError
+from aligngap.errors import UserError, brief
 from aligngap.results import _migrations
 from aligngap.results._values import readable
 from aligngap.results.schema import SCHEMA, StudyResults
@@ -78,7 +78,7 @@ def parse(raw: Mapping[str, Any], points: pl.DataFrame, samples: pl.DataFrame, w
         return StudyResults.model_validate({**raw, "points": points, "samples": samples})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        what = f"{_key(raw, problem['loc'])}: {problem['msg']}"
+        what = f"{brief(_key(raw, problem['loc']))}: {brief(problem['msg'], 400)}"
         raise UserError(what, where=where, hint="Make the results again.") from None
 
 

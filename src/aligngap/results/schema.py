@@ -225,7 +225,9 @@ class ArmRecord(_Record):
     loss: Plain | None = None
     """`name`, `beta`, `reduction` and so on"""
     seed: Whole = None
-    """covers data order and sampling; arms of one seed are paired"""
+    """of pairs, SFT, golden, proxy, data order and sampling, but for what `shared` in the study names; arms of one seed
+    are paired
+    """
     settings: Plain | None = None
     """optimiser settings, and `beta`"""
     identity: Text = ""

@@ -95,14 +95,6 @@ def _within(part: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if f"{name}/".startswith(f"{part}/") or part.startswith(f"{name}/")]
 
 
-def check_artefact(home: Path, checksums: Callable[[str], bool] = everything) -> None:
-    """Raises UserError, with the file's name, unless a finished artefact in a folder is as it was written. checksums:
-    as for `verify_folder`.
-    """
-    if problem := next(verify_folder(home, home.name, checksums), None):
-        raise _damaged(problem, home)
-
-
 def _damaged(problem: Problem, path: Path) -> UserError:
     return UserError(
         f"the artefact is damaged: {problem}",
@@ -118,6 +110,17 @@ def checked(home: Path, identity: str, part: str) -> Path:
     if problem := next(iter(_problems(home, identity, part, _stamps(home / part))), None):
         raise _damaged(problem, home / part)
     return home / part
+
+
+def check_within(path: Path) -> None:
+    """Compares the checksums of what is read where a path, behind its links, is an artefact's folder or lies at its
+    top, wherever that is; any other path is somebody's own. Raises UserError as `checked` does.
+    """
+    place = path.resolve()
+    for home, part in ((place, ""), (place.parent, place.name)):
+        if all((home / name).is_file() for name in (MANIFEST, RECORD)):
+            checked(home, home.name, part)
+            return
 
 
 @lru_cache(maxsize=1 << 16)

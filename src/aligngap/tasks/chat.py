@@ -29,6 +29,7 @@ NO_PROMPT_FOR_GENERATION = (
 )
 OTHER_OPENING = "the template opens an answer otherwise than it writes one: prompts end as in a written conversation"
 CHANGED_ANSWER = "the template changes an answer: it is taken as the template writes it"
+CHANGED_TURN = "the template changes a turn of the {}: it is taken as the template writes it"
 PREFILL = "the prompt ends within the assistant's turn, and the answer goes on with it"
 
 
@@ -55,8 +56,8 @@ def write(pair: TextPair, tokenizer: Any = None) -> WrittenPair:
         return _as_transcript(pair)
     written = _Template(pair, tokenizer).written()
     _check_keys(pair, tokenizer, written)
-    _check_turns(pair, written)
-    return written
+    changed = _changed_turns(pair, written)
+    return written._replace(notes=(*written.notes, *changed))
 
 
 def prompt_text(prompt: PromptText) -> str:
@@ -153,14 +154,28 @@ def _held(pair: TextPair) -> list[str]:
     return [key for key in _MATTERS if key in keys or (key == "tools" and pair.tools)]
 
 
-def _check_turns(pair: TextPair, written: WrittenPair) -> None:
-    """Raises Dropped where a turn of the prompt is not in what the template wrote."""
+def _changed_turns(pair: TextPair, written: WrittenPair) -> dict[str, None]:
+    """Notes on the prompt's turns that the template wrote otherwise. Raises Dropped where a turn, or its end, which
+    says what is asked, is not in what the template wrote.
+    """
     assert not isinstance(pair.prompt, str)
+    notes: dict[str, None] = {}
+    loose = ""
     for message in pair.prompt:
         # Templates may leave out what an earlier answer thought.
         text = message.content.rsplit("</think>", 1)[-1].strip()
-        if message.role in ("system", "user", "assistant") and text and text[-_SHOWN:] not in written.prompt:
-            raise Dropped(f"the chat template leaves out a turn of the {message.role}")
+        if message.role not in ("system", "user", "assistant") or text in written.prompt:
+            continue
+        loose = loose or _loosely(written.prompt)
+        if text[-_SHOWN:] not in written.prompt and _loosely(text)[-_SHOWN:] not in loose:
+            what = "the end of a turn" if _loosely(text)[:_SHOWN] in loose else "a turn"
+            raise Dropped(f"the chat template leaves out {what} of the {message.role}")
+        notes[CHANGED_TURN.format(message.role)] = None
+    return notes
+
+
+def _loosely(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def template_facts(tokenizer: Any, ends: Sequence[int]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from aligngap.errors import UserError
 from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.chat import template_facts
-from aligngap.tasks.datasets import DatasetSpec, Tally, open_parts, read, training_split
+from aligngap.tasks.datasets import DatasetSpec, Tally, open_parts, read, splits_of, training_split
 from aligngap.tasks.encode import Encoded, encode, loose_key, prompt_key, unusable
 from aligngap.tasks.formats import Schema, TextPair
 
@@ -164,7 +164,7 @@ def survey(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase | None = None, 
 
     Raises UserError where the data cannot be read or leave no pair.
     """
-    names = [part.split for part in open_parts(spec) if part.split is not None]
+    own = splits_of(spec, open_parts(spec))
     reading, ends = read(spec, split), 0
     refused = Tally()
     measured = []
@@ -185,7 +185,6 @@ def survey(spec: DatasetSpec, tokenizer: PreTrainedTokenizerBase | None = None, 
         raise UserError("no pair is left", where=spec.source, hint="; ".join(tally.reasons()))
     frame = pl.DataFrame(measured, schema=list(_Measured._fields), orient="row", infer_schema_length=None)
     assert reading.schema is not None  # a reading that gave pairs knows its format
-    own = names or [name for name in frame["split"].unique().to_list() if name is not None]
     train = training_split(own, spec.split, spec.source) if split is None and len(own) > 1 else None
     return Survey(frame, tally, reading.schema, train, ends)
 

@@ -182,11 +182,13 @@ class Reading:
         for number, record, problem in itertools.chain(head, rows):
             split = record.get("split") if part.split is None else part.split
             split = split if isinstance(split, str) else None
-            if self._split is not None and split != self._split:
+            if self._split is not None and split not in (self._split, None):
                 continue
             self.tally.read += 1
             where = f"{part.place} row {number}" if part.split is not None else f"row {number}"
             try:
+                if split is None and self._split is not None:
+                    raise Dropped("it names no split, as other rows do")
                 if problem:
                     raise Dropped(problem)
                 self._same_format(record, f"{part.place}, row {number}")
@@ -278,6 +280,23 @@ def training_split(names: Iterable[str], asked: str | None, source: str) -> str 
         where=source,
         hint=f"Choose one: {', '.join(names)}.",
     )
+
+
+def splits_of(spec: DatasetSpec, parts: Sequence[Part]) -> list[str]:
+    """The splits of a set: of its parts, or those that its rows name in a column `split`, for which all are read."""
+    names = {part.split for part in parts if part.split is not None}
+    if names:
+        return sorted(names)
+    column = spec.columns.get("split", "split")
+
+    def named(rows: Iterable[tuple[int, Any]]) -> set[str]:
+        found = (row.get(column) for _, row in rows if isinstance(row, Mapping))
+        return {name for name in found if isinstance(name, str)}
+
+    # Rows of one set are alike: the first ones say whether there is such a column.
+    if not any(named(itertools.islice(part.records(), 50)) for part in parts):
+        return []
+    return sorted(set[str]().union(*(named(part.records()) for part in parts)))
 
 
 def open_parts(spec: DatasetSpec) -> list[Part]:

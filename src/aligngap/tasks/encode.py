@@ -3,7 +3,9 @@
 Rules. A conversation is written by the tokenizer's chat template where it has one, else as `Human:` and `Assistant:`
 turns (`chat.py`); a text prompt is taken as it stands. A response's tokens are those that follow the prompt's when both
 are tokenised as one text; where that would join the two, they are tokenised apart, and counted. The end token closes
-the response. A prompt that is too long loses its beginning (a leading beginning-of-sequence token stays); a response
+the response. Control tokens that the text of a conversation spells out are text (`models/controls.py`), but for those
+that close an answer; a text prompt and its answers may have been written by a template before, and are taken as they
+stand, counted. A prompt that is too long loses its beginning (a leading beginning-of-sequence token stays); a response
 that is too long loses its end, and then has no end token. What must hold of a pair is checked on the token rows that
 training sees, after both: `unusable`.
 """
@@ -14,19 +16,20 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligngap.errors import UserError
+from aligngap.models.controls import Controls
 from aligngap.models.tokenizer import end_tokens
 from aligngap.seeds import digest
 from aligngap.tasks.chat import WrittenPair, write
-from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, training_split
+from aligngap.tasks.datasets import DatasetSpec, Reading, Tally, open_parts, select, splits_of, training_split
 from aligngap.tasks.formats import TextPair
-from aligngap.tasks.messages import Dropped, PromptText, plain
+from aligngap.tasks.messages import Dropped, Message, PromptText, plain
 from aligngap.tasks.spec import TaskData
 from aligngap.types import PairBatch, Tokens
 
@@ -35,6 +38,9 @@ _FEWEST_PAIRS = 2
 """Training pairs, as few as can differ."""
 
 TOGETHER = "where prompt and answer meet, the tokenizer would join them: the two are tokenised apart"
+READ_AS_TEXT = "a turn or answer spells the control token {!r}: it is read as text, and no turn begins or ends there"
+READ_AS_CONTROL = "the text of a prompt or answer holds {!r}: it is read as that control token, not as text"
+LEFT_BEHIND_END = "the text of an answer holds an end token before its end: what follows is left out"
 TWO_BEGINNINGS = "the prompt's text begins with the beginning-of-sequence token already: it is there once"
 
 
@@ -113,17 +119,17 @@ def encode(pairs: Iterable[TextPair], tokenizer: PreTrainedTokenizerBase, tally:
             where=str(tokenizer.name_or_path) or "tokenizer",
             hint="Set `eos_token` and save the tokenizer again.",
         )
-    pairs = iter(pairs)
+    pairs, controls = iter(pairs), Controls(tokenizer)
     while chunk := list(itertools.islice(pairs, _CHUNK)):
-        yield from _encode_chunk(chunk, tokenizer, tally)
+        yield from _encode_chunk(chunk, tokenizer, controls, tally)
 
 
-def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterator[Encoded | None]:
+def _encode_chunk(chunk: list[TextPair], tokenizer: Any, controls: Controls, tally: Tally) -> Iterator[Encoded | None]:
     by_template = tokenizer if getattr(tokenizer, "chat_template", None) is not None else None
     written: dict[int, WrittenPair] = {}
     for index, pair in enumerate(chunk):
         try:
-            written[index] = write(pair, by_template)
+            written[index] = _written(pair, by_template, controls)
         except Dropped as reason:
             tally.drop(str(reason), pair.where)
     prompts: dict[int, list[int]] = {}
@@ -135,8 +141,8 @@ def _encode_chunk(chunk: list[TextPair], tokenizer: Any, tally: Tally) -> Iterat
             if templated is (by_template is not None and not isinstance(chunk[index].prompt, str))
         ]
         texts = [written[index].prompt for index in of_kind]
-        prompts |= zip(of_kind, _ids(tokenizer, texts, not templated), strict=True)
-    answers = dict(zip(written, _answers(tokenizer, list(written.values())), strict=True))
+        prompts |= zip(of_kind, controls.ids(texts, special=not templated), strict=True)
+    answers = dict(zip(written, _answers(tokenizer, controls, list(written.values())), strict=True))
     for index, pair in enumerate(chunk):
         if index not in written:
             yield None
@@ -163,11 +169,54 @@ def _closed(pair: TextPair, prompt: list[int], answers: Sequence[list[int]], end
     return Encoded(pair, prompt, first, second, written)
 
 
-def _answers(tokenizer: Any, pairs: Sequence[WrittenPair]) -> Iterator[tuple[list[int], list[int], bool]]:
+def _written(pair: TextPair, by_template: Any, controls: Controls) -> WrittenPair:
+    """A pair as text with guards, and notes on the control tokens that it spells. Raises Dropped as `write` does, and
+    where the tokenizer cannot read such a spelling as text.
+    """
+    if isinstance(pair.prompt, str):
+        bodies = [controls.body(answer) for answer in (pair.first, pair.second)]
+        spelled = dict.fromkeys(
+            name for text in (controls.opened(pair.prompt), *bodies) for name in controls.spelled(text)
+        )
+        notes = [READ_AS_CONTROL.format(name) for name in spelled]
+        notes += [LEFT_BEHIND_END] if any(map(controls.ends_within, bodies)) else []
+    else:
+        pair, spelled = _guarded(pair, controls)
+        notes = [READ_AS_TEXT.format(name) for name in spelled]
+    result = write(pair, by_template)
+    return result._replace(notes=(*result.notes, *notes))
+
+
+def _guarded(pair: TextPair, controls: Controls) -> tuple[TextPair, dict[str, None]]:
+    """A conversation without a control token in its texts, and those that were spelled there."""
+    assert not isinstance(pair.prompt, str)
+    spelled: dict[str, None] = {}
+
+    def guard(text: str) -> str:
+        guarded = controls.guard(text)
+        if guarded is None:
+            names = ", ".join(map(repr, controls.spelled(text)))
+            raise Dropped(f"it spells {names}, which the tokenizer cannot read as text")
+        spelled.update(dict.fromkeys(guarded.spelled))
+        return guarded.text
+
+    def answer(text: str) -> str:
+        body = controls.body(text)
+        return guard(body) + text[len(body) :]
+
+    prompt = tuple(Message(guard(turn.role), guard(turn.content), guard(turn.keys)) for turn in pair.prompt)
+    changes = {"first": answer(pair.first), "second": answer(pair.second), "tools": guard(pair.tools)}
+    changes |= {"first_keys": guard(pair.first_keys), "second_keys": guard(pair.second_keys)}
+    return replace(pair, prompt=prompt, **changes), spelled
+
+
+def _answers(
+    tokenizer: Any, controls: Controls, pairs: Sequence[WrittenPair]
+) -> Iterator[tuple[list[int], list[int], bool]]:
     """Token ids of both answers of each pair, and whether one of them had to be tokenised apart from its prompt."""
-    alone = _ids(tokenizer, [pair.prompt for pair in pairs], False)
-    sides = _ids(tokenizer, [side for pair in pairs for side in pair[1:3]], False)
-    wholes = _ids(tokenizer, [pair.prompt + side for pair in pairs for side in pair[1:3]], False)
+    alone = controls.ids([pair.prompt for pair in pairs], special=False)
+    sides = controls.ids([side for pair in pairs for side in pair[1:3]], special=False)
+    wholes = controls.ids([pair.prompt + side for pair in pairs for side in pair[1:3]], special=False)
     for index, prompt in enumerate(alone):
         both = (2 * index, 2 * index + 1)
         # Behind a token that stands for any text, the prefix being the same says nothing.
@@ -177,11 +226,6 @@ def _answers(tokenizer: Any, pairs: Sequence[WrittenPair]) -> Iterator[tuple[lis
             wholes[at][len(prompt) :] if fits else sides[at] for at, fits in zip(both, follows, strict=True)
         )
         yield first, second, not all(follows)
-
-
-def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
-    # verbose: the tokenizer would warn of every text beyond the model's context, which is cut and counted here.
-    return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
 
 
 def _ended(ids: list[int], ends: Sequence[int]) -> list[int]:
@@ -302,7 +346,7 @@ def _parted(groups: Sequence[Sequence[int]], spec: DatasetSpec) -> tuple[list[in
 
 def _readings(spec: DatasetSpec) -> list[Reading]:
     parts = open_parts(spec)
-    split = training_split([part.split for part in parts if part.split is not None], spec.split, spec.source)
+    split = training_split(splits_of(spec, parts), spec.split, spec.source)
     wanted = [split] if spec.held_out_split is None else [split, spec.held_out_split]
     return [Reading(spec, *select(parts, name, spec.source)) for name in wanted]
 

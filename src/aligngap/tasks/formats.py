@@ -182,6 +182,20 @@ _MEDIA = ("images", "videos", "audio", "audios")
 
 def _unknown(records: Sequence[Record], where: str) -> UserError:
     present = list(dict.fromkeys(column for record in records for column in record))
+    if (alone := _ANSWERS_ALONE & set(present)) and not {"chosen", "rejected", "completions"} & set(present):
+        label = next((name for name in _LABELS if name in present), None)
+        what = f"each row holds one answer ({_quoted(sorted(alone))})"
+        what += f" with a label ('{label}', as for KTO)" if label else ""
+        return UserError(
+            f"{what} and no comparison: there is {_quoted(present)}",
+            where=where,
+            hint="A pair is two answers to one prompt, of which one is preferred. "
+            + (
+                f"Where a prompt has rows of either '{label}', make one of prompt, chosen and rejected of two of them."
+                if label
+                else "These are data for supervised fine-tuning: give a set of preferences."
+            ),
+        )
     schema = max(SCHEMAS, key=lambda s: sum(1 if column in present else -1 for column in s.columns))
     missing = [column for column in schema.columns if column not in present]
     if len(missing) == len(schema.columns):
@@ -203,6 +217,10 @@ def _unknown(records: Sequence[Record], where: str) -> UserError:
         where=where,
         hint=f"'{schema.name}' is {schema.about}.",
     )
+
+
+_ANSWERS_ALONE = {"completion", "response", "output", "answer", "messages", "conversations"}
+_LABELS = ("label", "labels", "score", "rating", "reward")
 
 
 def _hints(missing: Sequence[str], present: Sequence[str]) -> str:
@@ -228,10 +246,14 @@ def _number(value: object, name: str) -> float:
         raise Dropped(f"{name} is missing")
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if math.isnan(number):
         raise Dropped(f"{name} is not a number")
+    if math.isinf(number):
+        raise Dropped(f"{name} is infinite, or larger than any number that can be compared")
     return number
 
 

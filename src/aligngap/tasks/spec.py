@@ -68,7 +68,7 @@ class TaskSpec(Pluggable):
         return self.train_pairs + self.held_out_pairs
 
 
-_RULES = 2
+_RULES = 3
 """Of how rows become tokens (`encode.py`, `chat.py`); raised when the same data give other tokens."""
 
 

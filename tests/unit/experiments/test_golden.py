@@ -120,7 +120,7 @@ def test_arms_and_labels_are_equal_but_for_what_is_asked() -> None:
     for entry in measures(BENCH):
         assert isinstance(entry.stage, GoldenAudit)
         (more,), (own,) = entry.stage.more_pairs.more, entry.stage.on_policy.more
-        assert more.task.part == "pairs"
+        assert more.task.part == "golden"
         assert own == on_policy_pairs(BENCH, entry.seed, more)  # on the very prompts of the other remedy
         assert own.judge is None
         assert more.task.train_pairs == BENCH.study.data.train_pairs

@@ -17,7 +17,7 @@ from aligngap.experiments.plan import Plan
 from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped
 from aligngap.experiments.study import load_study
-from aligngap.pipeline.stages import Arm, Evaluate
+from aligngap.pipeline.stages import Arm
 
 WORLDS = ["summarisation", "helpfulness", "harmlessness", "arena"]
 
@@ -110,20 +110,55 @@ def test_arms_of_a_seed_differ_only_in_source_and_stated_settings() -> None:
         assert len({getattr(arm, name).identity for arm in found}) == 1, name
 
 
-def test_seeds_share_sft_golden_and_golden_policy_but_not_the_proxy() -> None:
-    stages = plan_of("quick", "seeds=[0, 1]").stages
+ROLES = ("golden", "proxy")
+
+
+def parts_of(*settings: str) -> dict[str, int]:
+    """How many different stages of each kind a study of two seeds has, judges by their role."""
+    stages = plan_of("quick", "seeds=[0, 1]", "sft_tasks=[summarisation]", *settings).stages
     kinds = [(stage.kind, getattr(stage, "role", None)) for stage in stages]
-    assert kinds.count(("sft", None)) == 1
-    assert kinds.count(("preference", "golden")) == 1
-    assert kinds.count(("preference", "proxy")) == 2
-    golden_policies = [
-        stage for stage in stages if isinstance(stage, Arm) and stage.judge and stage.judge.role == "golden"
-    ]
-    assert len(golden_policies) == 1
-    opponents = {
-        tuple(part.identity for part in stage.start.opponents) for stage in stages if isinstance(stage, Evaluate)
-    }
-    assert len(opponents) == 1
+    count = {"sft": kinds.count(("sft", None)), "pairs": kinds.count(("pairs", None))}
+    count |= {role: kinds.count(("preference", role)) for role in ROLES}
+    arms = [stage for stage in stages if isinstance(stage, Arm) and stage.judge and stage.judge.role == "golden"]
+    return count | {"golden policy": len(arms)}
+
+
+def test_a_seed_varies_all_that_is_drawn() -> None:
+    assert parts_of() == dict.fromkeys(("sft", "pairs", "golden", "proxy", "golden policy"), 2)
+
+
+@pytest.mark.parametrize(
+    ("shared", "once"),
+    [
+        ("golden", {"golden"}),
+        ("sft", {"sft"}),
+        ("pairs", {"pairs"}),
+        ("pairs, sft, golden", {"pairs", "sft", "golden", "golden policy"}),
+    ],
+)
+def test_what_a_study_says_that_its_seeds_share_is_made_once(shared: str, once: set[str]) -> None:
+    count = parts_of(f"shared=[{shared}]", "data.golden_pairs=100")
+    # Golden that is shared learns from its own pairs, which are shared with it.
+    count["pairs"] -= 1 if "golden" in shared else 2
+    assert {name for name, number in count.items() if number == 1} == once
+
+
+def test_two_seeds_learn_from_other_pairs_and_are_asked_the_same_prompts() -> None:
+    """The first laboratory's proxies all learned from the same first 250 pairs."""
+    study = load_study("quick", ["seeds=[0, 1]"])
+    benches = [Bench(study, "summarisation").of(seed) for seed in study.seeds]
+    proxies = [bench.proxy(seed) for seed, bench in enumerate(benches)]
+    assert [proxy.pairs.pairs.task.seed for proxy in proxies] == [0, 1]  # type: ignore[attr-defined]
+    for seed, bench in enumerate(benches):
+        for entry in (bench.online(seed), bench.offline(seed), bench.offline_proxy(seed)):
+            evaluation = bench.evaluation(entry)
+            assert evaluation.start.task == bench.pairs == entry.stage.task
+            assert evaluation.start.golden == bench.golden
+            assert entry.stage.sft == bench.sft
+    first, second = benches
+    mixed = first.online(1)  # whichever seed the bench is for
+    assert mixed.stage.identity == second.online(1).stage.identity
+    assert first.evaluation(mixed).identity == second.evaluation(mixed).identity
 
 
 def test_how_many_processes_make_a_stage_is_in_no_identity() -> None:

@@ -16,6 +16,8 @@ from aligngap.experiments.registry import EXPERIMENTS
 from aligngap.experiments.shipped import shipped_text
 from aligngap.experiments.spec import fifth, log_steps
 from aligngap.experiments.study import load_study, resolved_study
+from aligngap.models.build import base_path
+from aligngap.models.tokenizer import load_tokenizer
 from aligngap.plugins import use_plugins
 from aligngap.tasks.encode import sizes
 
@@ -252,6 +254,48 @@ def test_smoke_keeps_the_share_that_is_held_out(tmp_path: Path, pairs: int, shar
     assert found.train == min(pairs - round(pairs * share), 640)
 
 
+def write_pairs(folder: Path, count: int, shared: int = 0) -> None:
+    """Pairs in the shipped bases' words; shared: words with which both answers begin."""
+    words = sorted(word for word in load_tokenizer(base_path("small")).get_vocab() if word.isalpha())
+    rows = []
+    for n in range(count):
+        same = " ".join([words[0]] * shared)
+        rows.append({"prompt": words[n], "chosen": f"{same} {words[1]}", "rejected": f"{same} {words[2]}"})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_plan_tells_what_the_limits_cost(tmp_path: Path) -> None:
+    """A rule (answers differ) that holds of the text is asked again of what the limits leave, before the run."""
+    write_pairs(tmp_path, 60)
+    longer = tmp_path / "longer"
+    longer.mkdir()
+    write_pairs(longer, 20, shared=9)
+    rows = (longer / "pairs.jsonl").read_text().replace('"prompt": "', '"prompt": "the the ')
+    with (tmp_path / "pairs.jsonl").open("a") as handle:
+        handle.write(rows)
+    text = (
+        "extends: paper\ndatasets: {mine: {source: pairs.jsonl, held_out_pairs: 20, max_response_tokens: 8, "
+        "max_prompt_tokens: 3}}\n"
+    )
+    lines = [line for line in Plan(load_study(study_file(tmp_path, text))).check_data() if line.startswith("mine: ")]
+    same = "the two answers are the same once cut to 8 tokens: 20 (row 61,"
+    assert any(same in line and line.startswith("mine: dropped:") for line in lines)
+    wide = text.replace("max_response_tokens: 8", "max_response_tokens: 10")
+    lines = [line for line in Plan(load_study(study_file(tmp_path, wide))).check_data() if line.startswith("mine: ")]
+    assert "mine: 20 of the prompts of 80 pairs are longer than max_prompt_tokens (3) and lose their beginning" in lines
+    assert (
+        "mine: 40 of the 160 answers of 80 pairs are longer than max_response_tokens (10) and lose their end" in lines
+    )
+
+
+def test_a_plan_refuses_what_the_limits_leave_too_little_of(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 60, shared=9)
+    text = "extends: paper\ndatasets: {mine: {source: pairs.jsonl, held_out_pairs: 10, max_response_tokens: 8}}\n"
+    with pytest.raises(UserError, match="no pair is left") as caught:
+        Plan(load_study(study_file(tmp_path, text))).check_data()
+    assert "the same once cut to 8 tokens: 60 (row 1," in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("pairs", "settings", "problem"),
     [
@@ -263,8 +307,7 @@ def test_smoke_keeps_the_share_that_is_held_out(tmp_path: Path, pairs: int, shar
     ],
 )
 def test_a_plan_refuses_what_its_run_would(tmp_path: Path, pairs: int, settings: str, problem: str) -> None:
-    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(pairs)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(tmp_path, pairs)
     text = f"extends: paper\ndatasets: {{mine: {{source: pairs.jsonl, {settings}}}}}\n"
     plan = Plan(load_study(study_file(tmp_path, text)))
     with pytest.raises(UserError, match=problem):
@@ -272,8 +315,7 @@ def test_a_plan_refuses_what_its_run_would(tmp_path: Path, pairs: int, settings:
 
 
 def test_a_plan_says_how_often_few_pairs_are_gone_over(tmp_path: Path) -> None:
-    rows = [{"prompt": f"question {n}", "chosen": " a", "rejected": " b"} for n in range(60)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(tmp_path, 60)
     text = "extends: paper\ndatasets: {mine: {source: pairs.jsonl, held_out_pairs: 10}}\n"
     plan = Plan(load_study(study_file(tmp_path, text)))
     steps, batch = (plan.specification["baseline"]["optim"][name] for name in ("steps", "batch"))
@@ -296,3 +338,34 @@ def test_an_absurd_number_of_seeds_is_one_error(seeds: int) -> None:
     with pytest.raises(UserError, match="seeds are") as caught:
         load_study("quick", seeds=seeds)
     assert caught.value.where == "--seeds"
+
+
+LONG = "9" * 400
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"device={LONG}",
+        f"device='{LONG}'",
+        f"tasks=[w{LONG}]",
+        f"seeds=['{LONG}']",
+        f"baseline.optim.lr='x{LONG}'",
+        f"baseline.optim.k{LONG}=1",
+        f"datasets={{d: {{source: a, split: [{'1, ' * 3000}]}}}}",
+        f"datasets={{'{LONG}!': {{source: a}}}}",
+        f"worlds={{w{LONG}: {{}}}}",
+        f"evaluation.measures=[m{LONG}]",
+        f"baseline.loss.name=l{LONG}",
+        f"golden.judge={{kind: k{LONG}}}",
+        f"x{LONG}",
+        f"device='{LONG}",
+    ],
+)
+def test_what_was_given_is_cut_in_the_message(override: str) -> None:
+    """A message that holds what was given holds its beginning: hundreds of digits hide what is wrong with them."""
+    with pytest.raises(UserError) as caught:
+        load_study("quick", [override])
+    for part in (caught.value.what, caught.value.where or ""):
+        assert not re.search(r"\S{300}", part), part
+        assert len(part) < 1200

@@ -279,6 +279,18 @@ def test_a_prompt_that_is_no_conversation_is_a_users_turn(chatty: Path) -> None:
     assert seen(judge(chatty), ids, "Paris.") == "<s>user: What is the capital?</s><s>assistant: Paris.</s>"
 
 
+def test_a_control_token_that_somebody_spells_ends_no_turn(chatty: Path) -> None:
+    """Two texts that differ in a spelled `</s>` alone are read with the same number of end tokens."""
+    made = judge(chatty)
+    plain, spelled = (
+        made._encoded(json.dumps([{"role": "user", "content": asked}]), said)["input_ids"]
+        for asked, said in (("What ends it?", "Paris."), ("What ends </s> it?", "<s>Paris.</s> No."))
+    )
+    for token in (made.own.bos_token_id, made.own.eos_token_id):
+        assert spelled.count(token) == plain.count(token) == 2
+    assert "ends </s> it?" in made.own.decode(spelled)
+
+
 def test_a_cut_conversation_is_a_users_turn(chatty: Path) -> None:
     policy = chat_policy()
     said = [{"role": "user", "content": "What is the capital of France?"}]

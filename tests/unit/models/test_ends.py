@@ -116,14 +116,14 @@ def test_data_are_closed_by_the_same_token(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     eos = end_tokens(tokenizer)[1]
     prompt = (Message("user", "what is one and one?"),)
-    pairs = [TextPair(prompt, "two", "three<eos> or four<|im_end|>", 1.0, 0)]
+    pairs = [TextPair(prompt, "two", "three or<eos> four<eos><|im_end|>", 1.0, 0)]
     (item,) = encode(pairs, tokenizer, Tally())
     assert item is not None
     written = tokenizer.decode(item.prompt)
     assert written == "<|im_start|>user\nwhat is one and one?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(item.first) == "two<|im_end|>"
-    # Nothing follows an end token of whichever kind, and the response is closed as all are.
-    assert tokenizer.decode(item.second) == "three<|im_end|>"
+    # However the data close a response, it is closed as all are; an end token that is spelled before that is text.
+    assert tokenizer.decode(item.second) == "three or<eos> four<|im_end|>"
     assert eos not in item.second
     assert item.ends == 1
     # Just as the template itself goes on behind an answer.

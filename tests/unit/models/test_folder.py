@@ -155,6 +155,9 @@ def test_a_block_fp8_folder_with_and_without_its_configuration(folder: Path) -> 
         {"model.layers.0.self_attn.q_proj.SCB": torch.ones(16)},
         {"model.layers.0.mlp.experts.down_proj_blocks": torch.zeros(2, 2, dtype=torch.uint8)},
         {"model.layers.0.self_attn.q_proj.weight.absmax": torch.ones(2)},
+        {"model.layers.0.self_attn.q_proj.weight._data": torch.zeros(16, 16, dtype=torch.int8)},
+        {"model.layers.0.self_attn.q_proj.weight._scale": torch.ones(16, 1)},
+        {"model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4": torch.zeros(8, dtype=torch.uint8)},
     ],
     ids=lambda stored: next(iter(stored)).rpartition(".")[2],
 )

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from aligngap.errors import UserError
 from aligngap.store import Problem, Store, file_digest, read_json
+from aligngap.store.contents import check_within
 from aligngap.store.disk import new_folder
 from aligngap.store.locks import kept_free
 from aligngap.store.reading import check_plain, is_file, is_gone, is_there, parse_json, read_file
@@ -260,3 +261,33 @@ def test_a_new_folder_removes_nothing_of_anyones(tmp_path: Path) -> None:
         assert caught.value.where == str(tmp_path / taken)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.half", "file", "nowhere", "out"]
     assert (tmp_path / ".out.half" / "thesis.tex").read_text() == "x"
+
+
+def test_whoever_reads_a_part_of_an_artefact_compares_that_part(tmp_path: Path) -> None:
+    """One mechanism: by the artefact, or by a path that turns out to lie in one, be it through a link."""
+    store = Store(tmp_path / "store")
+    with store.writing(NAME, {}) as folder:
+        for part in ("model", "other"):
+            (folder / part).mkdir()
+            (folder / part / "weights").write_bytes(b"0123456789")
+    home = store.root / NAME
+    (tmp_path / "link").symlink_to(home / "model")
+    (home / "other" / "weights").write_bytes(b"0123456780")
+    for path in (home / "model", tmp_path / "link"):
+        check_within(path)
+    for path in (home, home / "other"):
+        with pytest.raises(UserError, match="other/weights: altered"):
+            check_within(path)
+    with pytest.raises(UserError, match="other/weights: altered"):
+        store.get(NAME).file("other")
+    (home / "model" / "weights").write_bytes(b"0123456781")
+    with pytest.raises(UserError, match="model/weights: altered"):
+        check_within(tmp_path / "link")
+
+
+def test_a_folder_of_ones_own_is_no_artefact(tmp_path: Path) -> None:
+    """A `manifest.json` beside a model may be anything."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "manifest.json").write_text("{}")
+    check_within(tmp_path / "model")
+    check_within(tmp_path / "nowhere")

@@ -129,8 +129,11 @@ def test_scores() -> None:
     assert pair_of({**rows.ULTRAFEEDBACK, "score_rejected": 8.5}).preference == 0.5
     assert reason({**rows.ULTRAFEEDBACK, "score_rejected": 9.0}, "scored") == "the scores contradict the order"
     assert reason({**rows.ULTRAFEEDBACK, "score_chosen": None}, "scored") == "score_chosen is missing"
-    for value in (float("nan"), float("inf"), "N/A", {}):
+    for value in (float("nan"), "N/A", {}):
         assert reason({**rows.ULTRAFEEDBACK, "score_chosen": value}, "scored") == "score_chosen is not a number"
+    for value in (float("inf"), -float("inf"), 10**400, "1e999"):
+        said = reason({**rows.ULTRAFEEDBACK, "score_chosen": value}, "scored")
+        assert said == "score_chosen is infinite, or larger than any number that can be compared"
     unrated = {"response": "Red.", "overall_score": float("nan")}
     completions = {**rows.COMPLETIONS, "completions": [unrated, *rows.COMPLETIONS["completions"]]}
     assert reason(completions, "completions") == "a completion's score is not a number"
@@ -234,3 +237,20 @@ def test_scores_decide_or_drop(chosen: float, rejected: float) -> None:
     else:
         assert pair.preference == (0.5 if float(chosen) == float(rejected) else 1.0)
         assert chosen >= rejected
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "p", "completion": "c", "label": True}, ["one answer ('completion')", "'label'", "KTO", "of two"]),
+        ({"prompt": [], "completion": [], "label": 0}, ["'label'", "KTO"]),
+        ({"question": "p", "answer": "c", "score": 1}, ["one answer ('answer')", "'score'"]),
+        ({"instruction": "p", "output": "c"}, ["one answer ('output')", "supervised fine-tuning"]),
+        ({"messages": [rows.SKY, rows.BLUE]}, ["one answer ('messages')", "supervised fine-tuning"]),
+    ],
+)
+def test_data_without_a_comparison_are_called_what_they_are(row: Row, words: list[str]) -> None:
+    """The nearest format is no help where there is no pair to be read."""
+    with pytest.raises(UserError) as caught:
+        detect([row], "here")
+    assert all(word in str(caught.value) for word in words), str(caught.value)

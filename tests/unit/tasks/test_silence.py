@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from aligngap.errors import UserError
 from aligngap.experiments.starter import fitted_limits
 from aligngap.models.tokenizer import byte_tokenizer, word_tokenizer
-from aligngap.tasks.chat import CHANGED_ANSWER, OTHER_OPENING, PREFILL, template_facts
+from aligngap.tasks.chat import CHANGED_ANSWER, CHANGED_TURN, OTHER_OPENING, PREFILL, template_facts
 from aligngap.tasks.check import describe, survey
 from aligngap.tasks.datasets import DatasetSpec, Tally, read, training_split
 from aligngap.tasks.encode import TWO_BEGINNINGS, encode, make_dataset_pairs
@@ -219,6 +219,23 @@ def test_a_system_message_that_a_template_swallows_drops_the_row(tmp_path: Path)
     assert len(pairs) == 1
     assert tally.dropped == {"the chat template leaves out a turn of the system": 1}
     assert tally.warnings()
+
+
+def test_a_template_that_changes_a_turn_is_told_so_and_not_that_it_leaves_it_out(tmp_path: Path) -> None:
+    """A message says what is the case: lower-case is not missing, and half a turn is not a whole one."""
+    long = "Which RIVER is long, " * 8 + "and WHY?"
+    rows = [talk(prompt=[turn("user", long)]), talk(prompt=[turn("user", "what")])]
+    for content, note in (
+        ("m.content | lower", CHANGED_TURN.format("user")),
+        ("m.content[-90:]", CHANGED_TURN.format("user")),
+        ("m.content", None),
+    ):
+        pairs, tally = decoded(saved(tmp_path / "c.jsonl", rows), tokenizer(TURN.replace("m.content", content) + OPEN))
+        notes = {what: count for what, count in tally.notes.items() if what != CHANGED_ANSWER}
+        assert (len(pairs), notes) == (2, {note: 1} if note else {})
+    shorter = tokenizer(TURN.replace("m.content", "m.content[:90]") + OPEN)
+    pairs, tally = decoded(saved(tmp_path / "c.jsonl", rows), shorter)
+    assert (len(pairs), tally.dropped) == (1, {"the chat template leaves out the end of a turn of the user": 1})
 
 
 def test_a_template_that_asks_the_date_is_told_the_same_one_every_day() -> None:

@@ -8,7 +8,7 @@ from itertools import product
 import polars as pl
 
 from aligngap.experiments.base import Analysis, Experiment, Figure, TaskData, each_seed, points
-from aligngap.experiments.bench import SHARED_SEED, ArmEntry, Bench, Measure
+from aligngap.experiments.bench import ArmEntry, Bench, Measure
 from aligngap.experiments.contrasts import Contrasts
 from aligngap.experiments.dataset.measure import PairProfile
 from aligngap.pipeline.stages import Generate, Relabel
@@ -56,11 +56,11 @@ def measures(bench: Bench) -> list[Measure]:
 
 
 def profiles(bench: Bench, families: Sequence[str]) -> list[Measure]:
-    """Profiles of these families' pairs, a seed each; `D_golden` belongs to all seeds and has one."""
+    """Profiles of these families' pairs, a seed each."""
     return [
-        Measure(profile_name(family), seed, _profile(bench, seed, family))
+        Measure(profile_name(family), seed, _profile(bench.of(seed), seed, family))
         for family in families
-        for seed in ((SHARED_SEED,) if family == D_GOLDEN else bench.study.seeds)
+        for seed in bench.seeds
     ]
 
 

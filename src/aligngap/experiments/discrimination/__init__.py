@@ -58,7 +58,7 @@ def table_name(family: str) -> str:
 
 def self_accuracy(bench: Bench, entry: ArmEntry) -> SelfAccuracy:
     """The measure of an arm, on as many prompts as `D_golden` pairs are looked at."""
-    return SelfAccuracy(arm=entry.stage, golden=bench.golden, prompts=bench.study.evaluation.pairs)
+    return SelfAccuracy(arm=entry.stage, golden=bench.of(entry.stage.seed).golden, prompts=bench.study.evaluation.pairs)
 
 
 CHANCE = 0.5

@@ -15,7 +15,8 @@ from aligngap.pipeline.stages import Generate, Pairs
 from aligngap.stats.verdict import sign_verdict
 
 LOW_BETA = 0.01
-FRESH_SEED = 1
+FRESH_SEED = 1_000_000
+"""Added to a seed: no study's own pairs, nor golden's, are drawn so."""
 OVER_OPTIMISED = "online_low_beta"
 LABELS = {"online": "online", "offline": "offline", OVER_OPTIMISED: f"online, beta {LOW_BETA:g}"}
 """The arms audited, and what they are called."""
@@ -53,6 +54,7 @@ def audit_name(family: str) -> str:
 
 def audit(bench: Bench, entry: ArmEntry) -> GoldenAudit:
     """An arm's responses judged by golden, by golden with more pairs, and by golden with on-policy pairs."""
+    bench = bench.of(entry.stage.seed)
     fresh = fresh_pairs(bench)
     return GoldenAudit(
         evaluation=bench.evaluation(entry),
@@ -64,7 +66,9 @@ def audit(bench: Bench, entry: ArmEntry) -> GoldenAudit:
 def fresh_pairs(bench: Bench) -> Pairs:
     """As many further raters' pairs as golden learns from, none of them on a held-out prompt."""
     count = bench.study.golden.train_pairs or bench.study.data.train_pairs
-    task = bench.pairs.task.model_copy(update={"train_pairs": count, "seed": FRESH_SEED})
+    task = bench.pairs.task.model_copy(
+        update={"part": "golden", "train_pairs": count, "seed": FRESH_SEED + bench.pairs.task.seed}
+    )
     return Pairs(task=task, base=bench.pairs.base)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
@@ -32,13 +32,18 @@ _FEWEST = 8
 """Held-out prompts, as many as an evaluation must take: an interval over fewer is far too narrow."""
 
 
-def check_held_out(prompts: int, source: str) -> None:
-    """Raises UserError where so many held-out prompts are too few for any conclusion."""
+def check_held_out(prompts: int, source: str, dropped: Iterable[str] = ()) -> None:
+    """Raises UserError where so many held-out prompts are too few for any conclusion. dropped: why no more are left."""
     if prompts < _FEWEST:
         raise UserError(
             f"{prompts} held-out prompts are too few to conclude anything from: at least {_FEWEST} are needed",
             where=source,
-            hint="Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
+            hint=" ".join(
+                [
+                    "Hold out more (held_out_pairs, held_out_share or held_out_split), or give more data.",
+                    *(f"Dropped: {reason}." for reason in dropped),
+                ]
+            ),
         )
 
 
@@ -94,7 +99,7 @@ class Pairs(PairsStage):
             prepared = make_dataset_pairs(self.task.dataset, tokenizer)
             data = prepared.data
             prompts = len({tuple(ids) for ids in data.held_out.prompts.rows()})
-            check_held_out(prompts, self.task.dataset.source)
+            check_held_out(prompts, self.task.dataset.source, prepared.tally.reasons())
             write_json(context.out / "data.json", prepared.as_json())
         else:
             data = make_pairs(self.task, tokenizer)
