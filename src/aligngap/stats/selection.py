@@ -160,7 +160,7 @@ class _Runs:
 def candidates(run: Run, half: Bools, budget: float, passages_only: bool = False) -> Bools:
     """Which checkpoints of a run may be chosen on one half of the prompts, [K]."""
     kl = mean_kl(run, half)
-    asked: Bools = np.isfinite(run.win[:, half]).any(axis=1)
+    asked: Bools = np.asarray(np.isfinite(run.win[:, half]).any(axis=1))
     allowed: Bools = asked & np.less_equal(kl, budget, out=np.zeros(len(kl), dtype=np.bool_), where=np.isfinite(kl))
     if not passages_only:
         return allowed
