@@ -161,7 +161,8 @@ class Controls:
                 token |= {"content": f"{_OPEN}{token['content']}{_CLOSE}", "normalized": False}
             names[token["content"]] = token["id"]
         twin = Tokenizer.from_str(json.dumps(form))
-        ids = {at: token for name, token in names.items() if (at := twin.token_to_id(name)) is not None}
+        known = twin.get_vocab(with_added_tokens=True)
+        ids = {known[name]: token for name, token in names.items()}
         text = {token for name, token in twin.get_vocab(with_added_tokens=False).items() if name not in names}
         return None if text & ids.keys() else (twin, ids)
 

@@ -205,14 +205,10 @@ def _guarded(pair: TextPair, controls: Controls) -> tuple[TextPair, dict[str, No
         return guard(body) + text[len(body) :]
 
     prompt = tuple(Message(guard(turn.role), guard(turn.content), guard(turn.keys)) for turn in pair.prompt)
+    first, second, tools = answer(pair.first), answer(pair.second), guard(pair.tools)
+    keys = guard(pair.first_keys), guard(pair.second_keys)
     guarded = replace(
-        pair,
-        prompt=prompt,
-        first=answer(pair.first),
-        second=answer(pair.second),
-        tools=guard(pair.tools),
-        first_keys=guard(pair.first_keys),
-        second_keys=guard(pair.second_keys),
+        pair, prompt=prompt, first=first, second=second, tools=tools, first_keys=keys[0], second_keys=keys[1]
     )
     return guarded, spelled
 
