@@ -296,11 +296,11 @@ def test_twice_is_the_same_but_for_times(once: Finished, bases: Path, tmp_path: 
         assert pl.read_parquet(tmp_path / f"{name}.parquet").equals(pl.read_parquet(once.folder / f"{name}.parquet"))
 
 
-def test_another_seed_changes_the_weights_and_nothing_shared(once: Finished, bases: Path, tmp_path: Path) -> None:
-    other = run(bases, tmp_path, "seeds=[1]", "experiments=[tandem]")
+def test_another_seed_changes_all_but_what_is_shared(once: Finished, bases: Path, tmp_path: Path) -> None:
+    other = run(bases, tmp_path, "seeds=[1]", "experiments=[tandem]", "shared=[pairs, sft, golden]")
     assert other.arms("online")[0]["weights_sha256"] != once.arms("online")[0]["weights_sha256"]
     assert other.arms("online")[0]["weights_sha256"] == other.arms("replay")[0]["weights_sha256"]
-    # SFT, golden and the golden policy belong to all seeds of a study.
+    # SFT, golden and the golden policy belong to all seeds of a study that says so.
     assert other.arms("golden_policy")[0]["weights_sha256"] == once.arms("golden_policy")[0]["weights_sha256"]
     shared = [run.results["tasks"]["summarisation"]["stages"] for run in (once, other)]
     assert (shared[0]["sft"], shared[0]["golden"]) == (shared[1]["sft"], shared[1]["golden"])

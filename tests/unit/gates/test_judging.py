@@ -62,7 +62,7 @@ def test_the_truth_passes(material: tuple[TrueUtilityJudge, PairBatch]) -> None:
     edits = style(truth, truth, pairs)
     assert edits.value == 0.0
     assert edits.n is not None
-    assert edits.n > 300, "nearly every response has another style"
+    assert edits.n > 200, "nearly every response has another style"
     (share, *_) = attained(truth, truth, pairs)
     assert share.value == pytest.approx(1.0)
     assert share.passed

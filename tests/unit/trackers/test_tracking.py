@@ -27,7 +27,7 @@ from unit.trackers.wandb_files import offline_runs
 
 
 def test_series_have_names_that_tell_them_apart() -> None:
-    plan = Plan(load_study("paper", ["seeds=[0, 1]"]))
+    plan = Plan(load_study("paper", ["seeds=[0, 1]", "shared=[pairs, sft, golden]"]))
     found = series_of(plan)
     names = Counter(name for name in {series.key: series.name for series in found.values()}.values())
     assert max(names.values()) == 1

@@ -254,8 +254,10 @@ class Arm(PairsStage):
         if recording:
             write_pairs(recording.stream(), context.out / self.train_file)
         (context.out / "steps").mkdir()
-        for step in {*self.keep, *(passages.needed if passages else ())}:
-            shutil.copy(context.partial / _weights_file(step), context.out / _weights_file(step))
+        wanted = {*self.keep, *(passages.needed if passages else ())}
+        for path in (context.partial / "steps").iterdir():
+            if int(path.stem) in wanted:
+                shutil.copy(path, context.out / "steps" / path.name)
         if passages:
             write_json(context.out / "passages.json", {"path": passages.path})
         write_json(context.out / "cost.json", {**asdict(source.cost), "steps": self.optim.steps})
