@@ -41,12 +41,12 @@ class Pairs(NamedTuple):
     def of(cls, place: World, count: int, authors: Sequence[Writer] | None = None) -> Pairs:
         """The first pairs of seed 0, as a task has them."""
         writers, texts = authors or place.authors(), dict[str, None]()
-        rng = numpy_stream("task", place.name, "prompts", 0)
+        rng = numpy_stream("task", place.name, "prompts", "pairs", 0)
         while len(texts) < count:
             texts[place.prompt(rng)] = None
         responses, utilities, preferred = [], [], []
         for number, prompt in enumerate(texts):
-            draw = numpy_stream("task", place.name, "pair", 0, number)
+            draw = numpy_stream("task", place.name, "pair", "pairs", 0, 0, number)
             first, second = (place.write(draw, prompt, writers[int(draw.integers(len(writers)))]) for _ in range(2))
             preferred.append(place.rate(draw, prompt, first, second))
             responses.append((first, second))
@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
 
 def examples(place: World) -> Iterator[str]:
     """The longest of seed 0's first prompts, what writers say to it, and its worth at the ends of each dial."""
-    rng = numpy_stream("task", place.name, "prompts", 0)
+    rng = numpy_stream("task", place.name, "prompts", "pairs", 0)
     prompt = max((place.prompt(rng) for _ in range(8)), key=lambda text: len(text.split()))
     yield f"prompt      {prompt}"
     yield f"other words {' '.join(SYNONYMS.get(word, word) for word in prompt.split())}"
@@ -256,7 +256,7 @@ def writers() -> str:
     """Mean utility of every writer, over 4,000 prompts."""
     rows = []
     for name in WORLDS:
-        place, rng = world(name), numpy_stream("task", name, "prompts", 0)
+        place, rng = world(name), numpy_stream("task", name, "prompts", "pairs", 0)
         prompts = [place.prompt(rng) for _ in range(4000)]
         for author in place.authors():
             worth = [

@@ -95,6 +95,7 @@ def test_splits_that_are_not_used_are_named(by_column: bool, policy: str, tmp_pa
         rows = [row(number, split="test_prefs" if number % 4 == 0 else "train_prefs") for number in range(120)]
         data = written(tmp_path / "set.jsonl", rows)
     else:
+        pytest.importorskip("datasets")
         card = [f"  - split: {name}\n    path: {name}.jsonl\n" for name in ("train_prefs", "test_prefs")]
         for name, numbers in (("train_prefs", range(90)), ("test_prefs", range(90, 120))):
             written(tmp_path / "set" / f"{name}.jsonl", [row(number) for number in numbers])
