@@ -55,8 +55,8 @@ class Pairs(NamedTuple):
 
 
 def examples(place: World) -> Iterator[str]:
-    """The longest of seed 0's first prompts, what writers say to it, and its worth at the ends of each dial."""
-    rng = numpy_stream("task", place.name, "prompts", "pairs", 0)
+    """The longest of some prompts, what writers say to it, and its worth at the ends of each dial."""
+    rng = numpy_stream("task", place.name, "prompts", 0)
     prompt = max((place.prompt(rng) for _ in range(8)), key=lambda text: len(text.split()))
     yield f"prompt      {prompt}"
     yield f"other words {' '.join(SYNONYMS.get(word, word) for word in prompt.split())}"
