@@ -83,12 +83,15 @@ def report(
     """Write the report again, from the stored results."""
     show.needs(directory, "results.json")
     from aligngap.report.page import publish
-    from aligngap.store import disk_errors
+    from aligngap.store import DiskError, disk_errors
 
     folder = out or directory
-    with disk_errors(folder, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        page = publish(directory, folder)
+    try:
+        with disk_errors(folder, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            page = publish(directory, folder)
+    except DiskError as error:  # the results are there: nothing has to be made again
+        raise UserError(error.what, where=str(folder), hint="Give --out another folder.") from error
     show.say(f"Report: {page}")
 
 

@@ -36,9 +36,9 @@ class DataSpec(Section):
     it learns from the training pairs.
     """
 
-    train_pairs: int = Field(8000, ge=64)
+    train_pairs: int = Field(8000, ge=64, le=1_000_000)
     held_out_pairs: int = Field(1000, ge=16)
-    golden_pairs: int | None = Field(None, ge=64)
+    golden_pairs: int | None = Field(None, ge=64, le=1_000_000)
 
 
 class ModelsSpec(Section):

@@ -11,7 +11,7 @@ from aligngap.gates.sft import SftGate
 from aligngap.judges.registry import GivenJudge
 from aligngap.judges.true_utility import TrueUtilityJudgeSpec
 from aligngap.models.build import SHIPPED
-from aligngap.pipeline.stages import Arm, Base, Given, JudgeStage, Pairs, Relabel, Sft
+from aligngap.pipeline.stages import Arm, Base, Given, JudgeStage, Pairs, Preference, Relabel, Sft
 from aligngap.sources.recorded import RecordedSpec
 from aligngap.sources.sampled import SampledSpec
 from aligngap.tasks.spec import GATE_PROMPTS, TaskSpec
@@ -33,9 +33,10 @@ def gates_of(pairs: Pairs, sft: Sft, golden: JudgeStage, optim: OptimSpec, beta:
     prompts = gate_prompts(pairs)
     # What SFT has learned from: at an advantage the task's pairs are other writers'.
     learned = next((own for own in sft.pairs if own.name == pairs.name), pairs)
-    bases = {sft.base.digest: sft.base, **({golden.base.digest: golden.base} if hasattr(golden, "base") else {})}
+    raters = golden.pairs if isinstance(golden, Preference) and isinstance(golden.pairs, Pairs) else learned
+    bases = {sft.base.digest: sft.base, **({golden.base.digest: golden.base} if isinstance(golden, Preference) else {})}
     return [
-        DataGate(pairs=pairs),
+        *(DataGate(pairs=read) for read in {stage.identity: stage for stage in (pairs, learned, raters)}.values()),
         *(_base_gate(base) for base in bases.values() if base.checkpoint.path in SHIPPED),
         SftGate(sft=sft, pairs=learned, prompts=prompts),
         GoldenGate(golden=golden, sft=sft, prompts=prompts, probes=probes(pairs, sft, optim, beta)),

@@ -8,8 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aligngap.errors import UserError
 from aligngap.pipeline.graph import Context, Stage
 from aligngap.results import GateResult, Score
 from aligngap.store.disk import read_json, write_json
@@ -61,8 +62,15 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """From a file; empty where there is none."""
-        return cls.model_validate(read_json(path)) if path.is_file() else cls()
+        """From a file; empty where there is none. Raises UserError for one that holds something else."""
+        if not path.exists():
+            return cls()
+        try:
+            return cls.model_validate(read_json(path))
+        except (ValidationError, ValueError) as error:
+            raise UserError(
+                "this is no record of gates", where=str(path), hint="Give a file that `aligngap gates` wrote, or none."
+            ) from error
 
     def write(self, path: Path) -> None:
         """As JSON, atomically."""
@@ -73,6 +81,6 @@ class Record(BaseModel):
         return next((result for result in self.gates if result.identity == gate.identity), None)
 
     def with_result(self, result: GateResult) -> Self:
-        """The same with one more; of one gate and subject the last one counts."""
-        others = [old for old in self.gates if (old.gate, old.subject) != (result.gate, result.subject)]
+        """The same with one more: every recipe that was tried stays, and is counted."""
+        others = [old for old in self.gates if old.identity != result.identity]
         return self.model_copy(update={"gates": (*others, result)})

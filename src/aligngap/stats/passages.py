@@ -5,17 +5,18 @@ gives when it passes k for the first time; later returns do not count. w is line
 before the first rise through k and the one after it. Where those two differ by more than a factor of 2 in KL there is a
 *hole*, which counts as not reached, and nothing is extrapolated.
 
-Which checkpoints a run keeps is decided while it trains, by a probe's KL: `Keeper`.
+Which checkpoints a run keeps is decided while it trains, by a probe's KL: both sides of each passage
+(`train.passages`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from aligngap.stats.budget import KL, Floats, Run
 from aligngap.stats.seedvalue import SeedValue, prompt_mean, undefined
@@ -39,52 +40,6 @@ EVEN_AT_START = 3.0
 def tenths(steps: int) -> tuple[int, ...]:
     """The steps at which each tenth of `steps` has been trained, rounded up; fewer where steps are fewer than ten."""
     return tuple(sorted({-(-steps * tenth // 10) for tenth in range(1, 11)}))
-
-
-class Keeper:
-    """Asked step by step which checkpoints a run keeps: step 0, the first passage of each point of `grid`, each tenth
-    of the steps, the last.
-
-    It knows only what it has been told: a passage is found at the first probe at or above the point, so that a probe
-    every few steps keeps what one at every step keeps, a few steps later (tests/unit/stats/test_passages.py).
-
-    Raises:
-        ValueError: fewer than one step.
-    """
-
-    def __init__(self, steps: int, grid: ArrayLike = KL_GRID) -> None:
-        if steps < 1:
-            raise ValueError(f"a run has at least one step, got {steps}")
-        self.steps = steps
-        self.grid = np.sort(np.asarray(grid, dtype=np.float64))
-        self.passed = 0  # points of the grid so far: the whole state
-        self._tenths = frozenset(tenths(steps))
-
-    def reasons(self, step: int, kl: float | None = None) -> tuple[str, ...]:
-        """Why the policy after `step` steps is kept, in words; empty: it is not. kl: the probe's KL in nats, None or
-        NaN where none was taken. To be asked in the order of training.
-        """
-        found = ["start"] if step == 0 else []
-        if kl is not None and not np.isnan(kl):
-            first, self.passed = self.passed, max(self.passed, int((self.grid <= kl).sum()))
-            found += [f"KL {point:.3g}" for point in self.grid[first : self.passed]]
-        if step == self.steps:
-            found.append("last")
-        elif step in self._tenths:
-            found.append(f"tenth {round(10 * step / self.steps)}")
-        return tuple(found)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"passed": self.passed}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.passed = state["passed"]
-
-
-def kept(steps: Sequence[int] | Ints, kl: Sequence[float] | Floats, total: int) -> NDArray[np.bool_]:
-    """Of probes in the order of training, [K] steps and KLs, those that a `Keeper` of `total` steps keeps, [K]."""
-    keeper = Keeper(total)
-    return np.array([bool(keeper.reasons(int(s), float(k))) for s, k in zip(steps, kl, strict=True)], dtype=np.bool_)
 
 
 def crossings(kl: Floats, k: float, which: Which = "first") -> tuple[Ints, Ints, Floats]:

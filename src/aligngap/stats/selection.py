@@ -74,7 +74,7 @@ def within_budget(
 ) -> Within:
     """Claim B: the best win rate with KL <= `budget`, online - offline.
 
-    online, offline: by judge, the method's sweep; all judges' runs have the same checkpoints, those that a `Keeper`
+    online, offline: by judge, the method's sweep; all judges' runs have the same checkpoints, those that training
     kept. Candidates are the checkpoints whose KL on the selecting half is at most `budget`: step 0, first passages of
     the grid, tenths. They are compared on the prompts of the selecting half that the selecting judge has answered for
     every one of them, so that none is favoured for having been asked less. Every judge is a valuing judge, over what it

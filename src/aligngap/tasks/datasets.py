@@ -150,6 +150,9 @@ class Part:
 _MAY_BE_MESSAGES = frozenset({"prompt", "chosen", "rejected", "conversation_a", "conversation_b"})
 
 
+_NO_SPLIT = "it names no split, as other rows do"
+
+
 class Reading:
     """The pairs of some parts. Each iteration reads from the start; `schema` and `tally` are the latest one's."""
 
@@ -169,9 +172,13 @@ class Reading:
             yield from self._pairs(part)
         if not self.tally.kept:
             what = f"none of its {self.tally.read} rows can be used" if self.tally.read else "it holds no rows"
+            hint = "; ".join(self.tally.reasons()) or None
             if self._split and not self.tally.read:
                 what += f" that name '{self._split}' as their split"
-            raise UserError(what, where=self._spec.source, hint="; ".join(self.tally.reasons()) or None)
+            elif self._split and self.tally.dropped[_NO_SPLIT] == self.tally.read:
+                what = f"no row names '{self._split}' as its split"
+                hint = "Leave the split out where the data have none, or give one that rows name in the column `split`."
+            raise UserError(what, where=self._spec.source, hint=hint)
 
     def _pairs(self, part: Part) -> Iterator[TextPair]:
         rows = ((number, *self._record(row, number, part)) for number, row in part.records())
@@ -188,7 +195,7 @@ class Reading:
             where = f"{part.place} row {number}" if part.split is not None else f"row {number}"
             try:
                 if split is None and self._split is not None:
-                    raise Dropped("it names no split, as other rows do")
+                    raise Dropped(_NO_SPLIT)
                 if problem:
                     raise Dropped(problem)
                 self._same_format(record, f"{part.place}, row {number}")

@@ -44,7 +44,7 @@ class TaskSpec(Pluggable):
     registered: ClassVar[Registered] = {"world": WORLDS}
 
     world: str
-    train_pairs: int = Field(8000, gt=0)
+    train_pairs: int = Field(8000, gt=0, le=1_000_000)  # held-out prompts are numbered from there on
     held_out_pairs: int = Field(1000, gt=0)
     seed: int = 0
     part: Literal["pairs", "golden", "gates"] = "pairs"

@@ -8,11 +8,9 @@ from scipy.integrate import quad
 
 from aligngap.stats.passages import (
     KL_GRID,
-    Keeper,
     crossings,
     evaluation_prompts,
     even_at_start,
-    kept,
     mean_over,
     passage,
     per_prompt,
@@ -135,51 +133,6 @@ def test_the_grid():
     np.testing.assert_allclose(KL_GRID[1:] / KL_GRID[:-1], 2**0.5)
     assert {0.5, 1.0, 2.0, 4.0, 8.0, 16.0} <= set(KL_GRID)
     assert KL_GRID[0] >= 0.1 > KL_GRID[0] / 2**0.5
-
-
-def test_a_keeper_keeps_start_passages_tenths_and_the_last_once_each():
-    keeper = Keeper(50, grid=[1, 2, 4])
-    path = {0: 0.0, 3: 0.5, 4: 1.2, 5: 0.7, 6: 1.4, 9: 4.4, 10: 3.0, 11: 5.0, 50: 0.1}
-    said = {step: keeper.reasons(step, kl) for step, kl in path.items()}
-    assert said == {
-        0: ("start",),
-        3: (),
-        4: ("KL 1",),
-        5: ("tenth 1",),
-        6: (),
-        9: ("KL 2", "KL 4"),
-        10: ("tenth 2",),
-        11: (),
-        50: ("last",),
-    }
-    assert Keeper(50).reasons(7) == Keeper(50).reasons(7, np.nan) == ()
-    with pytest.raises(ValueError, match="at least one step"):
-        Keeper(0)
-
-
-@given(st.lists(st.floats(0, 30), min_size=2, max_size=40), st.integers(1, 39))
-def test_a_keeper_that_is_stopped_and_goes_on_keeps_the_same(path, cut):
-    whole = kept(range(len(path)), path, len(path))
-    first, second = Keeper(len(path)), Keeper(len(path))
-    halves = [bool(first.reasons(step, kl)) for step, kl in enumerate(path[:cut])]
-    second.load_state_dict(first.state_dict())
-    halves += [bool(second.reasons(step, kl)) for step, kl in enumerate(path[cut:], cut)]
-    np.testing.assert_array_equal(whole, halves)
-
-
-def test_a_probe_every_four_steps_keeps_the_passages_of_one_at_every_step():
-    """On a smooth path each passage is found at most three steps late."""
-    steps = np.arange(251)
-    kl = 6 * (steps / 250) ** 1.3
-    passages = {}
-    for every in (1, 4):
-        keeper = Keeper(250)
-        for step in steps[::every]:
-            for reason in keeper.reasons(int(step), float(kl[step])):
-                if reason.startswith("KL"):
-                    passages.setdefault(reason, []).append(int(step))
-    assert len(passages) == 12
-    assert all(0 <= late - early <= 3 for early, late in passages.values())
 
 
 def test_tenths():
