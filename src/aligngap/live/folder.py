@@ -49,7 +49,7 @@ class Look:
 class Watched:
     """A run's folder that is looked at again and again. Raises UserError when it is none.
 
-    file: the study's own file, from who watches.
+    file: the study's own file, where the user gave it.
     """
 
     def __init__(self, folder: Path, file: Path | None = None) -> None:
