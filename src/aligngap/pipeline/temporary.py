@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -21,21 +22,24 @@ from filelock import FileLock
 from aligngap.store.locks import kept_free
 
 _PREFIX = "aligngap-run-"
+_ONE = threading.RLock()
 
 
 @contextmanager
 def own_temporary_folder() -> Iterator[None]:
     """What is started in the block keeps its temporary files in this process's folder, not among everybody's."""
-    folder, variable, before = str(_folder()), os.environ.get("TMPDIR"), tempfile.tempdir
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-        if variable is None:
-            os.environ.pop("TMPDIR", None)
-        else:
-            os.environ["TMPDIR"] = variable
+    # One thread at a time: of two that overlap, the second would put back what the first had set.
+    with _ONE:
+        folder, variable, before = str(_folder()), os.environ.get("TMPDIR"), tempfile.tempdir
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            if variable is None:
+                os.environ.pop("TMPDIR", None)
+            else:
+                os.environ["TMPDIR"] = variable
 
 
 @cache
